@@ -1,0 +1,1 @@
+"""Likelihoods, the scoring loop, the score store and the metrics."""

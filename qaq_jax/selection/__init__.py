@@ -1,0 +1,1 @@
+"""Strata and selection rules over a score table."""
