@@ -1,0 +1,153 @@
+"""Metrics of one row: pure functions of the score table's columns.
+
+Every function takes columns (numpy arrays, masked arrays, pyarrow arrays or
+sequences of one length) and returns a float64 array. A null, NaN or
+impossible input (a count of zero, a non-finite sum) gives NaN: there are no
+sentinel numbers. Writers turn NaN into null.
+
+Letters: NLL in nats (sums), n in tokens, `log PPL = NLL / n`.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+# The four terms of QAQ and the terms of the two published IFD forms; a term's
+# columns are `nll_<term>_<model>` and `n_<term>_<model>`.
+SHARED_TERMS = ('q', 'q_given_a', 'a', 'a_given_q')
+CHERRY_TERMS = ('a_cherry_alone', 'a_cherry_cond')
+SUPERFILTER_TERMS = ('a_superfilter_alone', 'a_superfilter_cond')
+# A and A given Q are over the same tokens, so they share one count column.
+COUNT_OF = {'a_given_q': 'n_a'}
+
+
+def nll_column(term: str, model: str) -> str:
+  """Name of the summed negative log-likelihood (nats) of a term."""
+  return f'nll_{term}_{model}'
+
+
+def count_column(term: str, model: str) -> str:
+  """Name of the column with the number of scored tokens of a term."""
+  return f'{COUNT_OF.get(term, f"n_{term}")}_{model}'
+
+
+def column(values) -> np.ndarray:
+  """Any column as float64 with NaN for null."""
+  if isinstance(values, np.ma.MaskedArray):
+    return values.astype(np.float64).filled(np.nan)
+  if hasattr(values, 'to_numpy') and not isinstance(values, np.ndarray):
+    try:  # pyarrow.Array wants the copy allowed; ChunkedArray always copies.
+      values = values.to_numpy(zero_copy_only=False)
+    except TypeError:
+      values = values.to_numpy()
+  return np.asarray(values, np.float64)
+
+
+def log_ppl(nll, n) -> np.ndarray:
+  """Mean negative log-likelihood per token, nats; NaN where n is 0 or null."""
+  nll, n = column(nll), column(n)
+  good = np.isfinite(nll) & (n > 0)
+  return np.divide(nll, n, out=np.full(nll.shape, np.nan), where=good)
+
+
+def ppl(nll, n) -> np.ndarray:
+  """Perplexity per token; inf where the mean passes the range of float64."""
+  with np.errstate(over='ignore'):
+    return np.exp(log_ppl(nll, n))
+
+
+def rmi(nll_q, n_q, nll_q_given_a, n_q_given_a) -> np.ndarray:
+  """Reverse mutual information, `log PPL(Q) - log PPL(Q|A)`.
+
+  Nats per token; higher = the answer explains the query better.
+  Source: QAQ, arXiv 2603.12165, equation for RMI.
+  """
+  return log_ppl(nll_q, n_q) - log_ppl(nll_q_given_a, n_q_given_a)
+
+
+def r_ifd(nll_q, n_q, nll_q_given_a, n_q_given_a) -> np.ndarray:
+  """`PPL(Q|A) / PPL(Q)` = exp(-RMI); lower is better.
+
+  Source: reversed IFD, ACL Findings 2024.958.
+  """
+  with np.errstate(over='ignore'):
+    return np.exp(-rmi(nll_q, n_q, nll_q_given_a, n_q_given_a))
+
+
+def ifd(nll_a_given_q, nll_a, n_a, n_a_alone=None) -> np.ndarray:
+  """`log PPL(A|Q) / log PPL(A)`, a ratio of mean losses.
+
+  With the two shared sequences both are over the same `n_a` tokens. Source:
+  the idea of IFD, arXiv 2308.12032 (the published form with its own prompts is
+  `ifd_cherry`). NaN where the denominator is 0.
+
+  Args:
+    nll_a_given_q: nats, the answer after the query.
+    nll_a: nats, the answer without the query.
+    n_a: tokens of the answer.
+    n_a_alone: tokens of the answer in `nll_a`, where they differ.
+  """
+  top = log_ppl(nll_a_given_q, n_a)
+  bottom = log_ppl(nll_a, n_a if n_a_alone is None else n_a_alone)
+  good = np.isfinite(top) & np.isfinite(bottom) & (bottom != 0)
+  return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=good)
+
+
+def ifd_cherry(nll_cond, n_cond, nll_alone, n_alone) -> np.ndarray:
+  """IFD as published with Cherry LLM: a ratio of mean losses.
+
+  Source: arXiv 2308.12032, section 2.2.
+  """
+  return ifd(nll_cond, nll_alone, n_cond, n_alone)
+
+
+def ifd_superfilter(nll_cond, n_cond, nll_alone, n_alone) -> np.ndarray:
+  """IFD as published with Superfiltering: a ratio of *perplexities*.
+
+  Source: arXiv 2402.00530, equation 1. Orders samples differently from the
+  ratio of losses.
+  """
+  with np.errstate(over='ignore'):
+    return np.exp(log_ppl(nll_cond, n_cond) - log_ppl(nll_alone, n_alone))
+
+
+def derive(columns: Mapping, model: str) -> dict[str, np.ndarray]:
+  """The metrics of one model that its columns allow.
+
+  Args:
+    columns: name -> column, of one score table (raw sums and counts).
+    model: the model's name in the column names.
+
+  Returns:
+    `rmi_<m>`, `r_ifd_<m>` and `ifd_<m>`; `ifd_cherry_<m>` and
+    `ifd_superfilter_<m>` where their terms were scored. NaN for null.
+
+  Raises:
+    KeyError: a column of the four shared terms is missing.
+  """
+
+  def term(name):
+    keys = nll_column(name, model), count_column(name, model)
+    for key in keys:
+      if key not in columns:
+        raise KeyError(
+            f'no column {key!r} in the score table: was model {model!r} '
+            'scored in this work directory?'
+        )
+    return columns[keys[0]], columns[keys[1]]
+
+  q, q_given_a = term('q'), term('q_given_a')
+  a, a_given_q = term('a'), term('a_given_q')
+  derived = {
+      f'rmi_{model}': rmi(*q, *q_given_a),
+      f'ifd_{model}': ifd(a_given_q[0], a[0], a[1]),
+      f'r_ifd_{model}': r_ifd(*q, *q_given_a),
+  }
+  for name, terms, function in (
+      ('ifd_cherry', CHERRY_TERMS, ifd_cherry),
+      ('ifd_superfilter', SUPERFILTER_TERMS, ifd_superfilter),
+  ):
+    if nll_column(terms[0], model) in columns:
+      alone, cond = term(terms[0]), term(terms[1])
+      derived[f'{name}_{model}'] = function(*cond, *alone)
+  return derived
