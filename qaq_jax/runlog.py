@@ -1,0 +1,103 @@
+"""The run log: what ran, when, with which versions and on which devices.
+
+`WORKDIR/run.log` gets one JSON object per line, appended by every command, so
+that a score table can be traced to the machine and versions that made it.
+"""
+
+import datetime
+import importlib.metadata
+import json
+import platform
+import sys
+import time
+import traceback
+
+from etils import epath
+import jax
+
+PACKAGES = (
+    'qaq_jax', 'jax', 'jaxlib', 'flax', 'optax', 'transformers', 'tokenizers',
+    'orbax-checkpoint', 'datasets', 'pyarrow', 'numpy',
+)
+
+
+class RunLog:
+  """Appends events to a work directory's run log.
+
+  Only process 0 writes. Every line is flushed, so a kill loses none.
+  """
+
+  def __init__(self, workdir: epath.Path):
+    self._path = workdir / 'run.log'
+
+  def write(self, event: str, **fields) -> None:
+    """Appends one event."""
+    if jax.process_index():
+      return
+    now = datetime.datetime.now(datetime.timezone.utc)
+    line = json.dumps(
+        {'time': now.isoformat(timespec='seconds'), 'event': event, **fields},
+        default=str,
+    )
+    _append(self._path, line + '\n')
+
+  def environment(self) -> None:
+    """Appends versions, command line and devices."""
+    devices = jax.devices()
+    self.write(
+        'environment',
+        command=sys.argv,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        versions=_versions(),
+        processes=jax.process_count(),
+        devices=len(devices),
+        device_kind=devices[0].device_kind,
+    )
+
+  def stage(self, name: str) -> '_Stage':
+    """Context manager that logs a stage's start, end and failure."""
+    return _Stage(self, name)
+
+
+class _Stage:
+
+  def __init__(self, log, name):
+    self._log, self._name = log, name
+
+  def __enter__(self):
+    self._start = time.monotonic()
+    self._log.write('start', stage=self._name)
+    return self
+
+  def __exit__(self, kind, error, trace):
+    fields = {
+        'stage': self._name,
+        'seconds': round(time.monotonic() - self._start, 3),
+    }
+    if error is None:
+      self._log.write('end', **fields)
+    else:
+      text = ''.join(traceback.format_exception(kind, error, trace))
+      self._log.write('failed', **fields, error=text)
+    return False
+
+
+def _versions() -> dict[str, str]:
+  versions = {}
+  for name in PACKAGES:
+    try:
+      versions[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      versions[name] = 'not installed'
+  return versions
+
+
+def _append(path: epath.Path, text: str) -> None:
+  # Object stores cannot append; there the small file is written anew.
+  if '://' in str(path):
+    old = path.read_text() if path.exists() else ''
+    path.write_text(old + text)
+    return
+  with open(path, 'a', encoding='utf-8') as f:
+    f.write(text)
