@@ -1,0 +1,453 @@
+"""One decoder-only transformer for every supported family.
+
+Letters of dimensions, in names and einsums:
+
+  B  batch (rows)            T  tokens of a row, as queries
+  S  tokens, as keys         D  hidden size
+  F  width of the MLP        N  query heads
+  G  key/value heads         K  size of a head
+  V  vocabulary, padded      L  layers of a stack
+
+Layers of equal kind are stacked along a leading L and run by one `lax.scan`, so
+compile time doesn't grow with depth; a short pattern that repeats (Gemma's
+sliding and full layers) is the body of that scan. `ParamSpec` declares shape,
+logical axes and initialiser of each parameter once; abstract trees, shardings,
+random weights and checkpoint reading all derive from it.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from qaq_jax.models import attention as attention_lib
+from qaq_jax.models import sharding
+from qaq_jax.models.config import LayerKind, ModelConfig
+from qaq_jax.models.rope import rotate
+
+PAD_LOGIT = -1e30  # of ids beyond the vocabulary: finite, exp gives 0
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamSpec:
+  """Declares one parameter.
+
+  Attributes:
+    shape: its shape.
+    axes: logical dimension (a field of ShardingRules) or None, per axis.
+    init: standard deviation of a normal, or the constants 'ones', 'zeros'.
+  """
+
+  shape: tuple[int, ...]
+  axes: tuple[str | None, ...]
+  init: float | str
+
+  def stacked(self, number: int) -> 'ParamSpec':
+    """Returns the spec of `number` such parameters stacked in front."""
+    return ParamSpec((number, *self.shape), (None, *self.axes), self.init)
+
+
+def layer_specs(config: ModelConfig) -> dict[str, ParamSpec]:
+  """Returns the parameters of one layer by name."""
+  d, f = config.hidden_size, config.intermediate_size
+  n, g, k = config.num_heads, config.num_kv_heads, config.head_dim
+  deep = (2 * config.num_layers) ** -0.5  # keeps the residual stream's scale
+  unit = 'zeros' if config.norm == 'rms_plus_one' else 'ones'
+  specs = {
+      'q_kernel': ParamSpec((d, n, k), ('embed', 'heads', None), d**-0.5),
+      'k_kernel': ParamSpec((d, g, k), ('embed', 'kv_heads', None), d**-0.5),
+      'v_kernel': ParamSpec((d, g, k), ('embed', 'kv_heads', None), d**-0.5),
+      'o_kernel': ParamSpec(
+          (n, k, d), ('heads', None, 'embed'), (n * k) ** -0.5 * deep
+      ),
+      'up_kernel': ParamSpec((d, f), ('embed', 'mlp'), d**-0.5),
+      'down_kernel': ParamSpec((f, d), ('mlp', 'embed'), f**-0.5 * deep),
+  }
+  if config.gated_mlp:
+    specs['gate_kernel'] = ParamSpec((d, f), ('embed', 'mlp'), d**-0.5)
+  if config.qkv_bias:
+    specs['q_bias'] = ParamSpec((n, k), ('heads', None), 'zeros')
+    specs['k_bias'] = ParamSpec((g, k), ('kv_heads', None), 'zeros')
+    specs['v_bias'] = ParamSpec((g, k), ('kv_heads', None), 'zeros')
+  if config.out_bias:
+    specs['o_bias'] = ParamSpec((d,), (None,), 'zeros')
+  if config.mlp_bias:
+    specs['up_bias'] = ParamSpec((f,), ('mlp',), 'zeros')
+    specs['down_bias'] = ParamSpec((d,), (None,), 'zeros')
+    if config.gated_mlp:
+      specs['gate_bias'] = ParamSpec((f,), ('mlp',), 'zeros')
+  if config.qk_norm:
+    specs['q_norm_scale'] = ParamSpec((k,), (None,), unit)
+    specs['k_norm_scale'] = ParamSpec((k,), (None,), unit)
+  norms = ['attn_norm', 'mlp_norm']
+  if config.post_norms:
+    norms += ['post_attn_norm', 'post_mlp_norm']
+  for norm in norms:
+    specs[f'{norm}_scale'] = ParamSpec((d,), (None,), unit)
+    if config.norm == 'layer':
+      specs[f'{norm}_bias'] = ParamSpec((d,), (None,), 'zeros')
+  return specs
+
+
+def param_specs(config: ModelConfig) -> dict[tuple, ParamSpec]:
+  """Returns every parameter of the model by its path in the Decoder.
+
+  Stack i holds the layers of `config.segments[i]`: ('stacks', i, name).
+  """
+  d, v = config.hidden_size, config.padded_vocab_size
+  unit = 'zeros' if config.norm == 'rms_plus_one' else 'ones'
+  specs = {
+      ('embedding',): ParamSpec((v, d), ('vocab', 'embed'), 0.02),
+      ('final_norm_scale',): ParamSpec((d,), (None,), unit),
+  }
+  if config.norm == 'layer':
+    specs['final_norm_bias',] = ParamSpec((d,), (None,), 'zeros')
+  if config.learned_positions:
+    specs['position_embedding',] = ParamSpec(
+        (config.learned_positions, d), (None, 'embed'), 0.02
+    )
+  if not config.tie_embeddings:
+    specs['head',] = ParamSpec((v, d), ('vocab', 'embed'), 0.02)
+  layer = layer_specs(config)
+  for i, segment in enumerate(config.segments):
+    for name, spec in layer.items():
+      specs['stacks', i, name] = spec.stacked(segment.num_layers)
+  return specs
+
+
+class Stack(nnx.Module):
+  """The stacked parameters of one segment of layers; see `layer_specs`."""
+
+  def __init__(self, values: dict):
+    for name, value in values.items():
+      setattr(self, name, nnx.Param(value))
+
+
+class Decoder(nnx.Module):
+  """Token ids to hidden states, and hidden states to logits.
+
+  Call it, and `logits`, under `jax.set_mesh` of the mesh it was made for.
+  """
+
+  def __init__(
+      self,
+      config: ModelConfig,
+      *,
+      rngs: nnx.Rngs | None,
+      dtype=jnp.float32,
+      param_dtype=jnp.float32,
+      rules: sharding.ShardingRules | None = None,
+      mesh: jax.sharding.Mesh | None = None,
+      attention: str = 'auto',
+  ):
+    """Makes random parameters, or abstract ones when `rngs` is None.
+
+    Args:
+      config: sizes and switches.
+      rngs: its `params` stream draws the weights.
+      dtype: of the computation; float32 also sets matmul precision 'highest'.
+      param_dtype: of the parameters.
+      rules: logical to mesh axes, before `resolve`.
+      mesh: where the parameters live; None: the default device, no mesh.
+      attention: implementation, see `attention.choose`.
+    """
+    self.config = config
+    self.dtype = jnp.dtype(dtype)
+    self.attention = attention
+    attention_lib.choose(attention)
+    rules = rules or sharding.ShardingRules()
+    self.rules = rules.resolve(config, mesh) if mesh is not None else rules
+    self.has_mesh = mesh is not None
+    specs = param_specs(config)
+    abstract = {
+        path: jax.ShapeDtypeStruct(
+            spec.shape,
+            param_dtype,
+            sharding=sharding.named(mesh, self.rules.spec(*spec.axes)),
+        )
+        for path, spec in specs.items()
+    }
+    values = (
+        abstract
+        if rngs is None
+        else _random_values(config, specs, abstract, rngs.params())
+    )
+    for path, value in values.items():
+      if len(path) == 1:
+        setattr(self, path[0], nnx.Param(value))
+    self.stacks = nnx.List([
+        Stack({p[2]: v for p, v in values.items() if p[:2] == ('stacks', i)})
+        for i in range(len(config.segments))
+    ])
+
+  def __call__(
+      self,
+      tokens_BT: jax.Array,
+      positions_BT: jax.Array | None = None,
+      segment_ids_BT: jax.Array | None = None,
+      *,
+      remat: bool = False,
+  ) -> jax.Array:
+    """Returns the hidden states after the final norm, [B, T, D] in `dtype`.
+
+    Args:
+      tokens_BT: int32 ids. Rows are padded on the right: padding comes after
+        every real token, so causal masking alone keeps it harmless.
+      positions_BT: int32 position of each token; None: 0, 1, 2, ... restarting
+        where the segment id changes.
+      segment_ids_BT: int32; tokens attend only within equal, contiguous ids.
+      remat: recompute each layer in the backward pass instead of keeping it.
+    """
+    self._check_call(tokens_BT)
+    config, rules = self.config, self.rules
+    rows = rules.spec('batch', None)
+    tokens_BT = sharding.reshard(tokens_BT, rows)
+    if segment_ids_BT is not None:
+      segment_ids_BT = sharding.reshard(segment_ids_BT, rows)
+    if positions_BT is None:
+      positions_BT = _positions(tokens_BT, segment_ids_BT)
+    positions_BT = sharding.reshard(positions_BT, rows)
+    x_BTD = self._embed(tokens_BT, positions_BT)
+    kinds = {k for s in config.segments for k in s.pattern}
+    tables = {
+        r: r.tables(positions_BT, config.head_dim)
+        for r in {k.rope for k in kinds} - {None}
+    }
+    for stack, segment in zip(self.stacks, config.segments, strict=True):
+      period = len(segment.pattern)
+      params = {
+          name: value.reshape(segment.repeats, period, *value.shape[1:])
+          for name, value in nnx.to_pure_dict(nnx.state(stack)).items()
+      }
+
+      def body(x_BTD, params, pattern=segment.pattern):
+        for i, kind in enumerate(pattern):
+          layer = {name: value[i] for name, value in params.items()}
+          x_BTD = self._layer(
+              layer, kind, x_BTD, tables.get(kind.rope), segment_ids_BT
+          )
+        return x_BTD, None
+
+      if remat:
+        body = jax.checkpoint(body, prevent_cse=False)
+      x_BTD, _ = jax.lax.scan(body, x_BTD, params)
+    final = {'scale': self.final_norm_scale[...]}
+    if config.norm == 'layer':
+      final['bias'] = self.final_norm_bias[...]
+    return self._norm(x_BTD, **final)
+
+  def logits(self, hidden: jax.Array) -> jax.Array:
+    """Returns float32 logits [..., V] of hidden states [..., D].
+
+    Accumulated in float32; ids beyond the vocabulary have PAD_LOGIT.
+    """
+    table_VD = self.embedding if self.config.tie_embeddings else self.head
+    table_VD = self._weight(table_VD[...], 'vocab', 'embed')
+    logits = jnp.einsum(
+        '...d,vd->...v',
+        hidden.astype(self.dtype),
+        table_VD,
+        precision=self._precision,
+        preferred_element_type=jnp.float32,
+    )
+    cap = self.config.final_soft_cap
+    if cap is not None:
+      logits = cap * jnp.tanh(logits / cap)
+    if self.config.vocab_size < self.config.padded_vocab_size:
+      ids = jax.lax.broadcasted_iota(
+          jnp.int32, logits.shape, logits.ndim - 1,
+          out_sharding=_sharding_of(logits),
+      )
+      logits = jnp.where(ids < self.config.vocab_size, logits, PAD_LOGIT)
+    return logits
+
+  @property
+  def _precision(self):
+    # Otherwise TPU and GPU would multiply float32 in bfloat16 or TF32.
+    highest = self.dtype == jnp.float32
+    return jax.lax.Precision.HIGHEST if highest else None
+
+  def _check_call(self, tokens_BT):
+    if self.has_mesh and sharding.current_mesh() is None:
+      raise ValueError(
+          'this decoder lives on a mesh: call it under jax.set_mesh(mesh)'
+      )
+    limit = self.config.learned_positions
+    if limit and tokens_BT.shape[1] > limit:
+      raise ValueError(
+          f'rows of {tokens_BT.shape[1]} tokens, but the model has'
+          f' {limit} learned positions: set max_length to at most {limit}'
+      )
+
+  def _weight(self, value, *axes):
+    """Gathers a parameter over fsdp, in the dtype of the computation."""
+    return sharding.reshard(
+        value.astype(self.dtype), self.rules.gathered(*axes)
+    )
+
+  def _einsum(self, expression, x, w, *out_axes):
+    out = None if sharding.current_mesh() is None else self.rules.spec(*out_axes)
+    return jnp.einsum(
+        expression, x, w, precision=self._precision, out_sharding=out
+    )
+
+  def _embed(self, tokens_BT, positions_BT):
+    table_VD = self._weight(self.embedding[...], 'vocab', 'embed')
+    x_BTD = _lookup(table_VD, tokens_BT, self.rules)
+    if self.config.embed_scale:
+      x_BTD = x_BTD * jnp.asarray(
+          math.sqrt(self.config.hidden_size), self.dtype
+      )
+    if self.config.learned_positions:
+      table_PD = self._weight(self.position_embedding[...], None, 'embed')
+      x_BTD = x_BTD + _lookup(
+          table_PD, positions_BT, dataclasses.replace(self.rules, vocab=None)
+      )
+    return x_BTD
+
+  def _norm(self, x, scale, bias=None):
+    """RMS or layer norm over the last axis, computed in float32."""
+    config = self.config
+    x = x.astype(jnp.float32)
+    if config.norm == 'layer':
+      x = x - jnp.mean(x, axis=-1, keepdims=True)
+    x = x * jax.lax.rsqrt(
+        jnp.mean(x * x, axis=-1, keepdims=True) + config.norm_eps
+    )
+    scale = scale.astype(jnp.float32)
+    if config.norm == 'rms_plus_one':
+      scale = scale + 1.0
+    x = x * scale
+    if bias is not None:
+      x = x + bias.astype(jnp.float32)
+    return x.astype(self.dtype)
+
+  def _layer(self, p, kind: LayerKind, x_BTD, tables, segment_ids_BT):
+    def norm(name, x):
+      if f'{name}_scale' not in p:
+        return x
+      return self._norm(x, p[f'{name}_scale'], p.get(f'{name}_bias'))
+
+    h_BTD = self._attend(p, kind, norm('attn_norm', x_BTD), tables, norm,
+                         segment_ids_BT)
+    x_BTD = x_BTD + norm('post_attn_norm', h_BTD)
+    h_BTD = self._mlp(p, norm('mlp_norm', x_BTD))
+    return x_BTD + norm('post_mlp_norm', h_BTD)
+
+  def _attend(self, p, kind, x_BTD, tables, norm, segment_ids_BT):
+    config = self.config
+
+    def project(name, heads):
+      kernel = self._weight(p[f'{name}_kernel'], 'embed', heads, None)
+      y = self._einsum('btd,dnk->btnk', x_BTD, kernel, 'batch', None, heads,
+                       None)
+      if f'{name}_bias' in p:
+        y = y + self._weight(p[f'{name}_bias'], heads, None)
+      return norm(f'{name}_norm', y)
+
+    q_BTNK = project('q', 'heads')
+    k_BTGK = project('k', 'kv_heads')
+    v_BTGK = project('v', 'kv_heads')
+    if tables is not None:
+      q_BTNK, k_BTGK = rotate(q_BTNK, *tables), rotate(k_BTGK, *tables)
+    y_BTNK = attention_lib.attention(
+        q_BTNK,
+        k_BTGK,
+        v_BTGK,
+        segment_ids_BT,
+        scale=config.query_scale,
+        window=kind.window,
+        soft_cap=config.attn_soft_cap,
+        rules=self.rules,
+        implementation=self.attention,
+    )
+    kernel = self._weight(p['o_kernel'], 'heads', None, 'embed')
+    y_BTD = self._einsum('btnk,nkd->btd', y_BTNK, kernel, 'batch', None, None)
+    if 'o_bias' in p:
+      y_BTD = y_BTD + p['o_bias'].astype(self.dtype)
+    return y_BTD
+
+  def _mlp(self, p, x_BTD):
+    def project(name):
+      kernel = self._weight(p[f'{name}_kernel'], 'embed', 'mlp')
+      y = self._einsum('btd,df->btf', x_BTD, kernel, 'batch', None, 'mlp')
+      if f'{name}_bias' in p:
+        y = y + self._weight(p[f'{name}_bias'], 'mlp')
+      return y
+
+    activation = {
+        'silu': jax.nn.silu,
+        'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
+        'gelu': lambda x: jax.nn.gelu(x, approximate=False),
+    }[self.config.activation]
+    if self.config.gated_mlp:
+      h_BTF = activation(project('gate')) * project('up')
+    else:
+      h_BTF = activation(project('up'))
+    kernel = self._weight(p['down_kernel'], 'mlp', 'embed')
+    y_BTD = self._einsum('btf,fd->btd', h_BTF, kernel, 'batch', None, None)
+    if 'down_bias' in p:
+      y_BTD = y_BTD + p['down_bias'].astype(self.dtype)
+    return y_BTD
+
+
+def _sharding_of(x):
+  return None if sharding.current_mesh() is None else jax.typeof(x).sharding
+
+
+def _positions(tokens_BT, segment_ids_BT):
+  index_BT = jnp.broadcast_to(
+      jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape
+  )
+  if segment_ids_BT is None:
+    return index_BT
+  changes = segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1]
+  changes = jnp.pad(changes, ((0, 0), (1, 0)))
+  starts = jnp.where(changes, jnp.arange(tokens_BT.shape[1]), 0)
+  return index_BT - jax.lax.cummax(starts.astype(jnp.int32), axis=1)
+
+
+def _lookup(table_VD, ids_BT, rules):
+  """Returns rows of a table whose V may be split: each device adds its own."""
+  mesh = sharding.current_mesh()
+  if mesh is None:
+    return table_VD[ids_BT]
+
+  def island(table, ids):
+    if rules.vocab is None:
+      return table[ids]
+    ids = ids - jax.lax.axis_index(rules.vocab) * table.shape[0]
+    mine = (ids >= 0) & (ids < table.shape[0])
+    rows = jnp.where(mine[..., None], table[jnp.where(mine, ids, 0)], 0)
+    return jax.lax.psum(rows, rules.vocab)
+
+  return jax.shard_map(
+      island,
+      in_specs=(rules.spec('vocab', None), rules.spec('batch', None)),
+      out_specs=rules.spec('batch', None, None),
+  )(table_VD, ids_BT)
+
+
+def _random_values(config, specs, abstract, key):
+  """Draws each parameter where it will live."""
+  values = {}
+  for i, (path, spec) in enumerate(specs.items()):
+    like = abstract[path]
+
+    def draw(key, spec=spec, path=path, dtype=like.dtype):
+      if spec.init == 'ones':
+        return jnp.ones(spec.shape, dtype)
+      if spec.init == 'zeros':
+        return jnp.zeros(spec.shape, dtype)
+      x = jax.random.normal(key, spec.shape, jnp.float32) * spec.init
+      if path in (('embedding',), ('head',)):  # padding never counts
+        ids = jnp.arange(spec.shape[0])[:, None]
+        x = jnp.where(ids < config.vocab_size, x, 0)
+      return x.astype(dtype)
+
+    values[path] = jax.jit(draw, out_shardings=like.sharding)(
+        jax.random.fold_in(key, i)
+    )
+  return values
