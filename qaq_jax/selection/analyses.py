@@ -1,0 +1,71 @@
+"""Analyses of a score table that the paper reports (arXiv 2603.12165)."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from qaq_jax.selection import columns as columns_lib
+from qaq_jax.selection import registry, strata
+from qaq_jax.selection import select as select_lib
+
+
+def spearman(x_N, y_N) -> float | None:
+  """Spearman rank correlation with average ranks for ties.
+
+  Args:
+    x_N: float [N]; pairs with a NaN on either side are left out.
+    y_N: float [N].
+
+  Returns:
+    The correlation, or None with fewer than two pairs or a constant side.
+  """
+  x_N, y_N = np.asarray(x_N, np.float64), np.asarray(y_N, np.float64)
+  both = np.isfinite(x_N) & np.isfinite(y_N)
+  if both.sum() < 2:
+    return None
+  one = np.zeros(int(both.sum()), np.int32)
+  x = strata.rank_in_strata(x_N[both], one) - 0.5
+  y = strata.rank_in_strata(y_N[both], one) - 0.5
+  scale = np.sqrt(np.dot(x, x) * np.dot(y, y))
+  return float(np.dot(x, y) / scale) if scale > 0 else None
+
+
+def rmi_ifd_spearman(columns, model: str) -> float | None:
+  """Spearman of RMI and IFD under a model (the paper: 0.252)."""
+  return spearman(columns.rmi(model), columns.ifd(model, required=False))
+
+
+def available_rules(columns, names=None) -> list[str]:
+  """The rules that this table has the columns for."""
+  usable = []
+  for name in names or registry.RULES:
+    try:
+      select_lib.select(columns, rule=name)
+    except (columns_lib.MissingColumn, ValueError):
+      continue
+    usable.append(name)
+  return usable
+
+
+def overlap(rows_by_rule: Mapping[str, np.ndarray], of: str = 'union'):
+  """How much the choices of rules have in common.
+
+  Args:
+    rows_by_rule: name -> chosen rows (unique).
+    of: 'union' (intersection over union), or 'first': the share of the first
+      rule's rows that the second keeps too.
+
+  Returns:
+    float64 [R, R] in the mapping's order; NaN where the base is empty.
+  """
+  if of not in ('union', 'first'):
+    raise ValueError(f"of is {of!r}; it is 'union' or 'first'.")
+  chosen = [np.asarray(rows, np.int64) for rows in rows_by_rule.values()]
+  out = np.full((len(chosen), len(chosen)), np.nan)
+  for i, a in enumerate(chosen):
+    for j, b in enumerate(chosen):
+      common = len(np.intersect1d(a, b, assume_unique=True))
+      base = len(a) if of == 'first' else len(a) + len(b) - common
+      if base:
+        out[i, j] = common / base
+  return out

@@ -1,0 +1,180 @@
+"""RDS+ (arXiv 2503.01807): target examples take turns picking samples.
+
+Each target in turn takes its nearest unused sample by cosine, until the
+budget is spent. Embeddings are read block by block, and each target keeps
+only its best unused samples between reads, so memory does not grow with
+`rows x targets`; the choice is the same as with the full matrix.
+"""
+
+import os
+import re
+
+import numpy as np
+
+from qaq_jax.selection import budget as budget_lib
+
+_BLOCK_ROWS = 8192
+_LIST_BYTES = 512 * 2**20
+
+# Names and task identifiers of public evaluation sets.
+_EVALUATION = re.compile(
+  r'humaneval|mbpp|evalplus|livecodebench|bigcodebench|multipl-?e|ds-?1000|'
+  r'canonical_solution|"test_list"|gsm8k|math-?500|aime',
+  re.IGNORECASE,
+)
+
+
+def as_embeddings(value, name: str):
+  """An array [rows, D]; a path is opened memory-mapped as .npy.
+
+  Raises:
+    ValueError: not two-dimensional, or empty.
+  """
+  if isinstance(value, (str, os.PathLike)):
+    value = np.load(os.fspath(value), mmap_mode='r')
+  if not hasattr(value, 'shape') or len(value.shape) != 2 or not len(value):
+    raise ValueError(
+      f'rds_plus: {name} must be an array [rows, D] with at least one row, '
+      f'not {getattr(value, "shape", type(value).__name__)}.'
+    )
+  return value
+
+
+def evaluation_warning(path) -> str | None:
+  """A warning if the target examples look like an evaluation set."""
+  if path is None:
+    return None
+  path = os.fspath(path)
+  found = _EVALUATION.search(os.path.basename(path))
+  if not found and os.path.isfile(path):
+    with open(path, 'rb') as file:
+      found = _EVALUATION.search(file.read(2**20).decode('utf-8', 'replace'))
+  if not found:
+    return None
+  return (
+    f'WARNING: the target examples look like an evaluation set '
+    f'({found.group(0)!r} in {os.path.basename(path)}): choosing training '
+    'data by them makes that evaluation worthless.'
+  )
+
+
+def _unit(block):
+  block = np.asarray(block, np.float32)
+  norm = np.sqrt(np.einsum('nd,nd->n', block, block))
+  good = np.isfinite(norm) & (norm > 0)
+  return block / np.where(good, norm, 1.0)[:, None], good
+
+
+def finite_rows(embeddings, block_rows: int = _BLOCK_ROWS):
+  """Mask [rows]: the row has an embedding (finite and not zero)."""
+  return np.concatenate([
+    _unit(embeddings[start : start + block_rows])[1]
+    for start in range(0, len(embeddings), block_rows)
+  ])
+
+
+class _Lists:
+  """Each target's best unused samples: cosine descending, then the hash."""
+
+  def __init__(self, embeddings, targets, tie_N, length, block_rows):
+    self.embeddings, self.targets = embeddings, targets
+    self.tie_N, self.length, self.block_rows = tie_N, length, block_rows
+
+  def fill(self, unused_N):
+    """Reads all embeddings once and rebuilds every list."""
+    none = np.zeros(0, np.float32), np.zeros(0, np.int64)
+    lists = [none] * len(self.targets)
+    for start in range(0, len(self.embeddings), self.block_rows):
+      stop = min(start + self.block_rows, len(self.embeddings))
+      index = start + np.flatnonzero(unused_N[start:stop])
+      if not len(index):
+        continue
+      block = _unit(self.embeddings[start:stop])[0][index - start]
+      cosine_TN = self.targets @ block.T
+      for t, cosine in enumerate(cosine_TN):
+        old_cosine, old_index = lists[t]
+        if len(old_cosine) == self.length:
+          better = np.flatnonzero(cosine >= old_cosine[-1])
+          if not len(better):
+            continue
+          new_cosine, new_index = cosine[better], index[better]
+        else:
+          new_cosine, new_index = cosine, index
+        both = np.concatenate([old_cosine, new_cosine])
+        where = np.concatenate([old_index, new_index])
+        order = np.lexsort((self.tie_N[where], -both))[: self.length]
+        lists[t] = both[order], where[order]
+    self.lists = lists
+    self.place = np.zeros(len(lists), np.int64)
+
+  def next(self, t, unused_N):
+    """(position, cosine) of the nearest unused sample, None = list used up."""
+    cosine, index = self.lists[t]
+    place = self.place[t]
+    while place < len(index) and not unused_N[index[place]]:
+      place += 1
+    self.place[t] = place
+    return None if place == len(index) else (index[place], cosine[place])
+
+
+def take_turns(
+  embeddings,
+  targets,
+  candidate_N,
+  row_N,
+  *,
+  count: int,
+  seed: int = 0,
+  block_rows: int = _BLOCK_ROWS,
+  list_bytes: int = _LIST_BYTES,
+):
+  """Targets pick their nearest unused candidate in turn.
+
+  Args:
+    embeddings: [N, D], any float dtype; read block by block.
+    targets: [T, D]; their order is the order of the turns.
+    candidate_N: bool, who may be picked (finite embeddings only).
+    row_N: int64 keys; equal cosines go by the seeded hash of the row.
+    count: how many to pick; fewer if there are fewer candidates.
+    seed: of the hash.
+    block_rows: rows read at a time.
+    list_bytes: bound on the targets' lists.
+
+  Returns:
+    (int64 positions in the order of picking, float32 cosine of each pick).
+
+  Raises:
+    ValueError: the widths differ, or a target has no finite embedding.
+  """
+  if embeddings.shape[1] != targets.shape[1]:
+    raise ValueError(
+      f'rds_plus: samples have {embeddings.shape[1]} dimensions, targets '
+      f'{targets.shape[1]}: score both with the same model.'
+    )
+  targets, good = _unit(targets)
+  if not good.all():
+    raise ValueError(
+      f'rds_plus: target {np.flatnonzero(~good)[0]} has no finite embedding.'
+    )
+  unused = np.array(candidate_N, bool)
+  count = min(count, int(unused.sum()))
+  tie = np.empty(len(row_N), np.int64)
+  order = np.lexsort((row_N, budget_lib.row_hash(row_N, seed)))
+  tie[order] = np.arange(len(row_N))
+  num_targets = len(targets)
+  length = 1024 + 16 * -(-count // num_targets)
+  length = max(1, min(length, list_bytes // (12 * num_targets)))
+  lists = _Lists(embeddings, targets, tie, length, block_rows)
+  picks = np.empty(count, np.int64)
+  cosines = np.empty(count, np.float32)
+  if count:
+    lists.fill(unused)
+  for turn in range(count):
+    t = turn % num_targets
+    found = lists.next(t, unused)
+    if found is None:
+      lists.fill(unused)
+      found = lists.next(t, unused)
+    picks[turn], cosines[turn] = found
+    unused[found[0]] = False
+  return picks, cosines
