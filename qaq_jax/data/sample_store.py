@@ -1,0 +1,361 @@
+"""Prepared samples on disk: Parquet parts with random access by row range."""
+
+from __future__ import annotations
+
+import bisect
+import collections
+import contextlib
+import dataclasses
+import gzip
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from qaq_jax.data.types import DataError, Sample
+
+MANIFEST = 'samples.json'
+VERSION = 1  # of the layout; a change makes older folders unreadable
+_GROUP_ROWS = 1024  # rows of a row group, the unit of reading,
+_GROUP_BYTES = 16 << 20  # or this many bytes of text, whichever is first
+
+_SCHEMA = pa.schema([
+    ('row', pa.int64()),
+    ('id', pa.string()),  # as JSON, so that 7 and "7" stay apart
+    ('query', pa.string()),
+    ('input', pa.string()),
+    ('answer', pa.string()),
+    ('system', pa.string()),
+    ('status', pa.string()),
+    ('reason', pa.string()),
+    ('raw', pa.binary()),  # may hold bytes that are not UTF-8
+])
+
+
+def write_parts(
+    samples: Iterable[Sample], out_dir, rows_per_part: int, info: dict
+) -> dict:
+  """Writes samples to `out_dir` in one step; returns the manifest.
+
+  Args:
+    samples: in order of their rows, which count from 0.
+    out_dir: replaced by the new folder once that is complete.
+    rows_per_part: rows per file.
+    info: goes into the manifest.
+  """
+  out_dir = pathlib.Path(out_dir)
+  if rows_per_part < 1:
+    raise ValueError(f'rows_per_part={rows_per_part}: at least 1')
+  partial = out_dir.with_name(out_dir.name + '.partial')
+  shutil.rmtree(partial, ignore_errors=True)
+  partial.mkdir(parents=True)
+  writer = _PartWriter(partial, rows_per_part)
+  digest, statuses, has_id = hashlib.sha256(), collections.Counter(), False
+  for sample in samples:
+    group = _to_row(sample)
+    for value in group.values():
+      digest.update(_hashable(value))
+    statuses[sample.status] += 1
+    has_id |= sample.id is not None
+    writer.add(group)
+  writer.close()
+  manifest = {
+      'version': VERSION,
+      'rows': writer.rows,
+      'content_hash': digest.hexdigest(),
+      'statuses': dict(sorted(statuses.items())),
+      'has_id': has_id,
+      'parts': writer.parts,
+      **info,
+  }
+  (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + '\n')
+  _fsync_tree(partial)
+  old = out_dir.with_name(out_dir.name + '.old')
+  shutil.rmtree(old, ignore_errors=True)
+  if out_dir.exists():
+    os.rename(out_dir, old)
+  os.rename(partial, out_dir)
+  shutil.rmtree(old, ignore_errors=True)
+  return manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleStore:
+  """Prepared samples, read by row range in constant memory."""
+
+  directory: pathlib.Path
+  info: dict  # the manifest, see `prepare`
+
+  @classmethod
+  def open(cls, directory) -> SampleStore:
+    """Opens a folder written by `prepare`.
+
+    Raises:
+      DataError: there is none, or it is incomplete.
+    """
+    directory = pathlib.Path(directory)
+    try:
+      info = json.loads((directory / MANIFEST).read_text())
+    except FileNotFoundError as e:
+      raise DataError(
+          f'{directory}: no prepared samples; run the prepare stage first'
+      ) from e
+    if info.get('version') != VERSION:
+      raise DataError(
+          f'{directory}: samples of layout version {info.get("version")}, this '
+          f'program reads {VERSION}; run the prepare stage again'
+      )
+    for part in info['parts']:
+      if not (directory / part['file']).is_file():
+        raise DataError(
+            f'{directory}: {part["file"]} is missing; run the prepare stage '
+            'again'
+        )
+    return cls(directory, info)
+
+  @property
+  def num_rows(self) -> int:
+    """Number of rows, scorable or not."""
+    return self.info['rows']
+
+  @property
+  def content_hash(self) -> str:
+    """SHA-256 over the content of every row."""
+    return self.info['content_hash']
+
+  @property
+  def has_id(self) -> bool:
+    """Whether any row has an id of its own."""
+    return self.info['has_id']
+
+  def iter_rows(self, start: int = 0, stop: int | None = None
+                ) -> Iterator[Sample]:
+    """Yields samples `start <= row < stop` in order.
+
+    Raises:
+      IndexError: the range is not inside the store.
+    """
+    stop = self.num_rows if stop is None else stop
+    for table in self._tables(start, stop, None):
+      for row in table.to_pylist():
+        yield _from_row(row)
+
+  def iter_raw(self, start: int = 0, stop: int | None = None
+               ) -> Iterator[bytes]:
+    """Yields the raw lines of a row range, without line feeds."""
+    stop = self.num_rows if stop is None else stop
+    for table in self._tables(start, stop, ['raw']):
+      yield from table.column('raw').to_pylist()
+
+  def _tables(self, start, stop, columns) -> Iterator[pa.Table]:
+    if not 0 <= start <= stop <= self.num_rows:
+      raise IndexError(
+          f'rows {start}:{stop} of a store with {self.num_rows} rows'
+      )
+    parts = self.info['parts']
+    first = bisect.bisect_right([p['start'] for p in parts], start) - 1
+    for part in parts[max(first, 0):]:
+      at = part['start']
+      if at >= stop:
+        return
+      with pq.ParquetFile(self.directory / part['file']) as file:
+        for group in range(file.num_row_groups):
+          rows = file.metadata.row_group(group).num_rows
+          if at < stop and at + rows > start:
+            table = file.read_row_group(group, columns=columns)
+            low, high = max(start - at, 0), min(stop - at, rows)
+            yield table.slice(low, high - low)
+          at += rows
+
+
+def write_selected(store: SampleStore, rows, path) -> None:
+  """Writes the raw records of `rows`, in row order, in one step.
+
+  Args:
+    store: the prepared samples.
+    rows: increasing row numbers.
+    path: ends in .jsonl or .jsonl.gz (one raw record per line; for JSONL input
+      the line's own bytes), .json (an array), or, for Parquet input, .parquet
+      (the input's rows in the input's own schema).
+
+  Raises:
+    ValueError: rows are not increasing or not in the store.
+    DataError: .parquet for other input, or the input changed since.
+  """
+  rows = np.asarray(rows, np.int64)
+  if rows.size and (
+      rows[0] < 0 or rows[-1] >= store.num_rows or (np.diff(rows) <= 0).any()
+  ):
+    raise ValueError(
+        f'rows must be increasing and within 0..{store.num_rows - 1}'
+    )
+  path = pathlib.Path(path)
+  if path.suffix == '.parquet':
+    with atomic_path(path) as temporary:
+      _write_parquet(store, rows, temporary)
+    return
+  as_array = path.suffix == '.json'
+  with atomic_path(path) as temporary, open(temporary, 'wb') as plain:
+    # No name and no time in the gzip header: same rows, same bytes.
+    out = (
+        gzip.GzipFile('', 'wb', fileobj=plain, mtime=0)
+        if path.suffix == '.gz' else plain
+    )
+    out.write(b'[\n' if as_array else b'')
+    for i, line in enumerate(_raw_lines(store, rows)):
+      if as_array:
+        out.write((b',\n' if i else b'') + line.rstrip(b'\r'))
+      else:
+        out.write(line + b'\n')
+    out.write(b'\n]\n' if as_array else b'')
+    if out is not plain:
+      out.close()
+
+
+def _raw_lines(store, rows, window=4096) -> Iterator[bytes]:
+  for start in range(0, store.num_rows, window):
+    stop = min(start + window, store.num_rows)
+    low, high = np.searchsorted(rows, (start, stop))
+    wanted = set(rows[low:high].tolist())
+    if wanted:
+      for row, line in enumerate(store.iter_raw(start, stop), start):
+        if row in wanted:
+          yield line
+
+
+def _write_parquet(store, rows, path):
+  """Takes `rows` out of the Parquet input itself, so that types stay."""
+  source = store.info['source']
+  if source.get('format') != 'parquet':
+    raise DataError(
+        f'{path}: Parquet output needs Parquet input; the input was '
+        f'{source.get("format")}. Use a name ending in .jsonl'
+    )
+  writer, at = None, 0
+  try:
+    for file in source['files']:
+      stat = os.stat(file['path'])
+      if (stat.st_size, stat.st_mtime_ns) != (file['size'], file['mtime_ns']):
+        raise DataError(
+            f'{file["path"]} changed since it was prepared; run the prepare '
+            'and score stages again, or write .jsonl'
+        )
+      with pq.ParquetFile(file['path']) as data:
+        writer = writer or pq.ParquetWriter(path, data.schema_arrow)
+        for batch in data.iter_batches(batch_size=4096):
+          low, high = np.searchsorted(rows, (at, at + len(batch)))
+          if high > low:
+            chosen = batch.take(pa.array(rows[low:high] - at))
+            writer.write_batch(chosen.cast(writer.schema))
+          at += len(batch)
+  finally:
+    if writer:
+      writer.close()
+
+
+@contextlib.contextmanager
+def atomic_path(path: pathlib.Path):
+  """A temporary path beside `path`, renamed to it when the block succeeds."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  try:
+    yield temporary
+    _fsync(temporary)
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)
+
+
+class _PartWriter:
+  """Collects rows into row groups and parts."""
+
+  def __init__(self, directory, rows_per_part):
+    self._directory = directory
+    self._rows_per_part = rows_per_part
+    self._writer = None
+    self._group, self._bytes = [], 0
+    self.rows = 0
+    self.parts: list[dict] = []
+
+  def add(self, row: dict):
+    if self._writer is None:
+      name = f'part-{len(self.parts):06d}.parquet'
+      self.parts.append({'file': name, 'start': self.rows, 'rows': 0})
+      self._writer = pq.ParquetWriter(
+          self._directory / name, _SCHEMA, compression='zstd',
+          write_statistics=False,
+      )
+    self._group.append(row)
+    self._bytes += len(row['raw']) + len(row['query']) + len(row['answer'])
+    self.rows += 1
+    self.parts[-1]['rows'] += 1
+    full = self.parts[-1]['rows'] >= self._rows_per_part
+    if full or len(self._group) >= _GROUP_ROWS or self._bytes >= _GROUP_BYTES:
+      self._flush()
+    if full:
+      self.close()
+
+  def _flush(self):
+    if self._group:
+      self._writer.write_table(pa.Table.from_pylist(self._group, _SCHEMA))
+    self._group, self._bytes = [], 0
+
+  def close(self):
+    if self._writer is not None:
+      self._flush()
+      self._writer.close()
+    self._writer = None
+
+
+def _to_row(sample: Sample) -> dict:
+  return {
+      'row': sample.row,
+      'id': None if sample.id is None else json.dumps(sample.id),
+      'query': sample.query,
+      'input': sample.input,
+      'answer': sample.answer,
+      'system': sample.system,
+      'status': sample.status,
+      'reason': sample.reason,
+      'raw': _raw_bytes(sample.raw),
+  }
+
+
+def _from_row(row: dict) -> Sample:
+  row['id'] = None if row['id'] is None else json.loads(row['id'])
+  row['raw'] = row['raw'].decode('utf-8', 'surrogateescape')
+  return Sample(**row)
+
+
+def _hashable(value) -> bytes:
+  """The value's type, length and bytes: no two rows hash alike by chance."""
+  if value is None:
+    return b'n'
+  kind, data = (b'b', value) if isinstance(value, bytes) else (
+      b's', str(value).encode()
+  )
+  return kind + len(data).to_bytes(8, 'little') + data
+
+
+def _raw_bytes(raw: str) -> bytes:
+  return raw.encode('utf-8', 'surrogateescape')
+
+
+def _fsync(path):
+  handle = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  finally:
+    os.close(handle)
+
+
+def _fsync_tree(directory):
+  for path in directory.iterdir():
+    _fsync(path)
+  _fsync(directory)

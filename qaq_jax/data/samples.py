@@ -1,0 +1,99 @@
+"""Samples in and out: reading, preparing, random access, writing.
+
+    source = DataSource('pairs.jsonl')
+    info = prepare(source, 'work/samples')
+    store = SampleStore.open('work/samples')
+    for sample in store.iter_rows(100, 200): ...
+    write_selected(store, rows, 'work/selected.jsonl')
+
+A row of the input is a non-blank line (JSONL), an element (JSON), or a row
+(Parquet, Hugging Face data set). Every one of them is a `Sample`, with a status
+where it cannot be scored.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+
+from qaq_jax.data import columns as columns_lib
+from qaq_jax.data import records as records_lib
+from qaq_jax.data.sample_store import SampleStore, write_parts, write_selected
+from qaq_jax.data.types import DataError, DataSource, Sample
+
+__all__ = [
+    'DataError', 'DataSource', 'Sample', 'SampleStore', 'prepare',
+    'read_samples', 'write_selected',
+]
+
+_PROBE = 100  # records looked at to recognise the columns
+
+
+def read_samples(source: DataSource) -> Iterator[Sample]:
+  """Yields the samples of a source in order, in constant memory.
+
+  Raises:
+    DataError: the source cannot be read or its columns cannot be told.
+  """
+  resolved = records_lib.resolve(source)
+  _, samples = _open_samples(source, resolved)
+  yield from samples
+
+
+def prepare(
+    source: DataSource,
+    out_dir,
+    rows_per_part: int = 65536,
+    log: Callable[[str], None] = print,
+) -> dict:
+  """Writes the samples of a source to `out_dir` as Parquet parts.
+
+  Streams in constant memory. The folder appears (or is replaced) in one step
+  when all of it is written, so a killed run leaves nothing half done and can
+  simply be started again.
+
+  Args:
+    source: what to read.
+    out_dir: folder of the result, for `SampleStore.open`.
+    rows_per_part: rows per Parquet file. Does not change `content_hash`.
+    log: is told which columns were chosen and how many rows there are.
+
+  Returns:
+    `rows`, `content_hash` (SHA-256 over every row's content), `columns` (role
+    -> column used), `statuses` (status -> rows), `has_id`, and `source` (path,
+    format, files or commit, options).
+
+  Raises:
+    DataError: the source cannot be read or its columns cannot be told.
+  """
+  resolved = records_lib.resolve(source)
+  columns, samples = _open_samples(source, resolved)
+  shown = ', '.join(f'{r} = {c!r}' for r, c in columns.items())
+  log(f'{source.path} ({resolved["format"]}): {shown or "no rows"}')
+  info = {
+      'source': {
+          'path': source.path, **resolved,
+          'turns': source.turns, 'strip': source.strip, 'limit': source.limit,
+      },
+      'columns': columns,
+  }
+  info = write_parts(samples, out_dir, rows_per_part, info)
+  counts = ', '.join(f'{n} {s}' for s, n in sorted(info['statuses'].items()))
+  log(f'{info["rows"]} rows ({counts or "none"})')
+  return info
+
+
+def _open_samples(source, resolved):
+  """(columns, iterator of samples) of a resolved source."""
+  records = itertools.islice(
+      records_lib.read_records(source, resolved), source.limit
+  )
+  head = list(itertools.islice(records, _PROBE))
+  columns = {}
+  if head:
+    columns = columns_lib.recognise(head, source.columns, source.path)
+  records = itertools.chain(head, records)
+  return columns, (
+      columns_lib.to_sample(row, record, columns, source)
+      for row, record in enumerate(records)
+  )

@@ -1,0 +1,118 @@
+"""The records that pass between the files of `qaq_jax.data`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+COLUMN_ROLES = ('query', 'input', 'answer', 'messages', 'system', 'id')
+TURNS = ('single', 'first', 'last')
+FORMATS = ('auto', 'jsonl', 'json', 'parquet', 'hf')
+
+
+class DataError(ValueError):
+  """The input cannot be used; the message says where and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSource:
+  """Where samples come from. Empty strings and 0 mean "not given".
+
+  Attributes:
+    path: a file, folder or glob of JSONL, JSON (either may be gzipped) or
+      Parquet; a folder written by `datasets.save_to_disk`; or a hub id.
+    format: one of `FORMATS`; 'auto' looks at the path and the first bytes.
+    split: of a hub or saved data set with several splits.
+    name: configuration of a hub data set.
+    revision: branch, tag or commit of a hub data set.
+    columns: role (one of `COLUMN_ROLES`) -> name in the input. Roles left
+      out are recognised from the first records where that is unambiguous.
+    turns: what to do with more than one exchange: 'single' (the row is
+      invalid), 'first' or 'last' (that exchange alone is the sample).
+    strip: strip white space around query, answer and the row's own system
+      prompt.
+    limit: read only the first rows.
+  """
+
+  path: str
+  format: str = 'auto'
+  split: str | None = None
+  name: str | None = None
+  revision: str | None = None
+  columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  turns: str = 'single'
+  strip: bool = True
+  limit: int | None = None
+
+  def __post_init__(self):
+    if not self.path:
+      raise DataError('data.path is empty: name a file, folder or hub id')
+    if self.format not in FORMATS:
+      raise DataError(
+          f'data.format={self.format!r}: choose one of {", ".join(FORMATS)}'
+      )
+    if self.turns not in TURNS:
+      raise DataError(
+          f'data.turns={self.turns!r}: choose one of {", ".join(TURNS)}'
+      )
+    unknown = sorted(set(self.columns) - set(COLUMN_ROLES))
+    if unknown:
+      raise DataError(
+          f'data.columns has unknown keys {unknown}; there are: '
+          + ', '.join(COLUMN_ROLES)
+      )
+    set_ = object.__setattr__
+    set_(self, 'path', str(self.path))
+    set_(self, 'columns', {k: v for k, v in self.columns.items() if v})
+    for field in ('split', 'name', 'revision', 'limit'):
+      set_(self, field, getattr(self, field) or None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+  """One row of the input.
+
+  Attributes:
+    row: 0-based position in the input; the key everywhere.
+    id: the user's own id, carried along; may repeat; None if there is none.
+    query: Q; '' for an invalid row.
+    answer: A; '' for an invalid row.
+    system: the row's own system prompt, or None.
+    status: 'ok', 'empty' or 'invalid'.
+    reason: why not 'ok'; '' for 'ok'.
+    raw: the record as one line of JSON in the input's own schema, for JSONL
+      the line itself (bytes that are not UTF-8 as surrogate escapes).
+    input: the part of the query that came from an Alpaca `input` field.
+  """
+
+  row: int
+  id: str | int | None
+  query: str
+  answer: str
+  system: str | None
+  status: str
+  reason: str
+  raw: str
+  input: str = ''
+
+  @property
+  def instruction(self) -> str:
+    """The query without its `input` part."""
+    if self.input and self.query.endswith('\n' + self.input):
+      return self.query[: -len(self.input) - 1]
+    return self.query
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+  """One record of the input before its columns are known.
+
+  Attributes:
+    raw: as in `Sample`.
+    value: the parsed record (a dict), or None.
+    problem: why `value` is None.
+  """
+
+  raw: str
+  value: dict | None
+  problem: str = ''
