@@ -288,7 +288,8 @@ class Decoder(nnx.Module):
     )
 
   def _einsum(self, expression, x, w, *out_axes):
-    out = None if sharding.current_mesh() is None else self.rules.spec(*out_axes)
+    meshed = sharding.current_mesh() is not None
+    out = self.rules.spec(*out_axes) if meshed else None
     return jnp.einsum(
         expression, x, w, precision=self._precision, out_sharding=out
     )

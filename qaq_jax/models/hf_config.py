@@ -5,72 +5,22 @@ the family's own configuration class; all else must be in the file.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping
 
 from qaq_jax.models.config import LayerKind, ModelConfig
-from qaq_jax.models.rope import ROPE_KINDS, Rope
+from qaq_jax.models.config_reader import Reader, read_rope
+from qaq_jax.models.rope import Rope
 
-_ACTIVATIONS = {
-    'silu': 'silu',
-    'swish': 'silu',
-    'gelu': 'gelu',
-    'gelu_new': 'gelu_tanh',
-    'gelu_pytorch_tanh': 'gelu_tanh',
+_GEMMA3_DEFAULTS = {
+    'vocab_size': 262_208,
+    'num_attention_heads': 8,
+    'num_key_value_heads': 4,
+    'head_dim': 256,
+    'max_position_embeddings': 131_072,
+    'rms_norm_eps': 1e-6,
+    'query_pre_attn_scalar': 256,
+    'sliding_window': 4096,
 }
-
-
-class Reader:
-  """A parsed config.json whose errors name the key and the file."""
-
-  def __init__(self, values: Mapping, origin: str):
-    self.values = values
-    self.origin = origin
-
-  def error(self, key: str, problem: str) -> ValueError:
-    """Returns the error to raise about `key`."""
-    return ValueError(f'{self.origin}: {key!r} {problem}')
-
-  def need(self, key: str, kind: type = int):
-    """Returns a value that must be there."""
-    if self.values.get(key) is None:
-      raise self.error(key, 'is missing: this family needs it')
-    return self.get(key, kind)
-
-  def get(self, key: str, kind: type, default=None):
-    """Returns a value, or the default where it is missing or null."""
-    value = self.values.get(key)
-    if value is None:
-      return default
-    if kind is float and isinstance(value, int):
-      value = float(value)
-    if not isinstance(value, kind) or (
-        kind is not bool and isinstance(value, bool)
-    ):
-      raise self.error(key, f'is {value!r}, expected {kind.__name__}')
-    if kind in (int, float) and value < 0:
-      raise self.error(key, f'is {value!r}, expected a number from 0 up')
-    return value
-
-  def refuse(self, key: str, *allowed) -> None:
-    """Refuses any value of `key` but those allowed (or missing)."""
-    value = self.values.get(key)
-    if value is not None and value not in allowed:
-      raise self.error(key, f'is {value!r}, which is not supported')
-
-  def activation(self, *keys: str, default: str | None = None) -> str:
-    """Returns our name of the activation under the first key that is set."""
-    for key in keys:
-      name = self.values.get(key)
-      if name is not None:
-        if name not in _ACTIVATIONS:
-          raise self.error(
-              key, f'is {name!r}; supported: {sorted(_ACTIVATIONS)}'
-          )
-        return _ACTIVATIONS[name]
-    if default is None:
-      raise self.error(keys[0], 'is missing: this family needs it')
-    return default
 
 
 def read_config(config: Mapping, origin: str) -> ModelConfig:
@@ -78,7 +28,8 @@ def read_config(config: Mapping, origin: str) -> ModelConfig:
   family = config.get('model_type')
   if family == 'gemma3' and isinstance(config.get('text_config'), Mapping):
     # The picture half of Gemma 3 is left aside; its text model is complete.
-    outer, config = config, dict(config['text_config'])
+    # Its section leaves out what equals the configuration class.
+    outer, config = config, _GEMMA3_DEFAULTS | dict(config['text_config'])
     config['model_type'] = family = 'gemma3_text'
     for key in ('eos_token_id', 'bos_token_id', 'pad_token_id',
                 'quantization_config'):
@@ -129,63 +80,6 @@ def _tokens(reader: Reader) -> dict:
   }
 
 
-def read_rope(
-    reader: Reader, scaling: Mapping | None, theta: float, max_positions: int
-) -> Rope:
-  """Returns the Rope of a `rope_scaling` or `rope_parameters` dictionary."""
-  scaling = dict(scaling or {})
-  kind = scaling.get('rope_type', scaling.get('type', 'default'))
-  if kind not in ROPE_KINDS:
-    raise reader.error(
-        'rope_parameters' if 'rope_parameters' in reader.values
-        else 'rope_scaling',
-        f'asks for {kind!r}; supported: {", ".join(ROPE_KINDS)}',
-    )
-  inner = Reader(scaling, f'{reader.origin} (rope scaling)')
-  inner.refuse('partial_rotary_factor', 1.0)
-  theta = inner.get('rope_theta', float, theta)
-  if kind == 'default':
-    return Rope(theta)
-  factor = inner.need('factor', float)
-  if kind == 'linear':
-    return Rope(theta, kind, factor)
-  if kind == 'llama3':
-    return Rope(
-        theta,
-        kind,
-        factor,
-        original_max_positions=inner.need('original_max_position_embeddings'),
-        low_freq_factor=inner.need('low_freq_factor', float),
-        high_freq_factor=inner.need('high_freq_factor', float),
-    )
-  return Rope(
-      theta,
-      kind,
-      factor,
-      original_max_positions=inner.get(
-          'original_max_position_embeddings', int, max_positions
-      ),
-      beta_fast=inner.get('beta_fast', float, 32.0),
-      beta_slow=inner.get('beta_slow', float, 1.0),
-      truncate=inner.get('truncate', bool, True),
-      attention_factor=_yarn_attention(inner, factor),
-  )
-
-
-def _yarn_attention(inner: Reader, factor: float) -> float:
-  def scale(mscale):
-    return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
-
-  given = inner.get('attention_factor', float)
-  if given is not None:
-    return given
-  mscale = inner.get('mscale', float)
-  all_dim = inner.get('mscale_all_dim', float)
-  if mscale and all_dim:
-    return scale(mscale) / scale(all_dim)
-  return scale(1.0)
-
-
 def _one_rope(reader: Reader, max_positions: int) -> Rope:
   values = reader.values
   scaling = values.get('rope_parameters') or values.get('rope_scaling')
@@ -196,7 +90,7 @@ def _one_rope(reader: Reader, max_positions: int) -> Rope:
 
 def _layers(reader: Reader, number: int, rope: Rope | Mapping[str, Rope],
             window: int | None, default_types: list[str]):
-  """Returns a LayerKind per layer from `layer_types` or the family's default."""
+  """Returns a LayerKind per layer, from `layer_types` or the default."""
   types = reader.values.get('layer_types') or default_types
   if len(types) != number:
     raise reader.error(
@@ -241,7 +135,7 @@ def _sizes(reader: Reader) -> dict:
   }
 
 
-def _llama(reader: Reader) -> ModelConfig:
+def _llama(reader: Reader, activation: str | None = None) -> ModelConfig:
   sizes = _sizes(reader)
   number = reader.need('num_hidden_layers')
   rope = _one_rope(reader, sizes['max_positions'])
@@ -250,7 +144,7 @@ def _llama(reader: Reader) -> ModelConfig:
       **sizes,
       layers=(LayerKind(rope=rope),) * number,
       norm_eps=reader.need('rms_norm_eps', float),
-      activation=reader.activation('hidden_act'),
+      activation=activation or reader.activation('hidden_act'),
       qkv_bias=bias,
       out_bias=bias,
       mlp_bias=reader.get('mlp_bias', bool, False),
@@ -262,7 +156,6 @@ def _mistral(reader: Reader) -> ModelConfig:
   config = _llama(reader)
   window = reader.get('sliding_window', int)
   kinds = tuple(dataclasses.replace(k, window=window) for k in config.layers)
-  reader.refuse('attention_bias', False)
   return dataclasses.replace(config, layers=kinds)
 
 
@@ -285,7 +178,6 @@ def _qwen(reader: Reader) -> ModelConfig:
 
 
 def _qwen2(reader: Reader) -> ModelConfig:
-  reader.refuse('attention_bias', True)
   return dataclasses.replace(_qwen(reader), qkv_bias=True, out_bias=False)
 
 
@@ -294,9 +186,132 @@ def _qwen3(reader: Reader) -> ModelConfig:
   return dataclasses.replace(_qwen(reader), qk_norm=True)
 
 
+def _gemma(reader: Reader) -> ModelConfig:
+  reader.refuse('use_bidirectional_attention', False)
+  name = reader.activation('hidden_activation', 'hidden_act',
+                           default='gelu_tanh')
+  config = _llama(reader, activation=name)
+  if config.family == 'gemma' and name == 'gelu':
+    name = 'gelu_tanh'  # what 'gelu' always meant in Gemma 1 files
+  return dataclasses.replace(
+      config,
+      norm='rms_plus_one',
+      activation=name,
+      embed_scale=True,
+      tie_embeddings=reader.get('tie_word_embeddings', bool, True),
+  )
+
+
+def _gemma2(reader: Reader) -> ModelConfig:
+  config = _gemma(reader)
+  number = config.num_layers
+  types = ['full_attention' if i % 2 else 'sliding_attention'
+           for i in range(number)]
+  return dataclasses.replace(
+      config,
+      layers=_layers(reader, number, config.layers[0].rope,
+                     reader.get('sliding_window', int), types),
+      query_scale=reader.need('query_pre_attn_scalar', float) ** -0.5,
+      post_norms=True,
+      attn_soft_cap=reader.get('attn_logit_softcapping', float),
+      final_soft_cap=reader.get('final_logit_softcapping', float),
+  )
+
+
+def _gemma3(reader: Reader) -> ModelConfig:
+  scaling = reader.values.get('rope_parameters')
+  if isinstance(scaling, Mapping) and 'full_attention' in scaling:
+    full, sliding = scaling['full_attention'], scaling.get('sliding_attention')
+  else:  # the older generation scales the full layers only
+    full, sliding = reader.values.get('rope_scaling'), None
+  longest = reader.need('max_position_embeddings')
+  ropes = {
+      'full_attention': read_rope(
+          reader, full, reader.get('rope_theta', float, 1e6), longest
+      ),
+      'sliding_attention': read_rope(
+          reader, sliding, reader.get('rope_local_base_freq', float, 1e4),
+          longest,
+      ),
+  }
+  values = dict(reader.values, rope_parameters=None, rope_scaling=None)
+  config = _gemma(Reader(values, reader.origin))
+  number = config.num_layers
+  period = reader.get('sliding_window_pattern', int, 6)
+  types = ['sliding_attention' if (i + 1) % period else 'full_attention'
+           for i in range(number)]
+  return dataclasses.replace(
+      config,
+      layers=_layers(reader, number, ropes,
+                     reader.get('sliding_window', int), types),
+      query_scale=reader.need('query_pre_attn_scalar', float) ** -0.5,
+      post_norms=True,
+      qk_norm=True,
+      attn_soft_cap=reader.get('attn_logit_softcapping', float),
+      final_soft_cap=reader.get('final_logit_softcapping', float),
+  )
+
+
+def _starcoder2(reader: Reader) -> ModelConfig:
+  sizes = _sizes(reader)
+  reader.refuse('norm_type', 'layer_norm')
+  reader.refuse('mlp_type', 'default')
+  rope = _one_rope(reader, sizes['max_positions'])
+  kind = LayerKind(reader.get('sliding_window', int), rope)
+  bias = reader.get('use_bias', bool, True)
+  return ModelConfig(
+      **sizes,
+      layers=(kind,) * reader.need('num_hidden_layers'),
+      norm='layer',
+      norm_eps=reader.need('norm_epsilon', float),
+      activation=reader.activation('hidden_act'),
+      gated_mlp=False,
+      qkv_bias=bias,
+      out_bias=bias,
+      mlp_bias=bias,
+      tie_embeddings=reader.get('tie_word_embeddings', bool, True),
+  )
+
+
+def _gpt2(reader: Reader) -> ModelConfig:
+  reader.refuse('scale_attn_by_inverse_layer_idx', False)
+  reader.refuse('add_cross_attention', False)
+  hidden, heads = reader.need('n_embd'), reader.need('n_head')
+  if hidden % heads:
+    raise reader.error('n_embd', f'is {hidden}, not a multiple of n_head')
+  scaled = reader.get('scale_attn_weights', bool, True)
+  return ModelConfig(
+      family='gpt2',
+      vocab_size=reader.need('vocab_size'),
+      hidden_size=hidden,
+      intermediate_size=reader.get('n_inner', int, 4 * hidden),
+      num_heads=heads,
+      num_kv_heads=heads,
+      head_dim=hidden // heads,
+      max_positions=reader.need('n_positions'),
+      layers=(LayerKind(),) * reader.need('n_layer'),
+      norm='layer',
+      norm_eps=reader.need('layer_norm_epsilon', float),
+      activation=reader.activation('activation_function'),
+      gated_mlp=False,
+      query_scale=(hidden // heads) ** -0.5 if scaled else 1.0,
+      qkv_bias=True,
+      out_bias=True,
+      mlp_bias=True,
+      learned_positions=reader.need('n_positions'),
+      tie_embeddings=reader.get('tie_word_embeddings', bool, True),
+      **_tokens(reader),
+  )
+
+
 FAMILIES = {
+    'gemma': _gemma,
+    'gemma2': _gemma2,
+    'gemma3_text': _gemma3,
+    'gpt2': _gpt2,
     'llama': _llama,
     'mistral': _mistral,
     'qwen2': _qwen2,
     'qwen3': _qwen3,
+    'starcoder2': _starcoder2,
 }
