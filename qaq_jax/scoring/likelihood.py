@@ -1,0 +1,316 @@
+"""Likelihoods of scored spans: one pure function of parameters and a batch.
+
+Letters: B rows of the batch, T tokens of a row, S = 2 spans of a row, D hidden
+size, V vocabulary (padded), C positions of one chunk, P positions of a shard.
+
+`[B, T, V]` never exists. The positions that predict a scored token are moved
+together, and the head runs over them in chunks: logits of C positions and one
+block of the vocabulary at a time, float32 accumulation, an online logsumexp.
+The number of chunks is found on the device, so positions that nobody scores
+cost nothing. Temporary memory is C times the vocabulary block, whatever V, B
+and T are.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import PartitionSpec
+
+from qaq_jax.models import decoder as decoder_lib
+from qaq_jax.models import sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadChunks:
+  """Sizes of the head's chunks; they change speed and memory, not results.
+
+  Attributes:
+    rows: positions per chunk, while that many are left.
+    tail_rows: positions per chunk for the rest.
+    vocab: ids per block, on one device.
+  """
+
+  rows: int
+  tail_rows: int
+  vocab: int
+
+  @classmethod
+  def for_platform(cls, platform: str) -> 'HeadChunks':
+    """Sizes measured to be good on 'cpu', 'gpu' or 'tpu'.
+
+    On a CPU logits and weights of one step should stay in its caches; an
+    accelerator wants few, large products.
+    """
+    if platform == 'cpu':
+      return cls(rows=512, tail_rows=64, vocab=1024)
+    return cls(rows=1024, tail_rows=128, vocab=1 << 17)
+
+
+@dataclasses.dataclass(frozen=True)
+class Outputs:
+  """What `batch_likelihood` computes besides the sums.
+
+  Attributes:
+    logp: per-token log-probabilities [B, T].
+    embeddings: pooled hidden states [B, D].
+  """
+
+  logp: bool = False
+  embeddings: bool = False
+
+
+def span_counts(spans_BS2: np.ndarray) -> np.ndarray:
+  """Number of scored tokens per span, int32 [B, S]; spans are exact."""
+  spans_BS2 = np.asarray(spans_BS2)
+  return (spans_BS2[..., 1] - spans_BS2[..., 0]).astype(np.int32)
+
+
+def batch_likelihood(
+    graphdef,
+    params,
+    tokens_BT: jax.Array,
+    spans_BS2: jax.Array,
+    lengths_B: jax.Array,
+    *,
+    chunks: HeadChunks,
+    outputs: Outputs = Outputs(),
+) -> dict[str, jax.Array]:
+  """Scores a batch; pure, to be jitted under the mesh of the model.
+
+  Args:
+    graphdef: static part of `nnx.split(model)`.
+    params: the other part.
+    tokens_BT: int32 ids, padded on the right; B divides by the mesh's batch.
+    spans_BS2: int32 (start, stop) of the scored tokens, start >= 1, disjoint;
+      (0, 0) is no span.
+    lengths_B: int32, real tokens of each row (used by the embeddings alone).
+    chunks: sizes of the head's work.
+    outputs: what else to return.
+
+  Returns:
+    `nll_BS`: float32 sums of -log p over each span, nats, 0 for no span; not
+    finite where the model's numbers weren't. Optionally `logp_BT` (float32,
+    log-probability of each scored token given those before it, 0 elsewhere)
+    and `embedding_BD` (float16, position-weighted mean of the last hidden
+    layer with weights 1, 2, 3, ..., L2-normalised: RDS+, arXiv 2503.01807
+    section 3). All replicated over the mesh.
+  """
+  model = nnx.merge(graphdef, params)
+  hidden_BTD = model(tokens_BT)
+  logp_BT = scored_logp(model, hidden_BTD, tokens_BT, spans_BS2, chunks)
+  position_T = jnp.arange(tokens_BT.shape[1])
+  nll_BS = jnp.stack(
+      [
+          -jnp.sum(_where_in(span_BS2, position_T, logp_BT), axis=1)
+          for span_BS2 in (spans_BS2[:, 0:1], spans_BS2[:, 1:2])
+      ],
+      axis=1,
+  )
+  result = {'nll_BS': nll_BS}
+  if outputs.logp:
+    result['logp_BT'] = logp_BT
+  if outputs.embeddings:
+    result['embedding_BD'] = pooled(hidden_BTD, lengths_B)
+  return {
+      name: sharding.reshard(x, PartitionSpec(*[None] * x.ndim))
+      for name, x in result.items()
+  }
+
+
+def pooled(hidden_BTD: jax.Array, lengths_B: jax.Array) -> jax.Array:
+  """Position-weighted mean of hidden states, L2-normalised, float16 [B, D]."""
+  position_T = jnp.arange(hidden_BTD.shape[1])
+  real_BT = position_T < lengths_B[:, None]
+  # The division by the sum of weights keeps the mean in the range of float32;
+  # its value is undone by the normalisation.
+  weight_BT = jnp.where(real_BT, position_T + 1.0, 0.0)
+  weight_BT = weight_BT / jnp.maximum(
+      jnp.sum(weight_BT, axis=1, keepdims=True), 1.0
+  )
+  # Padding may hold anything, so it is masked, not multiplied by zero.
+  hidden_BTD = jnp.where(
+      real_BT[..., None], hidden_BTD.astype(jnp.float32), 0.0
+  )
+  mean_BD = jnp.sum(hidden_BTD * weight_BT[..., None], axis=1)
+  norm_B1 = jnp.sqrt(jnp.sum(mean_BD * mean_BD, axis=1, keepdims=True))
+  return (mean_BD / jnp.maximum(norm_B1, 1e-30)).astype(jnp.float16)
+
+
+def scored_logp(
+    model: decoder_lib.Decoder,
+    hidden_BTD: jax.Array,
+    tokens_BT: jax.Array,
+    spans_BS2: jax.Array,
+    chunks: HeadChunks,
+) -> jax.Array:
+  """Log-probabilities of the scored tokens, float32 [B, T], 0 elsewhere.
+
+  Entry t is `log p(token t | tokens before t)`: it is read off the hidden
+  state at t - 1.
+  """
+  config, rules = model.config, model.rules
+  table = model.embedding if config.tie_embeddings else model.head
+  table_VD = table[...].astype(model.dtype)
+  island = _Head(
+      chunks=chunks,
+      vocab_size=config.vocab_size,
+      soft_cap=config.final_soft_cap,
+      precision=(
+          jax.lax.Precision.HIGHEST if model.dtype == jnp.float32 else None
+      ),
+      vocab_axis=None if sharding.current_mesh() is None else rules.vocab,
+      batch_axes=() if sharding.current_mesh() is None else _axes(rules.batch),
+  )
+  args = (hidden_BTD.astype(model.dtype), tokens_BT, spans_BS2, table_VD)
+  if sharding.current_mesh() is None:
+    return island(*args)
+  # By hand rather than by the compiler: each shard gathers its own scored
+  # positions and runs its own number of chunks. The vocabulary may be split.
+  specs = (
+      rules.spec('batch', None, None),
+      rules.spec('batch', None),
+      rules.spec('batch', None, None),
+      rules.gathered('vocab', 'embed'),
+  )
+  args = tuple(
+      sharding.reshard(x, spec) for x, spec in zip(args, specs, strict=True)
+  )
+  return jax.shard_map(
+      island, in_specs=specs, out_specs=specs[1], check_vma=False
+  )(*args)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Head:
+  """The head on one shard: local arrays in, log-probabilities out."""
+
+  chunks: HeadChunks
+  vocab_size: int
+  soft_cap: float | None
+  precision: jax.lax.Precision | None
+  vocab_axis: str | None
+  batch_axes: tuple[str, ...]
+
+  def __call__(self, hidden_BTD, tokens_BT, spans_BS2, table_VD):
+    rows, length = tokens_BT.shape
+    total = rows * length
+    position_T = jnp.arange(length)
+    scored_BT = jnp.zeros((rows, length), bool)
+    for s in range(spans_BS2.shape[1]):
+      start, stop = spans_BS2[:, s, 0, None], spans_BS2[:, s, 1, None]
+      scored_BT |= (position_T >= start) & (position_T < stop)
+    scored = scored_BT.reshape(total)
+    count = jnp.sum(scored.astype(jnp.int32))
+    # Scored targets first, in order; the sort is stable. The source of target
+    # t is t - 1, which is in the same row because spans start at 1 or later.
+    chunk = min(self.chunks.rows, -(-total // self.chunks.tail_rows)
+                * self.chunks.tail_rows)
+    space = total + chunk  # slices at the end must not be moved back
+    target_P = jnp.argsort(~scored, stable=True)
+    target_P = jnp.pad(target_P, (0, space - total), constant_values=1)
+    hidden_PD = hidden_BTD.reshape(total, -1)
+    tokens_P = tokens_BT.reshape(total)
+
+    # Every shard of the batch runs as many chunks as the fullest one: then
+    # all devices of a collective are in the same iteration.
+    most = count
+    for axis in self.batch_axes:
+      most = jax.lax.pmax(most, axis)
+    tail = min(self.chunks.tail_rows, chunk)
+
+    def step(size, offset, i, logp_P):
+      at = offset + i * size
+      target_C = jax.lax.dynamic_slice_in_dim(target_P, at, size)
+      logp_C = self._chunk(
+          hidden_PD[jnp.maximum(target_C - 1, 0)], tokens_P[target_C], table_VD
+      )
+      return jax.lax.dynamic_update_slice_in_dim(logp_P, logp_C, at, 0)
+
+    full = most // chunk
+    logp_P = jax.lax.fori_loop(
+        0, full, lambda i, x: step(chunk, 0, i, x),
+        jnp.zeros(space, jnp.float32),
+    )
+    done = full * chunk
+    logp_P = jax.lax.fori_loop(
+        0, -((done - most) // tail), lambda i, x: step(tail, done, i, x), logp_P
+    )
+    logp_P = jnp.where(jnp.arange(total) < count, logp_P[:total], 0.0)
+    return (
+        jnp.zeros(total, jnp.float32)
+        .at[target_P[:total]]
+        .set(logp_P, unique_indices=True)
+        .reshape(rows, length)
+    )
+
+  def _chunk(self, hidden_CD, target_C, table_VD):
+    """Log-probability of each target, float32 [C]."""
+    local = table_VD.shape[0]
+    first = 0
+    if self.vocab_axis is not None:
+      first = jax.lax.axis_index(self.vocab_axis) * local
+    block = min(self.chunks.vocab, local)
+
+    def add(at, size, carry):
+      top_C, sum_C, hit_C = carry
+      table = jax.lax.dynamic_slice_in_dim(table_VD, at, size)
+      logits_CV = self._logits(hidden_CD, table, first + at)
+      new_C = jnp.maximum(top_C, jnp.max(logits_CV, axis=1))
+      # While nothing but padding was seen the maximum is -inf: exp(-inf - 0).
+      base_C = jnp.where(new_C == -jnp.inf, 0.0, new_C)
+      sum_C = sum_C * jnp.exp(top_C - base_C)
+      sum_C += jnp.sum(jnp.exp(logits_CV - base_C[:, None]), axis=1)
+      index_C = target_C - first - at
+      here_C = (index_C >= 0) & (index_C < size)
+      logit_C = jnp.take_along_axis(
+          logits_CV, jnp.where(here_C, index_C, 0)[:, None], axis=1
+      )[:, 0]
+      return new_C, sum_C, jnp.where(here_C, logit_C, hit_C)
+
+    nothing_C = jnp.full(hidden_CD.shape[0], -jnp.inf, jnp.float32)
+    carry = (nothing_C, jnp.zeros_like(nothing_C), nothing_C)
+    whole = local // block
+    if whole == 1:
+      carry = add(0, block, carry)
+    else:
+      carry = jax.lax.fori_loop(
+          0, whole, lambda i, c: add(i * block, block, c), carry
+      )
+    if local % block:
+      carry = add(whole * block, local % block, carry)
+    top_C, sum_C, hit_C = carry
+    if self.vocab_axis is not None:
+      most_C = jax.lax.pmax(top_C, self.vocab_axis)
+      scale_C = jnp.where(top_C == -jnp.inf, 0.0, jnp.exp(top_C - most_C))
+      sum_C = jax.lax.psum(sum_C * scale_C, self.vocab_axis)
+      hit_C = jax.lax.pmax(hit_C, self.vocab_axis)
+      top_C = most_C
+    return hit_C - top_C - jnp.log(sum_C)
+
+  def _logits(self, hidden_CD, table_VD, first):
+    """Float32 logits [C, V] of one block of ids that begins at `first`."""
+    logits_CV = jnp.einsum(
+        'cd,vd->cv',
+        hidden_CD,
+        table_VD,
+        precision=self.precision,
+        preferred_element_type=jnp.float32,
+    )
+    if self.soft_cap is not None:
+      logits_CV = self.soft_cap * jnp.tanh(logits_CV / self.soft_cap)
+    ids_V = first + jnp.arange(table_VD.shape[0])
+    return jnp.where(ids_V < self.vocab_size, logits_CV, -jnp.inf)
+
+
+def _where_in(span_B12, position_T, values_BT):
+  start, stop = span_B12[..., 0], span_B12[..., 1]
+  return jnp.where(
+      (position_T >= start) & (position_T < stop), values_BT, 0.0
+  )
+
+
+def _axes(entry) -> tuple[str, ...]:
+  return (entry,) if isinstance(entry, str) else tuple(entry or ())

@@ -1,0 +1,327 @@
+"""The score table of one model on disk: append, resume, exactly once.
+
+A folder holds
+
+  fingerprint.json    everything that can change a number
+  plan.json           the batch plan and the division into windows
+  part-000000.parquet rows 0 to rows_per_part - 1, and so on
+  part-000000.npy     their embeddings (float16 [rows, D]), where asked for
+
+A window of rows is written in one go, when all of it is scored, by a rename:
+after a kill at any moment each window is on disk as a whole or not at all, and
+a new run scores what is missing. Parts carry the fingerprint's hash and page
+checksums, so a part from elsewhere or with a flipped bit is found.
+"""
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from etils import epath
+
+from qaq_jax.scoring import files, metrics
+from qaq_jax.scoring.files import StoreError
+
+STATUSES = ('ok', 'truncated', 'too_long', 'empty', 'invalid', 'non_finite')
+_PART = re.compile(r'part-(\d{6,})\.parquet')
+_HASH_KEY = b'qaq.fingerprint'
+_EMBEDDINGS_KEY = b'qaq.embeddings'  # SHA-256 of the .npy beside a part
+
+
+def score_schema(model: str, terms: Sequence[str]) -> pa.Schema:
+  """Columns of a part: `row`, sums and counts per term, status and reason."""
+  sums = [
+      pa.field(metrics.nll_column(term, model), pa.float32()) for term in terms
+  ]
+  counts = dict.fromkeys(metrics.count_column(term, model) for term in terms)
+  return pa.schema([
+      pa.field('row', pa.int64(), nullable=False),
+      *sums,
+      *(pa.field(name, pa.int32()) for name in counts),
+      pa.field(f'status_{model}', pa.string(), nullable=False),
+      pa.field(f'reason_{model}', pa.string(), nullable=False),
+  ])
+
+
+def fingerprint_hash(fingerprint: Mapping) -> str:
+  """SHA-256 of the canonical JSON of a fingerprint."""
+  text = json.dumps(fingerprint, sort_keys=True, ensure_ascii=False)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+class ScoreStore:
+  """Writer of one model's score table. Use as a context manager.
+
+  Attributes:
+    directory: the folder.
+    rows_per_part: rows of a window, from the folder when it has some.
+    num_windows: how many windows the input has.
+    plan: what `save_plan` saved last, or {}.
+    notes: what was found and mended on opening.
+  """
+
+  def __init__(
+      self,
+      directory,
+      *,
+      model: str,
+      fingerprint: Mapping,
+      num_rows: int,
+      terms: Sequence[str] = metrics.SHARED_TERMS,
+      embeddings: bool = False,
+      exclusive: bool = True,
+  ):
+    """Opens or creates the folder.
+
+    Args:
+      directory: the folder, `WORKDIR/scores/<model>`.
+      model: name in the columns.
+      fingerprint: JSON-serialisable; everything that can change a number.
+      num_rows: rows of the input.
+      terms: terms that are scored.
+      embeddings: whether each part comes with embeddings.
+      exclusive: take the folder's lock (one process of a group does).
+
+    Raises:
+      StoreError: another process writes there, the folder was made with
+        another fingerprint (the difference is named), or it is damaged.
+    """
+    self.directory = epath.Path(directory)
+    self.model = model
+    self.num_rows = int(num_rows)
+    self.terms = tuple(terms)
+    self.embeddings = embeddings
+    self.schema = score_schema(model, terms)
+    self.notes = []
+    self.directory.mkdir(parents=True, exist_ok=True)
+    self._lock = files.Lock(self.directory) if exclusive else None
+    try:
+      self._open(json.loads(json.dumps(fingerprint)), exclusive)
+    except BaseException:
+      self.close()
+      raise
+
+  def _open(self, fingerprint, exclusive):
+    if exclusive:
+      left = files.remove_temporaries(self.directory)
+      if left:
+        self.notes.append(f'removed unfinished files: {", ".join(left)}')
+    path = self.directory / 'fingerprint.json'
+    old = files.read_json(path)
+    if old is None:
+      if self._parts():
+        raise StoreError(
+            f'{self.directory} holds parts but no fingerprint.json, so nobody '
+            'knows what they are: move the folder away or delete it'
+        )
+      if exclusive:
+        files.write_json(path, fingerprint)
+    elif old != fingerprint:
+      found = files.differences(old, fingerprint)
+      shown = '\n'.join(f'  {line}' for line in found[:12])
+      if len(found) > 12:
+        shown += f'\n  and {len(found) - 12} more'
+      raise StoreError(
+          f'{self.directory} holds scores that were made otherwise (then -> '
+          f'now):\n{shown}\nUse another --workdir, set these back, or delete '
+          f'{self.directory} to score again.'
+      )
+    self._hash = fingerprint_hash(fingerprint)
+    self.plan = files.read_json(self.directory / 'plan.json') or {}
+    self.rows_per_part = self.plan.get('rows_per_part')
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *unused):
+    self.close()
+
+  def close(self) -> None:
+    """Gives the folder's lock back."""
+    if self._lock is not None:
+      self._lock.release()
+
+  def save_plan(self, plan: Mapping) -> None:
+    """Saves the plan; its `rows_per_part` fixes the windows for good."""
+    plan = json.loads(json.dumps(plan))
+    if self.rows_per_part not in (None, plan['rows_per_part']):
+      raise ValueError('the division into windows is fixed once it is saved')
+    self.plan = plan
+    self.rows_per_part = plan['rows_per_part']
+    if self._lock is not None:
+      files.write_json(self.directory / 'plan.json', plan)
+
+  @property
+  def num_windows(self) -> int:
+    """Windows of the whole input."""
+    return -(-self.num_rows // self.rows_per_part)
+
+  def window(self, index: int) -> range:
+    """Rows of a window."""
+    start = index * self.rows_per_part
+    return range(start, min(start + self.rows_per_part, self.num_rows))
+
+  def _path(self, index, suffix='parquet'):
+    return self.directory / f'part-{index:06d}.{suffix}'
+
+  def _parts(self):
+    return _list_parts(self.directory)
+
+  def done(self) -> set[int]:
+    """Windows on disk, each read and checked.
+
+    Raises:
+      StoreError: a part is damaged or not of this input; it is named.
+    """
+    parts = self._parts()
+    if parts and self.rows_per_part is None:
+      raise StoreError(
+          f'{self.directory} holds parts but no plan.json; delete the folder '
+          'to score again'
+      )
+    for index in parts:
+      self.read(index)
+    return set(parts)
+
+  def read(self, index: int) -> pa.Table:
+    """Returns the part of a window, checked."""
+    if index >= self.num_windows:
+      raise StoreError(
+          f'{self._path(index)} is beyond the input, which has {self.num_rows} '
+          f'rows; delete it'
+      )
+    path = self._path(index)
+    table = _read_part(path, self.schema)
+    if table.schema.metadata.get(_HASH_KEY) != self._hash.encode():
+      raise StoreError(
+          f'{path} was made with another fingerprint than its folder; delete '
+          'it and its rows are scored again'
+      )
+    rows = self.window(index)
+    if not np.array_equal(table['row'].to_numpy(), np.arange(rows.start,
+                                                             rows.stop)):
+      raise _damaged(path, f'its rows are not {rows.start} to {rows.stop - 1}')
+    if self.embeddings:
+      read_embeddings(path, table)
+    return table
+
+  def write(
+      self,
+      index: int,
+      columns: Mapping[str, np.ma.MaskedArray],
+      status: Sequence[str],
+      reason: Sequence[str],
+      embeddings: np.ndarray | None = None,
+  ) -> None:
+    """Writes the part of a window, whole or not at all.
+
+    Args:
+      index: the window.
+      columns: name -> masked array with one entry per row; masked is null.
+      status: one of STATUSES per row.
+      reason: '' for ok.
+      embeddings: float16 [rows, D], NaN rows where there is none.
+    """
+    rows = self.window(index)
+    unknown = set(status) - set(STATUSES)
+    if unknown:
+      raise ValueError(f'unknown status {unknown}')
+    arrays = [pa.array(np.arange(rows.start, rows.stop))]
+    for field in list(self.schema)[1:-2]:
+      values = columns[field.name]
+      arrays.append(
+          pa.array(
+              values.filled(0).astype(field.type.to_pandas_dtype()),
+              mask=np.ma.getmaskarray(values),
+          )
+      )
+    arrays += [pa.array(status, pa.string()), pa.array(reason, pa.string())]
+    metadata = {_HASH_KEY: self._hash}
+    # The Parquet part makes the window count as done, so it comes last.
+    if self.embeddings:
+      buffer = io.BytesIO()
+      np.save(buffer, np.asarray(embeddings, np.float16))
+      metadata[_EMBEDDINGS_KEY] = hashlib.sha256(buffer.getvalue()).hexdigest()
+      files.write_atomic(self._path(index, 'npy'), buffer.getvalue())
+    table = pa.Table.from_arrays(
+        arrays, schema=self.schema.with_metadata(metadata)
+    )
+    if len(table) != len(rows):
+      raise ValueError(f'{len(table)} rows for a window of {len(rows)}')
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table, sink, compression='zstd', write_page_checksum=True
+    )
+    files.write_atomic(self._path(index), sink.getvalue())
+
+
+def _list_parts(directory) -> list[int]:
+  matches = (_PART.fullmatch(p.name) for p in epath.Path(directory).iterdir())
+  return sorted(int(m.group(1)) for m in matches if m)
+
+
+def _damaged(path, why):
+  return StoreError(
+      f'{path} is damaged ({why}); delete it and run again: its rows are '
+      'scored again'
+  )
+
+
+def _read_part(path, schema=None) -> pa.Table:
+  try:
+    with epath.Path(path).open('rb') as file:
+      table = pq.read_table(file, page_checksum_verification=True)
+  except (pa.ArrowException, OSError, ValueError) as e:
+    raise _damaged(path, str(e).splitlines()[0] if str(e) else repr(e)) from e
+  if schema is not None and not table.schema.equals(schema):
+    raise _damaged(path, f'columns {table.column_names}')
+  if table.schema.metadata is None or _HASH_KEY not in table.schema.metadata:
+    raise _damaged(path, 'it has no fingerprint')
+  return table
+
+
+def read_embeddings(part_path, part: pa.Table) -> np.ndarray:
+  """Reads the embeddings beside a part, float16 [rows, D], checked.
+
+  Raises:
+    StoreError: the file is missing or damaged.
+  """
+  part_path = epath.Path(part_path)
+  path = part_path.with_suffix('.npy')
+  try:
+    data = path.read_bytes()
+  except OSError as e:
+    raise _damaged(part_path, f'{path.name}: {e}') from e
+  digest = hashlib.sha256(data).hexdigest().encode()
+  if part.schema.metadata.get(_EMBEDDINGS_KEY) != digest:
+    raise _damaged(part_path, f'{path.name} is not the one written with it')
+  return np.load(io.BytesIO(data))
+
+
+def read_parts(directory) -> Iterator[pa.Table]:
+  """Yields the parts of a finished folder in row order.
+
+  Raises:
+    StoreError: rows are missing or twice, or a part is damaged.
+  """
+  directory = epath.Path(directory)
+  expected = 0
+  hashes = set()
+  for index in _list_parts(directory) if directory.exists() else ():
+    path = directory / f'part-{index:06d}.parquet'
+    table = _read_part(path)
+    hashes.add(table.schema.metadata[_HASH_KEY])
+    rows = table['row'].to_numpy()
+    if len(hashes) > 1 or not np.array_equal(
+        rows, np.arange(expected, expected + len(rows))
+    ):
+      raise _damaged(
+          path, f'row {expected} was expected first, or it is of another run'
+      )
+    expected += len(rows)
+    yield table
