@@ -35,6 +35,12 @@ def _mix(x):
   return x ^ (x >> np.uint64(16))
 
 
+def check_seed(seed: int):
+  """Refuses a seed that is not in [0, 2**32)."""
+  if not 0 <= seed < 2**32:
+    raise ValueError(f'select.seed is {seed}; it must be in [0, 2**32).')
+
+
 def row_hash(row_N, seed: int, stream: int = TIES):
   """The seeded hash of `row`: uint64 [N] below 2**32 (see the module).
 
@@ -46,8 +52,7 @@ def row_hash(row_N, seed: int, stream: int = TIES):
   Raises:
     ValueError: the seed is out of range.
   """
-  if not 0 <= seed < 2**32:
-    raise ValueError(f'select.seed is {seed}; it must be in [0, 2**32).')
+  check_seed(seed)
   key = _mix(np.array([seed], np.uint64))
   key = _mix((key + np.uint64(2654435769 * stream % 2**32)) & _LOW)
   row = np.asarray(row_N, np.int64).astype(np.uint64)

@@ -78,6 +78,7 @@ def select(
     )
   options = registry.resolve_options(rule, options)
   seed = int(seed)
+  budget_lib.check_seed(seed)
   if budget.threshold is not None and not rule.threshold:
     raise ValueError(
       f'The rule {rule.name!r} has no score to compare with '
