@@ -131,7 +131,7 @@ def _layers_of(config: ModelConfig, path: tuple) -> range | None:
   return range(first, first + config.segments[path[1]].num_layers)
 
 
-def _expected(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
   """Returns the shape of every tensor of the checkpoint by its name."""
   expected = {}
   for path, spec in param_specs(config).items():
@@ -144,7 +144,7 @@ def _expected(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def _check(config: ModelConfig, files: tensors.Tensors) -> None:
-  expected = _expected(config)
+  expected = expected_tensors(config)
   weights = families.FAMILIES[config.family].weights
   head, embedding = weights['head'][0], weights['embedding'][0]
   if config.tie_embeddings and head in files and embedding in files:
@@ -212,7 +212,7 @@ def save_hf(
   writer = jax.process_index() == 0
   if writer:
     directory.mkdir(parents=True, exist_ok=True)
-  plan = _plan_files(_expected(model.config), dtype.itemsize, shard_bytes)
+  plan = _plan_files(expected_tensors(model.config), dtype.itemsize, shard_bytes)
   parameters = dict(nnx.to_flat_state(nnx.state(model)))
   sources = _writers(model.config)
   names = {}
@@ -231,7 +231,7 @@ def save_hf(
   if len(plan) > 1:
     total = sum(
         dtype.itemsize * int(np.prod(s))
-        for s in _expected(model.config).values()
+        for s in expected_tensors(model.config).values()
     )
     (directory / tensors.INDEX).write_text(
         json.dumps(

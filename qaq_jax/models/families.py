@@ -57,7 +57,10 @@ TRANSPOSE = Transform(
 def _read_vocab(tensor, index, ours):
   first, last = _bounds(index[0], ours[0])
   known = tensor.get_shape()[0]
-  block = tensor[slice(min(first, known), min(last, known)), index[1]]
+  if first >= known:  # all padding, and safetensors refuses empty slices
+    left, right = _bounds(index[1], ours[1])
+    return np.zeros((last - first, right - left), np.float32)
+  block = tensor[slice(first, min(last, known)), index[1]]
   return np.pad(block, ((0, last - first - len(block)), (0, 0)))
 
 

@@ -165,7 +165,8 @@ class Tensors:
     a, b = self.open(first), self.open(second)
     if a.get_shape() != b.get_shape():
       return False
-    return all(
-        np.array_equal(a[i : i + rows], b[i : i + rows])
-        for i in range(0, a.get_shape()[0], rows)
+    size = a.get_shape()[0]
+    blocks = (
+        slice(i, min(i + rows, size)) for i in range(0, size, rows)
     )
+    return all(np.array_equal(a[block], b[block]) for block in blocks)
