@@ -461,7 +461,7 @@ def test_missing_columns_say_how_to_get_them():
     select(table, rule='ifd_cherry')
   with pytest.raises(MissingColumn, match='config.score.ifd_superfilter=True'):
     select(table, rule='ifd_superfilter')
-  with pytest.raises(ValueError, match='config.score.embeddings=True'):
+  with pytest.raises(MissingColumn, match='config.score.embeddings=True'):
     select(table, rule='rds_plus')
   with pytest.raises(MissingColumn, match='scar-tool'):
     select(table, rule='scar')

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import scipy.stats
 from hypothesis import strategies as st
-from selection_tables import from_ranks, make_table
+from selection_tables import from_ranks, make_table, reorder
 
 from qaq_jax.selection import analyses, registry
 from qaq_jax.selection.columns import MissingColumn, ScoreColumns
@@ -218,8 +218,22 @@ def test_overlap_of_rules():
   np.testing.assert_allclose(union[:2, :2], [[1, 0.4], [0.4, 1]])
 
 
-def test_available_rules_are_those_with_columns():
+def test_all_rules_with_columns_are_run():
   columns = ScoreColumns(make_table(50))
-  assert analyses.available_rules(columns) == [
-    name for name in registry.RULES if name in RULES
+  found = analyses.select_all(columns, budget={'rows': 5}, seed=2)
+  assert list(found) == [
+    name for name in registry.RULES if name in RULES and name != 'all'
   ]
+  for name, selection in found.items():
+    alone = select(columns, rule=name, budget={'rows': 5}, seed=2)
+    np.testing.assert_array_equal(selection.rows, alone.rows)
+  found = analyses.select_all(columns, budget={'threshold': 0.2})
+  assert 'diff_high' in found and 'random' not in found
+
+
+def test_spearman_of_two_tables_matches_rows():
+  table = make_table(200)
+  order = np.random.default_rng(0).permutation(200)[:150]
+  before, after = ScoreColumns(table), ScoreColumns(reorder(table, order))
+  value = analyses.rmi_spearman_between(before, after, 'strong')
+  assert value == pytest.approx(1.0)

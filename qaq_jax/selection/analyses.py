@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from qaq_jax.selection import budget as budget_lib
 from qaq_jax.selection import columns as columns_lib
 from qaq_jax.selection import registry, strata
 from qaq_jax.selection import select as select_lib
@@ -35,16 +36,50 @@ def rmi_ifd_spearman(columns, model: str) -> float | None:
   return spearman(columns.rmi(model), columns.ifd(model, required=False))
 
 
-def available_rules(columns, names=None) -> list[str]:
-  """The rules that this table has the columns for."""
-  usable = []
-  for name in names or registry.RULES:
-    try:
-      select_lib.select(columns, rule=name)
-    except (columns_lib.MissingColumn, ValueError):
+def rmi_spearman_between(before, after, model: str) -> float | None:
+  """Spearman of a model's RMI in two score tables of the same input.
+
+  The paper: 0.9539 before and after fine-tuning.
+
+  Args:
+    before: ScoreColumns.
+    after: ScoreColumns; rows are matched by `row`.
+    model: the model's name in both.
+  """
+  _, first, second = np.intersect1d(
+    before.row, after.row, assume_unique=True, return_indices=True
+  )
+  return spearman(before.rmi(model)[first], after.rmi(model)[second])
+
+
+def select_all(columns, names=None, *, budget=None, seed: int = 0):
+  """Runs every rule that the table has the columns for.
+
+  Args:
+    columns: ScoreColumns.
+    names: rules to try; None = all but `all`.
+    budget: of every rule; None = each rule's own. A threshold leaves out the
+      rules without a score.
+    seed: of the hash.
+
+  Returns:
+    Name -> Selection, in the registry's order.
+  """
+  budget = budget_lib.Budget.of(budget)
+  if names is None:
+    names = [name for name in registry.RULES if name != 'all']
+  found = {}
+  for name in names:
+    rule = registry.get_rule(name)
+    if budget.threshold is not None and not rule.threshold:
       continue
-    usable.append(name)
-  return usable
+    try:
+      found[name] = select_lib.select(
+        columns, rule=name, budget=budget, seed=seed
+      )
+    except columns_lib.MissingColumn:
+      continue
+  return found
 
 
 def overlap(rows_by_rule: Mapping[str, np.ndarray], of: str = 'union'):

@@ -228,7 +228,7 @@ def _rds_plus(columns, options, context):
                 'what the model should learn'),
   ):
     if options[name] is None:
-      raise ValueError(f'rds_plus needs {name}: {how}.')
+      raise columns_lib.MissingColumn(f'rds_plus needs {name}: {how}.')
   embeddings = neighbours.as_embeddings(options['embeddings'], 'embeddings')
   targets = neighbours.as_embeddings(options['targets'], 'targets')
   if len(embeddings) != columns.num_rows:

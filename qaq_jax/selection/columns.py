@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from etils import epath
 
 from qaq_jax.scoring import metrics
 from qaq_jax.selection import strata
@@ -24,11 +25,14 @@ _SOURCES = {
 }
 
 
-class MissingColumn(KeyError):
-  """A rule needs a column that the score table lacks."""
+class MissingColumn(ValueError):
+  """A rule needs something that the score table (or the run) lacks."""
 
-  def __str__(self):
-    return self.args[0]
+
+def _open(path: str) -> pq.ParquetFile:
+  if '://' in path:  # gs:// and s3:// work dirs
+    return pq.ParquetFile(epath.Path(path).open('rb'))
+  return pq.ParquetFile(path, memory_map=True)
 
 
 class ScoreColumns:
@@ -61,7 +65,7 @@ class ScoreColumns:
     self.include_truncated = bool(include_truncated)
     self._file = None
     if isinstance(table, (str, os.PathLike)):
-      self._file = pq.ParquetFile(os.fspath(table), memory_map=True)
+      self._file = _open(os.fspath(table))
       self.names = list(self._file.schema_arrow.names)
     elif isinstance(table, pa.Table):
       self.names = list(table.column_names)

@@ -1,0 +1,56 @@
+"""What each rule lets through, for rows whose kind is known.
+
+With labelled rows (planted defects, human verdicts) a selection can be judged
+without training: the share of each kind that a rule keeps, beside what a
+random draw of the same size keeps.
+"""
+
+import collections
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+
+def let_through(
+    chosen: Mapping[str, np.ndarray], labels: Sequence[str]
+) -> dict[str, dict[str, float]]:
+  """The share of each kind of row that each rule keeps.
+
+  Args:
+    chosen: rule -> int64 numbers of the rows that it keeps.
+    labels: kind of every row, in row order.
+
+  Returns:
+    rule -> kind -> share in [0, 1], kinds by falling frequency.
+  """
+  labels = np.asarray(labels, dtype=object)
+  totals = collections.Counter(labels.tolist())
+  table = {}
+  for rule, rows in chosen.items():
+    kept = collections.Counter(labels[np.asarray(rows, np.int64)].tolist())
+    table[rule] = {k: kept[k] / n for k, n in totals.most_common()}
+  return table
+
+
+def format_audit(
+    chosen: Mapping[str, np.ndarray], labels: Sequence[str]
+) -> str:
+  """`let_through` as text: a line per rule, a column per kind, in percent."""
+  table = let_through(chosen, labels)
+  totals = collections.Counter(labels).most_common()
+  first = max(map(len, (*table, 'rows in the data'))) + 2
+  widths = [max(len(str(kind)), 7) + 2 for kind, _ in totals]
+
+  def line(name, cells):
+    cells = zip(cells, widths, strict=True)
+    return name.ljust(first) + ''.join(str(c).rjust(w) for c, w in cells)
+
+  lines = [
+      line('', [kind for kind, _ in totals]),
+      line('rows in the data', [n for _, n in totals]),
+  ]
+  lines += [
+      line(rule, [f'{share:.1%}' for share in shares.values()])
+      for rule, shares in table.items()
+  ]
+  return '\n'.join(lines)
