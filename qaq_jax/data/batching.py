@@ -1,0 +1,304 @@
+"""Sequences of many lengths -> batches of few shapes.
+
+Every shape is compiled once per model, so there are few; every padded position
+is wasted work, so the lengths are chosen from the data. `plan_shapes` does that
+from the histogram of lengths, before any batch; `make_batches` fills one
+window of rows. Both are deterministic.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from collections.abc import Sequence as AbstractSequence
+
+import numpy as np
+
+_MAX_CANDIDATES = 512  # lengths that the planner tells apart
+_TRIAL_SEQUENCES = 20_000  # sequences that the planner tries a plan on
+_LIGHT_BATCH = 0.5  # a batch may be this much smaller if that wastes less
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchPlan:
+  """The shapes of a run.
+
+  Attributes:
+    shapes: (rows, length), longest first; each is one compilation.
+    waste: predicted share of positions that hold no token of a sequence.
+    batches: predicted number of batches per shape.
+    tokens_per_batch, rows_multiple: as given to `plan_shapes`.
+  """
+
+  shapes: tuple[tuple[int, int], ...]
+  waste: float
+  batches: tuple[int, ...]
+  tokens_per_batch: int
+  rows_multiple: int
+
+  def to_json(self) -> dict:
+    """The plan as plain types; `from_json` reads it back."""
+    return dataclasses.asdict(self)
+
+  @classmethod
+  def from_json(cls, value: Mapping) -> BatchPlan:
+    """Reads what `to_json` gave."""
+    return cls(
+        shapes=tuple((int(b), int(t)) for b, t in value['shapes']),
+        waste=float(value['waste']),
+        batches=tuple(int(n) for n in value['batches']),
+        tokens_per_batch=int(value['tokens_per_batch']),
+        rows_multiple=int(value['rows_multiple']),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+  """One batch; dimension letters: B rows, T tokens, 2 spans of (start, stop).
+
+  Attributes:
+    shape_index: into `BatchPlan.shapes`.
+    tokens_BT: int32, padded with 0 on the right.
+    spans_B22: int32; a span that is not there is (0, 0).
+    lengths_B: int32, real tokens; 0 for a masked row.
+    row_B: int64, the sample's row; -1 for a masked row.
+    slot_B: int32, index of the sequence among its row's; -1 if masked.
+  """
+
+  shape_index: int
+  tokens_BT: np.ndarray
+  spans_B22: np.ndarray
+  lengths_B: np.ndarray
+  row_B: np.ndarray
+  slot_B: np.ndarray
+
+
+def length_histogram(encoded, histogram=None) -> np.ndarray:
+  """Adds the lengths of all sequences of `encoded` rows to a histogram.
+
+  Args:
+    encoded: an iterable of `Encoded`.
+    histogram: int64 [longest + 1], counts by length; None is empty.
+
+  Returns:
+    The histogram, grown where needed.
+  """
+  lengths = [len(s.ids) for e in encoded for s in e.sequences]
+  counts = np.bincount(np.asarray(lengths, np.int64))
+  if histogram is None or not len(histogram):
+    return counts
+  size = max(len(counts), len(histogram))
+  return np.pad(counts, (0, size - len(counts))) + np.pad(
+      histogram, (0, size - len(histogram))
+  )
+
+
+def plan_shapes(
+    histogram,
+    *,
+    max_shapes: int = 24,
+    tokens_per_batch: int,
+    multiple: int = 1,
+    rows_multiple: int = 1,
+    window: int | None = None,
+) -> BatchPlan:
+  """Chooses the shapes of a run.
+
+  Args:
+    histogram: counts by length, [longest + 1] or a mapping length -> count.
+    max_shapes: shapes at most, so compilations at most.
+    tokens_per_batch: rows * length aimed at and, but for a single
+      `rows_multiple` of long rows, not exceeded.
+    multiple: lengths are multiples of it (1 on CPU, 128 on TPU).
+    rows_multiple: rows are multiples of it (the batch axes' size of the mesh).
+    window: sequences that `make_batches` will be given at a time; None: all.
+
+  Returns:
+    A plan whose longest shape holds the longest sequence.
+
+  Raises:
+    ValueError: an argument is below 1.
+  """
+  for name, value in (
+      ('max_shapes', max_shapes), ('tokens_per_batch', tokens_per_batch),
+      ('multiple', multiple), ('rows_multiple', rows_multiple),
+  ):
+    if value < 1:
+      raise ValueError(f'{name}={value}: at least 1')
+  lengths, counts = _candidates(histogram, multiple)
+  if not len(lengths):
+    return BatchPlan((), 0.0, (), tokens_per_batch, rows_multiple)
+  trial = _trial_windows(histogram, window)
+  best = None
+  for chosen in _best_lengths(lengths, counts, max_shapes):
+    shapes = tuple(
+        (_rows(tokens_per_batch, t, rows_multiple), int(t))
+        for t in sorted(chosen, reverse=True)
+    )
+    used, waste = _try(shapes, trial)
+    if best is None or waste < best.waste - 1e-9:
+      best = BatchPlan(
+          shapes, waste, tuple(used), tokens_per_batch, rows_multiple
+      )
+  return best
+
+
+def make_batches(
+    items: AbstractSequence[tuple[int, int, object]], plan: BatchPlan
+) -> list[Batch]:
+  """Puts one window of sequences into batches of the plan's shapes.
+
+  Longest first. A batch whose shape has room left over is filled with the
+  next shorter sequences; only the last batch has masked rows.
+
+  Args:
+    items: (row, slot, `Sequence`) in any order; (row, slot) is unique.
+    plan: of `plan_shapes`.
+
+  Returns:
+    Batches that hold every item exactly once, in an order that depends on the
+    set of items only.
+
+  Raises:
+    ValueError: a sequence is longer than the plan's longest shape.
+  """
+  items = sorted(items, key=lambda i: (-len(i[2].ids), i[0], i[1]))
+  lengths = np.array([len(i[2].ids) for i in items], np.int64)
+  if len(items) and (not plan.shapes or lengths[0] > plan.shapes[0][1]):
+    row, slot, sequence = items[0]
+    raise ValueError(
+        f'row {row}, sequence {slot} ({sequence.kind}): {lengths[0]} tokens; '
+        f'the plan\'s longest shape is {plan.shapes[0] if plan.shapes else 0}'
+    )
+  return [
+      _fill(items[start:stop], shape, plan.shapes[shape])
+      for start, stop, shape in _cut(lengths, plan.shapes)
+  ]
+
+
+def waste_of(batches: AbstractSequence[Batch]) -> float:
+  """Share of positions in `batches` that hold no token of a sequence."""
+  real = sum(int(b.lengths_B.sum()) for b in batches)
+  total = sum(b.tokens_BT.size for b in batches)
+  return 1 - real / total if total else 0.0
+
+
+def _fill(items, index, shape) -> Batch:
+  rows, length = shape
+  batch = Batch(
+      index,
+      np.zeros((rows, length), np.int32),
+      np.zeros((rows, 2, 2), np.int32),
+      np.zeros(rows, np.int32),
+      np.full(rows, -1, np.int64),
+      np.full(rows, -1, np.int32),
+  )
+  for i, (row, slot, sequence) in enumerate(items):
+    n = len(sequence.ids)
+    batch.tokens_BT[i, :n] = sequence.ids
+    for j, (_, start, stop) in enumerate(sequence.spans):
+      batch.spans_B22[i, j] = start, stop
+    batch.lengths_B[i] = n
+    batch.row_B[i] = row
+    batch.slot_B[i] = slot
+  return batch
+
+
+def _cut(lengths, shapes) -> list[tuple[int, int, int]]:
+  """(start, stop, shape index) of batches over lengths, longest first."""
+  cuts, at, n = [], 0, len(lengths)
+  sizes = [t for _, t in shapes]
+  while at < n:
+    # The shortest shape that holds the longest sequence left.
+    index = int(np.searchsorted(-np.array(sizes), -lengths[at], 'right')) - 1
+    stop = min(at + shapes[index][0], n)
+    cuts.append((at, stop, index))
+    at = stop
+  return cuts
+
+
+def _rows(tokens_per_batch, length, rows_multiple):
+  return max(tokens_per_batch // length // rows_multiple, 1) * rows_multiple
+
+
+def _as_counts(histogram) -> np.ndarray:
+  if isinstance(histogram, Mapping):
+    counts = np.zeros(max(histogram, default=0) + 1, np.int64)
+    for length, count in histogram.items():
+      counts[length] = count
+    return counts
+  return np.asarray(histogram, np.int64)
+
+
+def _candidates(histogram, multiple):
+  """Lengths a shape may have, increasing, and the sequences up to each."""
+  counts = _as_counts(histogram)
+  lengths = np.flatnonzero(counts)
+  rounded = -(-np.maximum(lengths, 1) // multiple) * multiple
+  sizes, index = np.unique(rounded, return_inverse=True)
+  totals = np.bincount(index, counts[lengths]).astype(np.int64)
+  if len(sizes) > _MAX_CANDIDATES:  # keep those that the rows crowd at
+    ends = np.cumsum(totals)
+    marks = np.linspace(0, len(sizes) - 1, _MAX_CANDIDATES // 2)
+    crowd = np.searchsorted(
+        ends, np.linspace(0, ends[-1], _MAX_CANDIDATES // 2)
+    )
+    keep = np.unique(
+        np.concatenate([marks.astype(int), crowd, [len(sizes) - 1]])
+    )
+    keep = keep[keep < len(sizes)]
+    totals = np.diff(ends[keep], prepend=0)
+    sizes = sizes[keep]
+  return sizes, totals
+
+
+def _best_lengths(lengths, counts, max_shapes):
+  """Yields, for each number of shapes, the lengths with the least padding.
+
+  Dynamic programming: `cost[k][j]` is the least number of positions that hold
+  all sequences up to candidate j in k shapes, the longest being candidate j.
+  """
+  n = len(lengths)
+  before = np.concatenate([[0], np.cumsum(counts)])
+  cost = lengths * before[1:].astype(np.float64)
+  choice = [np.full(n, -1)]
+  for k in range(1, min(max_shapes, n) + 1):
+    picked, j = [], n - 1
+    for back in reversed(choice):
+      picked.append(int(lengths[j]))
+      j = back[j]
+    yield picked
+    if k == min(max_shapes, n):
+      return
+    # From i (last of the shorter shapes) to j > i.
+    step = cost[:, None] + lengths[None, :] * (
+        before[None, 1:] - before[1:, None]
+    ).astype(np.float64)
+    step[np.tril_indices(n)] = np.inf
+    choice.append(np.argmin(step, axis=0))
+    cost = step[choice[-1], np.arange(n)]
+
+
+def _trial_windows(histogram, window) -> list[np.ndarray]:
+  """Lengths of some windows of a run, each longest first."""
+  counts = _as_counts(histogram)
+  lengths = np.repeat(np.arange(len(counts)), counts)
+  if window is None or window >= len(lengths):
+    return [lengths[::-1]]
+  order = np.random.default_rng(0).permutation(len(lengths))
+  shuffled = lengths[order[: max(_TRIAL_SEQUENCES, window)]]
+  full = len(shuffled) // window * window
+  return [
+      np.sort(shuffled[i: i + window])[::-1] for i in range(0, full, window)
+  ]
+
+
+def _try(shapes, windows):
+  """(batches per shape, waste) of a plan on the trial windows."""
+  used, real, total = [0] * len(shapes), 0, 0
+  for lengths in windows:
+    for _, _, index in _cut(lengths, shapes):
+      used[index] += 1
+      total += shapes[index][0] * shapes[index][1]
+    real += int(lengths.sum())
+  return used, 1 - real / total
