@@ -1,0 +1,1 @@
+"""The embedded demo: mined pairs, planted defects and two tiny models."""
