@@ -24,7 +24,7 @@ _LOW = np.uint64(2**32 - 1)
 _MULTIPLIERS = np.uint64(2146121005), np.uint64(73244475)
 
 # Independent orders for rules whose draws should not repeat each other's.
-TIES, RANDOM, LENGTH_MATCHED = 1, 2, 3
+TIES, RANDOM, LENGTH_MATCHED, WINDOW, DROP_LOW = 1, 2, 3, 4, 5
 
 
 def _mix(x):
@@ -47,7 +47,7 @@ def row_hash(row_N, seed: int, stream: int = TIES):
   Args:
     row_N: non-negative int64 keys.
     seed: 0 <= seed < 2**32.
-    stream: TIES, RANDOM or LENGTH_MATCHED.
+    stream: TIES or that of a rule that draws.
 
   Raises:
     ValueError: the seed is out of range.

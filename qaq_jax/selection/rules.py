@@ -105,7 +105,7 @@ def _rmi_window(columns, options, context):
     },
     # Inside the window no row is better: a smaller budget draws at random.
     order_N=np.zeros(len(rank)),
-    stream=budget_lib.RANDOM,
+    stream=budget_lib.WINDOW,
   )
 
 
@@ -137,7 +137,7 @@ def _drop_low(columns, options, context):
     rank,
     dropped={f'among the lowest {drop:.0%} of r_s': low},
     order_N=np.zeros(len(rank)),
-    stream=budget_lib.RANDOM,
+    stream=budget_lib.DROP_LOW,
   )
 
 
