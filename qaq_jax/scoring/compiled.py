@@ -29,6 +29,11 @@ class OutOfMemory(RuntimeError):
   """The device has not enough memory for a batch."""
 
 
+def default_tokens(platform: str) -> int:
+  """Tokens of a batch per device to begin the search with."""
+  return TOKENS.get(platform, _OTHER_TOKENS)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
   """Whether a JAX error says that memory ran out."""
   text = str(error)
@@ -156,9 +161,9 @@ class Programs:
     stats = self._devices[0].memory_stats() or {}
     return int(share * stats.get('bytes_limit', 0))
 
-  def default_tokens(self) -> int:
-    """Tokens of a batch to begin the search with, over all devices."""
-    return TOKENS.get(self.platform, _OTHER_TOKENS) * self.shards
+  def forget(self) -> None:
+    """Drops the compiled programs, so that their memory can be used."""
+    self._compiled.clear()
 
   def run(self, tokens_BT, spans_BS2, lengths_B) -> dict[str, jax.Array]:
     """Starts a batch; its results are futures.
@@ -187,8 +192,8 @@ def fit(
     programs: Programs,
     shapes_for: Callable[[int], Sequence[tuple[int, int]]],
     tokens: int = 0,
-) -> tuple[int, list[tuple[int, int]], int]:
-  """Finds the largest batch that fits, and compiles its shapes.
+) -> tuple[int, int]:
+  """Finds the largest batch that fits.
 
   Compiles the largest shape and reads the compiled program's memory; halves
   the tokens until it is within the limit.
@@ -200,15 +205,17 @@ def fit(
       default.
 
   Returns:
-    Tokens per batch, its shapes, and bytes per device of the largest.
+    Tokens per batch, and bytes per device of the largest program.
 
   Raises:
     OutOfMemory: not even one row per device of the longest length fits.
   """
-  tokens = tokens or programs.default_tokens()
+  tokens = tokens or default_tokens(programs.platform) * programs.shards
   limit = programs.memory_limit()
   while True:
-    shapes = list(shapes_for(tokens))
+    shapes = [tuple(s) for s in shapes_for(tokens)]
+    if not shapes:
+      return tokens, 0
     # Attention grows with the square of the length, the rest with the tokens.
     largest = {max(shapes), max(shapes, key=lambda s: (s[0] * s[1], s[1]))}
     largest.add(max(shapes, key=lambda s: s[1]))
@@ -217,8 +224,7 @@ def fit(
     except OutOfMemory:
       need = None
     if need is not None and (not limit or need <= limit):
-      programs.compile(shapes)
-      return tokens, shapes, need
+      return tokens, need
     rows, length = max(shapes, key=lambda s: (s[0] * s[1], s[1]))
     if rows <= programs.shards:
       needed = 'more' if need is None else f'{need / 2**30:.2f} GiB'

@@ -13,6 +13,7 @@ a new run scores what is missing. Parts carry the fingerprint's hash and page
 checksums, so a part from elsewhere or with a flipped bit is found.
 """
 
+import collections
 import hashlib
 import io
 import json
@@ -187,6 +188,15 @@ class ScoreStore:
     for index in parts:
       self.read(index)
     return set(parts)
+
+  def count_statuses(self) -> dict[str, int]:
+    """Rows on disk by status."""
+    counts = collections.Counter()
+    for index in self._parts():
+      table = _read_part(self._path(index), self.schema)
+      for entry in table[f'status_{self.model}'].value_counts().to_pylist():
+        counts[entry['values']] += entry['counts']
+    return dict(sorted(counts.items()))
 
   def read(self, index: int) -> pa.Table:
     """Returns the part of a window, checked."""
