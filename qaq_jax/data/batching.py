@@ -15,8 +15,10 @@ from collections.abc import Sequence as AbstractSequence
 import numpy as np
 
 _MAX_CANDIDATES = 512  # lengths that the planner tells apart
-_TRIAL_SEQUENCES = 20_000  # sequences that the planner tries a plan on
-_LIGHT_BATCH = 0.5  # a batch may be this much smaller if that wastes less
+_TRIAL_SEQUENCES = 8192  # sequences that the planner tries a plan on
+_MAX_TYPICAL = 4096  # sequences of the window that shapes are fitted to
+_LIGHTER = (1, 0.9, 0.8, 0.7, 0.6, 0.5)  # rows of a batch may be fewer
+_RUN = 64  # batches of one shape in a row that are told apart
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,17 +131,30 @@ def plan_shapes(
   if not len(lengths):
     return BatchPlan((), 0.0, (), tokens_per_batch, rows_multiple)
   trial = _trial_windows(histogram, window)
+  rows_of = lambda t: _rows(tokens_per_batch, t, rows_multiple)
   best = None
-  for chosen in _best_lengths(lengths, counts, max_shapes):
-    shapes = tuple(
-        (_rows(tokens_per_batch, t, rows_multiple), int(t))
-        for t in sorted(chosen, reverse=True)
-    )
-    used, waste = _try(shapes, trial)
-    if best is None or waste < best.waste - 1e-9:
-      best = BatchPlan(
-          shapes, waste, tuple(used), tokens_per_batch, rows_multiple
-      )
+  for k in _shape_counts(max_shapes):
+    by_histogram = [
+        (rows_of(t), t) for t in _best_lengths(lengths, counts, k)
+    ]
+    for shapes in (
+        by_histogram,
+        _best_shapes(_typical(trial), multiple, rows_multiple, rows_of, k),
+    ):
+      shapes = tuple(sorted(
+          {(int(r), int(t)) for r, t in shapes}
+          # Whatever the trial windows hold, the longest must fit somewhere.
+          | ({(rows_of(int(lengths[-1])), int(lengths[-1]))}
+             if max(t for _, t in shapes) < lengths[-1] else set()),
+          key=lambda s: (-s[1], -s[0]),
+      ))
+      if len(shapes) > max_shapes:
+        continue
+      used, waste = _try(shapes, trial)
+      if best is None or waste < best.waste - 1e-9:
+        best = BatchPlan(
+            shapes, waste, tuple(used), tokens_per_batch, rows_multiple
+        )
   return best
 
 
@@ -148,8 +163,9 @@ def make_batches(
 ) -> list[Batch]:
   """Puts one window of sequences into batches of the plan's shapes.
 
-  Longest first. A batch whose shape has room left over is filled with the
-  next shorter sequences; only the last batch has masked rows.
+  Longest first, each batch the next sequences in order of length, cut so that
+  the padding is least. A batch with room left over takes in shorter sequences;
+  rows beyond the last are masked.
 
   Args:
     items: (row, slot, `Sequence`) in any order; (row, slot) is unique.
@@ -205,13 +221,30 @@ def _fill(items, index, shape) -> Batch:
 
 
 def _cut(lengths, shapes) -> list[tuple[int, int, int]]:
-  """(start, stop, shape index) of batches over lengths, longest first."""
-  cuts, at, n = [], 0, len(lengths)
-  sizes = [t for _, t in shapes]
+  """(start, stop, shape index) of batches over lengths, longest first.
+
+  Dynamic programming from the end: the cheapest way to hold what is left,
+  in positions, over every shape that is long enough for its first sequence.
+  """
+  n = len(lengths)
+  rows = np.array([r for r, _ in shapes], np.int64)
+  size = rows * np.array([t for _, t in shapes], np.int64)
+  # Shapes 0..fits[i]-1 are long enough for sequence i.
+  fits = np.searchsorted(
+      -np.array([t for _, t in shapes]), -lengths, 'right'
+  )
+  left = np.zeros(n + 1, np.int64)
+  choice = np.zeros(n, np.int64)
+  for i in range(n - 1, -1, -1):
+    m = fits[i]
+    cost = size[:m] + left[np.minimum(i + rows[:m], n)]
+    # Of equal costs the last: the shorter shape with fewer rows.
+    choice[i] = m - 1 - np.argmin(cost[::-1])
+    left[i] = cost[choice[i]]
+  cuts, at = [], 0
   while at < n:
-    # The shortest shape that holds the longest sequence left.
-    index = int(np.searchsorted(-np.array(sizes), -lengths[at], 'right')) - 1
-    stop = min(at + shapes[index][0], n)
+    index = int(choice[at])
+    stop = min(at + int(rows[index]), n)
     cuts.append((at, stop, index))
     at = stop
   return cuts
@@ -252,31 +285,106 @@ def _candidates(histogram, multiple):
   return sizes, totals
 
 
-def _best_lengths(lengths, counts, max_shapes):
-  """Yields, for each number of shapes, the lengths with the least padding.
+def _shape_counts(max_shapes) -> list[int]:
+  """Numbers of shapes worth a trial: more shapes can mean more tails."""
+  counts = {max(1, round(max_shapes * f)) for f in (1, 0.75, 0.5, 0.25)}
+  return sorted(counts, reverse=True)
 
-  Dynamic programming: `cost[k][j]` is the least number of positions that hold
-  all sequences up to candidate j in k shapes, the longest being candidate j.
+
+def _best_lengths(lengths, counts, max_shapes) -> list[int]:
+  """The lengths with the least padding, tails of batches apart.
+
+  Dynamic programming: `cost[j]` is the least number of positions that hold
+  all sequences up to candidate j, the longest shape being candidate j.
   """
   n = len(lengths)
   before = np.concatenate([[0], np.cumsum(counts)])
   cost = lengths * before[1:].astype(np.float64)
   choice = [np.full(n, -1)]
-  for k in range(1, min(max_shapes, n) + 1):
-    picked, j = [], n - 1
-    for back in reversed(choice):
-      picked.append(int(lengths[j]))
-      j = back[j]
-    yield picked
-    if k == min(max_shapes, n):
-      return
-    # From i (last of the shorter shapes) to j > i.
-    step = cost[:, None] + lengths[None, :] * (
-        before[None, 1:] - before[1:, None]
-    ).astype(np.float64)
-    step[np.tril_indices(n)] = np.inf
-    choice.append(np.argmin(step, axis=0))
-    cost = step[choice[-1], np.arange(n)]
+  # From i (last of the shorter shapes) to j > i.
+  step = lengths[None, :] * (before[None, 1:] - before[1:, None]).astype(
+      np.float64
+  )
+  step[np.tril_indices(n)] = np.inf
+  for _ in range(min(max_shapes, n) - 1):
+    total = cost[:, None] + step
+    choice.append(np.argmin(total, axis=0))
+    cost = total[choice[-1], np.arange(n)]
+  picked, j = [], n - 1
+  for back in reversed(choice):
+    picked.append(int(lengths[j]))
+    j = back[j]
+  return picked
+
+
+def _best_shapes(lengths, multiple, rows_multiple, rows_of, max_shapes):
+  """The (rows, length) pairs that hold one window with the least padding.
+
+  Dynamic programming over the sequences, longest first: from sequence i, one
+  shape as long as sequence i is used for m batches in a row. This sees tails,
+  which `_best_lengths` does not, and may make batches lighter.
+
+  Args:
+    lengths: of one window, longest first.
+    multiple: of a shape's length.
+    rows_multiple: of a shape's rows.
+    rows_of: length -> most rows of a shape.
+    max_shapes: shapes at most.
+  """
+  n = len(lengths)
+  rounded = -(-np.maximum(lengths, 1) // multiple) * multiple
+  source, target, cost, rows = [], [], [], []
+  for i in range(n):
+    most = rows_of(int(rounded[i]))
+    for r in _light_rows(most, n - i, rows_multiple):
+      batches = np.arange(1, min(-(-(n - i) // r), _RUN) + 1)
+      if batches[-1] == _RUN:  # or as many as it takes to the end
+        batches[-1] = -(-(n - i) // r)
+      source.append(np.full(len(batches), i))
+      target.append(np.minimum(i + batches * r, n))
+      cost.append(batches * (r * int(rounded[i])))
+      rows.append(np.full(len(batches), r))
+  source, target, cost, rows = map(
+      np.concatenate, (source, target, cost, rows)
+  )
+  firsts = np.searchsorted(source, np.arange(n))
+  best = np.full(n + 1, np.inf)
+  best[n] = 0
+  steps = []
+  for _ in range(min(max_shapes, n)):
+    total = cost + best[target]
+    least = np.minimum.reduceat(total, firsts)
+    # The first transition of each source that reaches its least cost.
+    hit = np.flatnonzero(total == least[source])
+    chosen = hit[np.searchsorted(source[hit], np.arange(n))]
+    steps.append(chosen)
+    best = np.append(least, 0)
+  shapes, i = [], 0
+  for chosen in reversed(steps):
+    if i >= n:
+      break
+    t = chosen[i]
+    shapes.append((int(rows[t]), int(rounded[i])))
+    i = int(target[t])
+  return shapes
+
+
+def _light_rows(most, left, rows_multiple) -> list[int]:
+  """Row counts to try: full batches, some lighter, and just what is left."""
+  tried = {
+      max(round(most * f) // rows_multiple, 1) * rows_multiple
+      for f in _LIGHTER
+  }
+  if left <= most:
+    tried.add(-(-left // rows_multiple) * rows_multiple)
+  return sorted(r for r in tried if r <= most)
+
+
+def _typical(windows) -> np.ndarray:
+  """One window's lengths, longest first: the quantiles of the trial's."""
+  n = min(max(len(w) for w in windows), _MAX_TYPICAL)
+  every = np.sort(np.concatenate(windows))[::-1]
+  return every[np.linspace(0, len(every) - 1, n).astype(int)]
 
 
 def _trial_windows(histogram, window) -> list[np.ndarray]:
