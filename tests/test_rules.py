@@ -573,6 +573,9 @@ def test_rds_plus_refuses_what_does_not_fit():
   with pytest.raises(ValueError, match='9 embeddings for 10 rows'):
     select(table, rule='rds_plus', embeddings=np.ones((9, 2)),
            targets=np.ones((1, 2)))
+  with pytest.raises(FileNotFoundError, match='config.score.embeddings=True'):
+    select(table, rule='rds_plus', embeddings='no.npy',
+           targets=np.ones((1, 2)))
   with pytest.raises(ValueError, match='2 dimensions, targets 3'):
     select(table, rule='rds_plus', embeddings=np.ones((10, 2)),
            targets=np.ones((1, 3)))

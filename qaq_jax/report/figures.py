@@ -55,8 +55,8 @@ def maps(columns, chosen) -> str:
     )
     figures.append(text.figure(
       f'{text.role_name(columns, model)}: RMI over PPL(Q)', picture,
-      f'Grey lines: edges of the {columns.num_strata} strata; black: median '
-      'RMI of each. Queries of low PPL(Q) leave little to explain.',
+      f'Upright lines: edges of the {columns.num_strata} strata; level lines: '
+      'median RMI of each. Queries of low PPL(Q) leave little to explain.',
     ))
   try:
     x = columns.rank(columns.model('strong'))

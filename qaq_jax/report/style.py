@@ -57,7 +57,7 @@ p {{ margin: 4px 0 12px; max-width: 76ch }}
 }}
 .plots {{
   display: grid; gap: 16px;
-  grid-template-columns: repeat(auto-fit, minmax(380px, 1fr));
+  grid-template-columns: repeat(auto-fit, minmax(min(380px, 100%), 1fr));
 }}
 figure {{
   margin: 0; background: var(--panel); border-radius: 8px; padding: 12px;

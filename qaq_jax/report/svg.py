@@ -206,9 +206,10 @@ def share_map(
   cell = min(
     (width - _LEFT - _RIGHT) / bins[0], (height - _TOP - _BOTTOM) / bins[1]
   )
+  full = np.quantile(all_XY[all_XY > 0], 0.97)  # not the max: a corner of ties
   for i, j in zip(*np.nonzero(all_XY), strict=True):
     count, part = all_XY[i, j], kept_XY[i, j]
-    size = cell * max(0.3, math.sqrt(count / all_XY.max()))
+    size = cell * np.clip(math.sqrt(count / full), 0.3, 1.0)
     title = (
       f'{edges[0][i]:.3g} to {edges[0][i + 1]:.3g}, {edges[1][j]:.3g} to '
       f'{edges[1][j + 1]:.3g}: {count:,} rows, {part / count:.0%} chosen'

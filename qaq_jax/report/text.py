@@ -18,7 +18,7 @@ def number(value, digits=3) -> str:
   if value is None or (isinstance(value, float) and not np.isfinite(value)):
     return '\u2013'
   if isinstance(value, float):
-    return f'{value:.{digits}f}'.replace('-', '\u2212')
+    return f'{round(value, digits) + 0.0:.{digits}f}'.replace('-', '\u2212')
   return f'{value:,}'
 
 

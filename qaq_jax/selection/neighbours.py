@@ -29,8 +29,14 @@ def as_embeddings(value, name: str):
 
   Raises:
     ValueError: not two-dimensional, or empty.
+    FileNotFoundError: no such file; says how to get it.
   """
   if isinstance(value, (str, os.PathLike)):
+    if not os.path.exists(value):
+      raise FileNotFoundError(
+        f'{os.fspath(value)} does not exist (rds_plus needs it as its {name}): '
+        'score with `--config.score.embeddings=True`.'
+      )
     value = np.load(os.fspath(value), mmap_mode='r')
   if not hasattr(value, 'shape') or len(value.shape) != 2 or not len(value):
     raise ValueError(
