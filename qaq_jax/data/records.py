@@ -164,6 +164,9 @@ def read_jsonl(path: str) -> Iterator[Record]:
       if not line.strip():
         continue
       record = _parse_line(line.removesuffix(b'\n'), number)
+      if not parsed_any and not bad and line.strip() == b'[':
+        bad.append(record)
+        break
       if parsed_any:
         yield record
         continue
@@ -284,11 +287,12 @@ class _Document:
       self.fail(f'expected {char!r}')
     self._at += 1
 
-  def fail(self, what):
-    near = self._text[self._at: self._at + 40]
+  def fail(self, what, at=None):
+    at = self._at if at is None else at
+    near = self._text[at: at + 40]
     raise DataError(
-        f'{self._path}: not valid JSON at character '
-        f'{self._dropped + self._at}: {what}, found {near!r}'
+        f'{self._path}: not valid JSON at character {self._dropped + at}: '
+        f'{what}, found {near!r}'
     )
 
   def value(self):
@@ -310,7 +314,7 @@ class _Document:
         ) from e
       except ValueError as e:
         if len(self._text) - self._at > _MAX_VALUE or not self._more(size):
-          self.fail(getattr(e, 'msg', str(e)))
+          self.fail(getattr(e, 'msg', str(e)), getattr(e, 'pos', None))
       size *= 2  # a value of many chunks is parsed few times
 
   def elements(self) -> Iterator[Record]:
