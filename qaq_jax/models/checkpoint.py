@@ -125,10 +125,7 @@ def load(
 
 def _layers_of(config: ModelConfig, path: tuple) -> range | None:
   """Returns the model's layers that a stacked parameter holds."""
-  if path[0] != 'stacks':
-    return None
-  first = sum(s.num_layers for s in config.segments[: path[1]])
-  return range(first, first + config.segments[path[1]].num_layers)
+  return config.stacks[path[1]] if path[0] == 'stacks' else None
 
 
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -212,7 +209,8 @@ def save_hf(
   writer = jax.process_index() == 0
   if writer:
     directory.mkdir(parents=True, exist_ok=True)
-  plan = _plan_files(expected_tensors(model.config), dtype.itemsize, shard_bytes)
+  shapes = expected_tensors(model.config)
+  plan = _plan_files(shapes, dtype.itemsize, shard_bytes)
   parameters = dict(nnx.to_flat_state(nnx.state(model)))
   sources = _writers(model.config)
   names = {}
@@ -231,7 +229,7 @@ def save_hf(
   if len(plan) > 1:
     total = sum(
         dtype.itemsize * int(np.prod(s))
-        for s in expected_tensors(model.config).values()
+        for s in shapes.values()
     )
     (directory / tensors.INDEX).write_text(
         json.dumps(

@@ -133,6 +133,22 @@ class ModelConfig:
     return tuple(out)
 
 
+  @property
+  def stacks(self) -> tuple[range, ...]:
+    """The layers of each parameter stack.
+
+    Each place in each segment's pattern has its own stack, so that a scan reads
+    its parameters without reshaping (which would copy them all).
+    """
+    out, first = [], 0
+    for segment in self.segments:
+      period = len(segment.pattern)
+      last = first + segment.num_layers
+      out += [range(first + i, last, period) for i in range(period)]
+      first = last
+    return tuple(out)
+
+
 def from_hf(config: Mapping, origin: str = 'config.json') -> ModelConfig:
   """Returns the ModelConfig of a parsed config.json.
 

@@ -94,7 +94,7 @@ def layer_specs(config: ModelConfig) -> dict[str, ParamSpec]:
 def param_specs(config: ModelConfig) -> dict[tuple, ParamSpec]:
   """Returns every parameter of the model by its path in the Decoder.
 
-  Stack i holds the layers of `config.segments[i]`: ('stacks', i, name).
+  Stack i holds the layers `config.stacks[i]`: ('stacks', i, name).
   """
   d, v = config.hidden_size, config.padded_vocab_size
   unit = 'zeros' if config.norm == 'rms_plus_one' else 'ones'
@@ -111,14 +111,14 @@ def param_specs(config: ModelConfig) -> dict[tuple, ParamSpec]:
   if not config.tie_embeddings:
     specs['head',] = ParamSpec((v, d), ('vocab', 'embed'), 0.02)
   layer = layer_specs(config)
-  for i, segment in enumerate(config.segments):
+  for i, layers in enumerate(config.stacks):
     for name, spec in layer.items():
-      specs['stacks', i, name] = spec.stacked(segment.num_layers)
+      specs['stacks', i, name] = spec.stacked(len(layers))
   return specs
 
 
 class Stack(nnx.Module):
-  """The stacked parameters of one segment of layers; see `layer_specs`."""
+  """The stacked parameters of some layers; see `layer_specs`."""
 
   def __init__(self, values: dict):
     for name, value in values.items():
@@ -179,7 +179,7 @@ class Decoder(nnx.Module):
         setattr(self, path[0], nnx.Param(value))
     self.stacks = nnx.List([
         Stack({p[2]: v for p, v in values.items() if p[:2] == ('stacks', i)})
-        for i in range(len(config.segments))
+        for i in range(len(config.stacks))
     ])
 
   def __call__(
@@ -215,16 +215,14 @@ class Decoder(nnx.Module):
         r: r.tables(positions_BT, config.head_dim)
         for r in {k.rope for k in kinds} - {None}
     }
-    for stack, segment in zip(self.stacks, config.segments, strict=True):
-      period = len(segment.pattern)
-      params = {
-          name: value.reshape(segment.repeats, period, *value.shape[1:])
-          for name, value in nnx.to_pure_dict(nnx.state(stack)).items()
-      }
+    stacks = iter(self.stacks)
+    for segment in config.segments:
+      params = [
+          nnx.to_pure_dict(nnx.state(next(stacks))) for _ in segment.pattern
+      ]
 
       def body(x_BTD, params, pattern=segment.pattern):
-        for i, kind in enumerate(pattern):
-          layer = {name: value[i] for name, value in params.items()}
+        for kind, layer in zip(pattern, params, strict=True):
           x_BTD = self._layer(
               layer, kind, x_BTD, tables.get(kind.rope), segment_ids_BT
           )
@@ -287,11 +285,17 @@ class Decoder(nnx.Module):
         value.astype(self.dtype), self.rules.gathered(*axes)
     )
 
-  def _einsum(self, expression, x, w, *out_axes):
+  def _out(self, *axes):
     meshed = sharding.current_mesh() is not None
-    out = self.rules.spec(*out_axes) if meshed else None
+    return self.rules.spec(*axes) if meshed else None
+
+  def _einsum(self, expression, x, w, *out_axes):
     return jnp.einsum(
-        expression, x, w, precision=self._precision, out_sharding=out
+        expression,
+        x,
+        w,
+        precision=self._precision,
+        out_sharding=self._out(*out_axes),
     )
 
   def _embed(self, tokens_BT, positions_BT):
@@ -365,7 +369,14 @@ class Decoder(nnx.Module):
         implementation=self.attention,
     )
     kernel = self._weight(p['o_kernel'], 'heads', None, 'embed')
-    y_BTD = self._einsum('btnk,nkd->btd', y_BTNK, kernel, 'batch', None, None)
+    # Not einsum: it would contract K before N and transpose both for that.
+    y_BTD = jax.lax.dot_general(
+        y_BTNK,
+        kernel,
+        (((2, 3), (0, 1)), ((), ())),
+        precision=self._precision,
+        out_sharding=self._out('batch', None, None),
+    )
     if 'o_bias' in p:
       y_BTD = y_BTD + p['o_bias'].astype(self.dtype)
     return y_BTD
