@@ -322,7 +322,7 @@ def test_json_documents(tmp_path, indent, zipped, wrap, monkeypatch):
 
 
 @pytest.mark.parametrize('text, message', [
-    ('[{"a": 1}, {"a": ]', 'not valid JSON at character 16'),
+    ('[{"a": 1}, {"a": ]', 'not valid JSON at character 17'),
     ('[{"a": 1} {"a": 2}]', "expected ','"),
     ('[{"a": 1}', "expected ','"),
     ('{"a": [{"x": 1}], "b": [{"x": 1}]}', "both 'a' and 'b'"),
