@@ -1,6 +1,9 @@
 """Each selection rule against its definition."""
 
 import json
+import math
+import pathlib
+import re
 import sqlite3
 
 import hypothesis
@@ -16,6 +19,8 @@ from qaq_jax.selection import budget as budget_lib
 from qaq_jax.selection import external, neighbours, registry
 from qaq_jax.selection.columns import MissingColumn, ScoreColumns
 from qaq_jax.selection.select import select
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 SPEC_RULES = {
   'rmi_top', 'rmi_window', 'diff_high', 'diff_low', 'sum_high', 'sum_low',
@@ -266,64 +271,39 @@ def test_a_seed_out_of_range_is_refused():
     select(make_table(5), rule='random', seed=-1)
 
 
-SQL = """
-with s as (
-  select row, nll_q_s / n_q_s ls, nll_q_s / n_q_s - nll_qa_s / n_q_s rs,
-    nll_q_w / n_q_w lw, nll_q_w / n_q_w - nll_qa_w / n_q_w rw from scores),
-b as (
-  select row, rs, rw,
-    (row_number() over (order by ls, row) - 1) * 10 / count(*) over () bs,
-    (row_number() over (order by lw, row) - 1) * 10 / count(*) over () bw
-  from s),
-r as (
-  select row,
-    (rank() over (partition by bs order by rs) - 1
-     + (count(*) over (partition by bs, rs) - 1) / 2.0)
-    / (count(*) over (partition by bs) - 1)
-    - (rank() over (partition by bw order by rw) - 1
-     + (count(*) over (partition by bw, rw) - 1) / 2.0)
-    / (count(*) over (partition by bw) - 1) as diff
-  from b)
-select row from r
-order by case when diff < 0 then -1 else 1 end
-  * cast(abs(diff) * 1099511627776 + 0.5 as integer) desc, qaq_hash(row)
-limit :count
-"""
-
-
-def test_sql_makes_the_same_choice():
-  """Strata, ranks, difference and ties in sqlite, on whole-number scores."""
+def test_the_documented_sql_makes_the_same_choice():
+  """docs/selection.md in sqlite: strata, ranks, difference, hash, cut."""
+  text = (ROOT / 'docs' / 'selection.md').read_text(encoding='utf-8')
+  (query,) = re.findall(r'```sql\n(.*?)```', text, re.DOTALL)
   rng = np.random.default_rng(5)
-  n = 3000
-  values = {
-    name: rng.integers(1, 9, n).astype(float)
-    for name in ('nll_q_s', 'nll_qa_s', 'nll_q_w', 'nll_qa_w')
-  }
-  counts = {name: rng.integers(1, 4, n) for name in ('n_q_s', 'n_q_w')}
-  table = {'row': np.arange(n)}
-  for model, short in (('strong', 's'), ('weak', 'w')):
-    table[f'status_{model}'] = np.full(n, 'ok')
-    table[f'nll_q_{model}'] = values[f'nll_q_{short}']
-    table[f'nll_q_given_a_{model}'] = values[f'nll_qa_{short}']
+  n = 3003
+  table = {'row': np.arange(n) * 3_000_017}  # beyond 32 bits
+  for model in ('strong', 'weak'):
+    status = np.where(rng.random(n) < 0.9, 'ok', 'too_long')
+    table[f'status_{model}'] = status
+    for name in ('nll_q', 'nll_q_given_a'):  # whole numbers: many ties
+      values = rng.integers(1, 4, n).astype(np.float64)
+      table[f'{name}_{model}'] = np.where(status == 'ok', values, np.nan)
+    count = rng.integers(1, 3, n)
     for name in ('n_q', 'n_q_given_a', 'n_a'):
-      table[f'{name}_{model}'] = counts[f'n_q_{short}']
+      table[f'{name}_{model}'] = count
   result = select(table, rule='diff_high', seed=11)
   assert result.report['cut']['tied'] > result.report['cut']['tied_kept'] > 0
 
   with sqlite3.connect(':memory:') as db:
-    db.execute(
-      'create table scores (row integer, nll_q_s real, nll_qa_s real, nll_q_w '
-      'real, nll_qa_w real, n_q_s real, n_q_w real)'
-    )
-    columns = [np.arange(n), *values.values(), *counts.values()]
+    db.create_function('floor', 1, math.floor)
+    names = [name for name in table if not name.startswith('n_a')]
+    kinds = {'status': 'text', 'nll': 'real'}
+    db.execute('create table scores (' + ', '.join(
+      f'{name} {kinds.get(name.split("_")[0], "integer")}' for name in names
+    ) + ')')
     db.executemany(
-      'insert into scores values (?, ?, ?, ?, ?, ?, ?)',
-      zip(*(column.tolist() for column in columns), strict=True),
+      f'insert into scores values ({", ".join("?" * len(names))})',
+      zip(*(table[name].tolist() for name in names), strict=True),
     )
-    db.create_function(
-      'qaq_hash', 1, lambda row: int(budget_lib.row_hash([row], 11)[0])
-    )
-    rows = db.execute(SQL, {'count': len(result.rows)}).fetchall()
+    query = query.replace(':key', str(result.report['hash_key']))
+    query = query.replace(':count', str(len(result.rows)))
+    rows = db.execute(query).fetchall()
   np.testing.assert_array_equal(np.sort(np.ravel(rows)), result.rows)
 
 

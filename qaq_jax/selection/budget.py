@@ -41,6 +41,13 @@ def check_seed(seed: int):
     raise ValueError(f'select.seed is {seed}; it must be in [0, 2**32).')
 
 
+def hash_key(seed: int, stream: int = TIES) -> int:
+  """The `key` of the hash (see the module) for a seed and a stream."""
+  check_seed(seed)
+  key = _mix(np.array([seed], np.uint64))
+  return int(_mix((key + np.uint64(2654435769 * stream % 2**32)) & _LOW)[0])
+
+
 def row_hash(row_N, seed: int, stream: int = TIES):
   """The seeded hash of `row`: uint64 [N] below 2**32 (see the module).
 
@@ -52,9 +59,7 @@ def row_hash(row_N, seed: int, stream: int = TIES):
   Raises:
     ValueError: the seed is out of range.
   """
-  check_seed(seed)
-  key = _mix(np.array([seed], np.uint64))
-  key = _mix((key + np.uint64(2654435769 * stream % 2**32)) & _LOW)
+  key = np.uint64(hash_key(seed, stream))
   row = np.asarray(row_N, np.int64).astype(np.uint64)
   return _mix((_mix((row & _LOW) ^ key) + (row >> np.uint64(32))) & _LOW)
 

@@ -36,8 +36,8 @@ def assign_strata(log_ppl_q_N, row_N, num_strata: int):
   Args:
     log_ppl_q_N: float, log PPL(Q) in nats per token; NaN = no stratum.
     row_N: int64 keys; equal perplexities are ordered by it.
-    num_strata: K >= 1. Sizes differ by at most 1; with fewer rows than K
-      some strata stay empty.
+    num_strata: K >= 1. Sizes differ by at most 1, the larger ones first (as
+      SQL's `ntile` does); with fewer rows than K the last ones stay empty.
 
   Returns:
     int32 [N]: 0 (lowest PPL(Q)) to K - 1, and -1 where there is none.
@@ -59,8 +59,9 @@ def assign_strata(log_ppl_q_N, row_N, num_strata: int):
     order = np.argsort(values, kind='stable')
   else:
     order = np.lexsort((rows, values))
-  position = np.arange(len(used), dtype=np.int64)
-  stratum_N[used[order]] = position * num_strata // len(used)
+  size_K = np.full(num_strata, len(used) // num_strata)
+  size_K[: len(used) % num_strata] += 1
+  stratum_N[used[order]] = np.repeat(np.arange(num_strata), size_K)
   return stratum_N
 
 

@@ -4,6 +4,7 @@ import textwrap
 
 import numpy as np
 
+from qaq_jax.selection import budget as budget_lib
 from qaq_jax.selection import columns as columns_lib
 
 
@@ -52,6 +53,7 @@ def build(
     'budget_is_default': default_budget,
     'target_rows': limit,
     'seed': seed,
+    'hash_key': budget_lib.hash_key(seed, found.stream),
     'roles': dict(table.roles),
     'strata': {'num_strata': table.num_strata, 'by': table.by},
     'include_truncated': table.include_truncated,
