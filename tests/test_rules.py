@@ -293,7 +293,7 @@ def test_the_documented_sql_makes_the_same_choice():
   place = counts.argmax()
   rows = counts[place + 1 :].sum() + counts[place] // 2
   result = select(table, rule='diff_high', seed=11, budget={'rows': int(rows)})
-  assert result.report['cut']['tied'] > result.report['cut']['tied_kept'] > 9
+  assert result.report['cut']['tied'] > result.report['cut']['tied_kept'] > 3
 
   with sqlite3.connect(':memory:') as db:
     db.create_function('floor', 1, math.floor)
