@@ -2,7 +2,7 @@ r"""QAQ on Magpie-Qwen2.5-Coder-Pro-300K, the paper's second code data set.
 
 Differs from `warriorcoder.py` in the data alone:
 
-  qaq run --config=configs/magpie_coder.py --workdir=gs://BUCKET/magpie
+  qaq run --config=configs/magpie_coder.py --workdir=runs/magpie
 
 Paper row (arXiv 2603.12165): diff_high, 25%, DeepSeek-Coder-6.7B-Base, greedy
 pass@1: HumanEval 71.95, HumanEval+ 65.24, MBPP 68.25, MBPP+ 56.35.

@@ -1,6 +1,6 @@
 r"""QAQ on OpenR1-Math-220k: the method outside code (arXiv 2603.12165).
 
-  qaq run --config=configs/openr1_math.py --workdir=gs://BUCKET/openr1
+  qaq run --config=configs/openr1_math.py --workdir=runs/openr1
 
 Differs from `warriorcoder.py` in data, models, the reverse instruction and the
 window: the answers are reasoning traces of thousands of tokens.

@@ -3,7 +3,7 @@ r"""QAQ on WarriorCoder, the paper's main experiment (arXiv 2603.12165).
 Command, on any mesh that holds 6.7B parameters in bfloat16 (13.4 GB):
 
   qaq run --config=configs/warriorcoder.py:data=warriorcoder.jsonl \
-      --workdir=gs://BUCKET/warriorcoder
+      --workdir=runs/warriorcoder
 
 The pairs of WarriorCoder (arXiv 2412.17395) were never released: `data` is
 your own reproduction, in any format that the tool reads. The paper's has
@@ -32,8 +32,6 @@ def get_config(arg=None):
       chat_template='deepseek-coder',
   )
   config_lib.add_model(c, 'weak', 'Qwen/Qwen3-0.6B')
-  c.select.rule = 'diff_high'
-  c.select.budget = '25%'
   if arg.runlocal:
     config_lib.shrink(c)
   return c

@@ -9,6 +9,7 @@ import ast
 import importlib.resources
 
 import ml_collections
+from ml_collections.config_dict import placeholder
 
 # Ours: the paper publishes a wording for mathematics only (spec 1, rule 7).
 REVERSE_INSTRUCTION = (
@@ -25,8 +26,8 @@ def get_default() -> ml_collections.ConfigDict:
   c.stages = ('prepare', 'score', 'select', 'report')  # what `qaq run` runs
 
   c.data = ml_collections.ConfigDict()
-  # A file, a folder, a glob, a saved data set, or a hub id; '{workdir}' is
-  # replaced by the work directory.
+  # A file, a folder, a glob, a saved data set, or a hub id. '{workdir}' in it
+  # is the work directory.
   c.data.path = ''
   c.data.format = 'auto'  # jsonl, json, parquet, hf
   c.data.name = ''  # configuration of a hub data set; '' = its default
@@ -52,14 +53,18 @@ def get_default() -> ml_collections.ConfigDict:
   c.score.on_long = 'skip'  # or 'truncate_context'
   c.score.reverse_instruction = REVERSE_INSTRUCTION
   c.score.system_prompt = ''  # '' = the template's own default
+  # What templates that print a date print (Llama 3.1 and later).
+  c.score.date_string = '26 Jul 2024'
   c.score.author_compatible = False  # the released scorer's two sequences
   c.score.embeddings = False  # pooled hidden states, for rule rds_plus
+  # rds_plus: examples of the target tasks, in any format that data.path has.
+  c.score.targets_path = ''
   c.score.ifd_cherry = False  # two more sequences per row
   c.score.ifd_superfilter = False  # two more sequences per row
   c.score.tokens_per_batch = 0  # per device; 0 = from the compiled memory
   c.score.max_shapes = 24  # compilations per model
   c.score.length_multiple = 0  # 0 = 128 on TPU, 16 on GPU, 1 on CPU
-  c.score.rows_per_part = 1024  # rows that a kill can cost at most
+  c.score.rows_per_part = 0  # rows that a kill can cost; 0 = from the lengths
   c.score.attention = 'auto'  # or the name of one implementation
   c.score.mesh = ml_collections.ConfigDict()
   c.score.mesh.data = -1  # -1 = all devices that the other axes leave
@@ -72,19 +77,36 @@ def get_default() -> ml_collections.ConfigDict:
 
   c.select = ml_collections.ConfigDict()
   c.select.rule = 'diff_high'
-  # '25%', '5000 rows', '2e6 tokens', or '> 0.1' (threshold on the rule's
-  # score). A share is of the eligible rows.
-  c.select.budget = '25%'
+  # At most one; none = the rule's own. A share is of the eligible rows.
+  c.select.budget = ml_collections.ConfigDict()
+  c.select.budget.share = placeholder(float)
+  c.select.budget.rows = placeholder(int)
+  c.select.budget.tokens = placeholder(int)  # of queries and answers
+  c.select.budget.threshold = placeholder(float)  # on the rule's score
   c.select.include_truncated = False
-  # Options of the rule, as `qaq select` lists them: 'lo=0.5,hi=0.75'.
-  c.select.options = ''
+  # Options of single rules, None = the rule's own default; the README's table
+  # of rules (or registry.describe_rules()) says which rule has which.
+  c.select.lo = placeholder(float)
+  c.select.hi = placeholder(float)
+  c.select.drop = placeholder(float)
+  c.select.model = placeholder(str)
+  c.select.of = placeholder(str)
+  c.select.reference = placeholder(str)
+  c.select.num_bins = placeholder(int)
+  c.select.column = placeholder(str)
+  c.select.path = placeholder(str)
+  c.select.key = placeholder(str)
 
+  # What every rule lets through, by a label in the input's records.
   c.audit = ml_collections.ConfigDict()
-  c.audit.label = ''  # a field of the input's records, 'defect' say
+  c.audit.label = ''  # name of the field, 'defect' say
+  c.audit.share = 0.25  # budget of every rule
   c.audit.rules = ()  # () = every rule that the score table can serve
 
+  # Only configs/demo.py mines its input.
   c.mine = ml_collections.ConfigDict()
-  c.mine.rows = 0  # used by configs/demo.py alone
+  c.mine.rows = 0
+  c.mine.defects = ml_collections.ConfigDict()  # defect -> share of the rows
   return c
 
 
@@ -147,7 +169,7 @@ def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
           + ', '.join(sorted(options))
       )
     options[name] = (
-        _parse_value(name, text, defaults[name]) if equals else True
+        _parse_value(text, defaults[name]) if equals else True
     )
     if type(options[name]) is not type(defaults[name]):
       raise ValueError(
@@ -157,21 +179,7 @@ def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
   return ml_collections.ConfigDict(options)
 
 
-def parse_options(text: str) -> dict:
-  """Parses 'lo=0.5,hi=0.75' into {'lo': 0.5, 'hi': 0.75}."""
-  options = {}
-  for item in filter(None, text.split(',')):
-    name, equals, value = item.partition('=')
-    if not equals:
-      raise ValueError(
-          f'select.options: {item!r} is not of the form name=value'
-      )
-    options[name.strip()] = _parse_value(name, value, None)
-  return options
-
-
-def _parse_value(name, text, default):
-  del name
+def _parse_value(text, default):
   if isinstance(default, str):
     return text
   try:

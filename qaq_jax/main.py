@@ -4,9 +4,12 @@ Kept short, so that everything else can be imported, called from a notebook
 and tested. `python -m qaq_jax.main` is the same command.
 """
 
+import os
+import pathlib
 import sys
 
-from absl import app, flags
+import jax
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from qaq_jax import pipeline
@@ -18,7 +21,7 @@ _CONFIG = config_flags.DEFINE_config_file(
     lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Folder of all output; gs:// and s3:// paths work.'
+    'workdir', None, 'Folder of all output.'
 )
 
 
@@ -30,12 +33,25 @@ def main(argv: list[str]) -> None:
         f'one stage, please: qaq {{{"|".join(stages)}}} '
         '--config=configs/demo.py --workdir=DIR'
     )
+  _quiet_and_cached()
   try:
     pipeline.run(argv[1], _CONFIG.value, _WORKDIR.value)
   except (ValueError, OSError) as e:
     # What the user can mend is told in words; the stack trace is in the log.
     print(f'qaq {argv[1]}: error: {e}', file=sys.stderr)
     sys.exit(2)
+
+
+def _quiet_and_cached() -> None:
+  """Fewer log lines than jax's own; compiled programs kept across runs."""
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.ERROR)
+  if not jax.config.jax_compilation_cache_dir:
+    home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    jax.config.update(
+        'jax_compilation_cache_dir', str(pathlib.Path(home) / 'qaq_jax')
+    )
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 
 def run() -> None:

@@ -1,0 +1,174 @@
+"""The score stage: samples and models to one joined score table.
+
+Apart from the other stages because it alone loads models: selecting and
+reporting on a finished table start without flax and transformers.
+"""
+
+import functools
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from qaq_jax import stages
+from qaq_jax.data import samples as samples_lib
+from qaq_jax.data import templates
+from qaq_jax.models import checkpoint, sharding
+from qaq_jax.models import source as source_lib
+from qaq_jax.scoring import join, scorer
+from qaq_jax.selection import strata
+
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+
+
+def score(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
+  """Scores the samples with every model, one after the other, and joins.
+
+  Args:
+    config: the resolved config.
+    workdir: with `samples/`; gets `scores/<model>/` and `scores.parquet`.
+
+  Returns:
+    Model -> summary of its run, for the run log.
+
+  Raises:
+    ValueError: an artifact in the work directory belongs to other inputs,
+      or a model or template cannot be used; says what to do.
+  """
+  store = samples_lib.SampleStore.open(workdir / stages.SAMPLES)
+  mesh = sharding.make_mesh(**config.score.mesh.to_dict())
+  targets = _prepare_targets(config, workdir)
+  summaries = {}
+  for name in config.models:
+    model = _Model(config, name, mesh)
+    summaries[name] = model.score(store, workdir / 'scores' / name)
+    if config.score.embeddings:
+      path = stages.embeddings_path(workdir, name)
+      path.parent.mkdir(exist_ok=True)
+      folder = workdir / 'scores' / name
+      join.join_embeddings(path, folder, num_rows=store.num_rows)
+    if targets:
+      folder = workdir / 'targets' / name
+      model.score(targets, folder)
+      path = stages.embeddings_path(workdir, name, 'targets')
+      join.join_embeddings(path, folder, num_rows=targets.num_rows)
+  if jax.process_index() == 0:
+    _join(config, workdir, store)
+  return summaries
+
+
+class _Model:
+  """One model of the config: its files, its encoder, its weights on demand."""
+
+  def __init__(self, config, name, mesh):
+    self._c, self._m = config.score, config.models[name]
+    self._name, self._mesh = name, mesh
+    if self._m.dtype not in DTYPES:
+      raise ValueError(
+          f'config.models.{name}.dtype is {self._m.dtype!r}; it is one of '
+          + ', '.join(DTYPES)
+      )
+    self._source = source_lib.resolve(self._m.path, self._m.revision or None)
+    self._encoder = templates.Encoder(
+        self._source.directory,
+        template=self._m.chat_template,
+        system_prompt=self._m.system_prompt or self._c.system_prompt,
+        reverse_instruction=self._c.reverse_instruction,
+        max_length=self._m.max_length or self._c.max_length,
+        on_long=self._c.on_long,
+        author_compatible=self._c.author_compatible,
+        ifd_cherry=self._c.ifd_cherry,
+        ifd_superfilter=self._c.ifd_superfilter,
+        embeddings=self._c.embeddings,
+        date_string=self._c.date_string,
+    )
+    self._check_positions(name)
+
+  def _check_positions(self, name):
+    config = checkpoint.read_config(self._source)
+    length = self._m.max_length or self._c.max_length
+    if length > config.max_positions:
+      raise ValueError(
+          f'config.models.{name}: max_length {length} exceeds the '
+          f'{config.max_positions} positions of {self._m.path}; set '
+          f'--config.models.{name}.max_length={config.max_positions}'
+      )
+
+  @functools.cached_property
+  def _decoder(self):
+    return checkpoint.load(
+        self._source,
+        mesh=self._mesh,
+        dtype=DTYPES[self._m.dtype],
+        attention=self._c.attention,
+    )
+
+  def score(self, store, out_dir: pathlib.Path) -> dict:
+    """Scores one sample store into `out_dir`."""
+    info = self._encoder.info()
+    print(
+        f'{self._name}: {self._m.path}, {self._m.dtype}; template '
+        f'{info["template"]}; system prompt: {info["system_prompt"]}; BOS: '
+        f'{info["bos"]}'
+    )
+    for note in info['notes']:
+      print(f'{self._name}: {note}')
+    return scorer.score(
+        store,
+        self._encoder,
+        lambda: self._decoder,
+        name=self._name,
+        out_dir=out_dir,
+        fingerprint=self._fingerprint(store),
+        options=scorer.ScoreOptions(
+            tokens_per_batch=self._c.tokens_per_batch,
+            max_shapes=self._c.max_shapes,
+            rows_per_part=self._c.rows_per_part,
+            length_multiple=self._c.length_multiple,
+        ),
+        mesh=self._mesh,
+    )
+
+  def _fingerprint(self, store) -> dict:
+    """Everything that can change a number, besides the scorer's version."""
+    model = source_lib.fingerprint(self._source)
+    return {
+        'samples': store.content_hash,
+        'model': {f['name']: f['sha256'] for f in model['files']},
+        'commit': model['commit'],
+        'encoder': self._encoder.fingerprint(),
+        'dtype': self._m.dtype,
+        'attention': self._c.attention,
+    }
+
+
+def _prepare_targets(config, workdir):
+  """The target examples of rds_plus as a sample store, or None."""
+  if not (config.score.embeddings and config.score.targets_path):
+    return None
+  folder = workdir / 'targets' / 'samples'
+  source = samples_lib.DataSource(config.score.targets_path)
+  samples_lib.prepare(source, folder)
+  return samples_lib.SampleStore.open(folder)
+
+
+def _join(config, workdir, store):
+  """Writes scores.parquet: stored columns, then derived ones."""
+  models = list(config.models)
+  roles = {r: m for r, m in config.roles.items() if m}
+  join.join_scores(
+      workdir / stages.SCORES,
+      {name: workdir / 'scores' / name for name in models},
+      num_rows=store.num_rows,
+      ids=(lambda: (s.id for s in store.iter_rows())) if store.has_id else None,
+      derive=lambda path: strata.derive(
+          path,
+          models,
+          roles=roles,
+          num_strata=config.strata.num_strata,
+          by=config.strata.by,
+          include_truncated=config.select.include_truncated,
+      ),
+  )
+  print(f'wrote {workdir / stages.SCORES}: {store.num_rows:,} rows')
