@@ -247,9 +247,27 @@ class _Renderer:
 
 
 def render(hf, messages, *, template, date_string, **options) -> str:
-  """Renders messages with a fixed date, through transformers."""
-  date = datetime.datetime.strptime(date_string, '%d %b %Y')
+  """Renders messages with a fixed date, through transformers.
+
+  Templates may call `strftime_now`, which transformers binds to the clock and
+  which cannot be handed in (it passes plain data only): a macro of that name
+  in front of the template takes its place.
+  """
+  if 'strftime_now' in template:
+    template = _FIXED_STRFTIME + template
+    date = datetime.datetime.strptime(date_string, '%d %b %Y')
+    options['fixed_date'] = {c: date.strftime(c) for c in _DATE_CODES}
   return hf.apply_chat_template(
       messages, chat_template=template, tokenize=False,
-      date_string=date_string, strftime_now=date.strftime, **options,
+      date_string=date_string, **options,
   )
+
+
+_DATE_CODES = [f'%{c}' for c in 'aAbBcdeFHIjmMpSuwyYxX'] + ['%-d', '%-m']
+_FIXED_STRFTIME = (
+    '{%- macro strftime_now(form) -%}'
+    '{%- set date = namespace(text=form) -%}'
+    '{%- for code, value in fixed_date.items() -%}'
+    '{%- set date.text = date.text | replace(code, value) -%}'
+    '{%- endfor -%}{{- date.text -}}{%- endmacro %}\n'
+)
