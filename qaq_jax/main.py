@@ -28,10 +28,11 @@ _WORKDIR = flags.DEFINE_string(
 def main(argv: list[str]) -> None:
   """Runs one stage, or with `run` all that the config lists."""
   stages = ('run', *pipeline.STAGES)
-  if len(argv) != 2 or argv[1] not in stages:
+  given = len(argv) == 2 and argv[1] in stages
+  if not (given and _CONFIG.value and _WORKDIR.value):
     raise app.UsageError(
-        f'one stage, please: qaq {{{"|".join(stages)}}} '
-        '--config=configs/demo.py --workdir=DIR'
+        'one stage, a config and a work directory, please:\n  qaq '
+        f'{{{"|".join(stages)}}} --config=configs/demo.py --workdir=DIR'
     )
   _quiet_and_cached()
   try:
@@ -54,10 +55,17 @@ def _quiet_and_cached() -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 
+def _parse(argv: list[str]) -> list[str]:
+  """Parses flags; a misspelt field of the config is told without a trace."""
+  try:
+    return app.parse_flags_with_usage(argv)
+  except AttributeError as e:
+    sys.exit(f'qaq: error: a --config.FIELD does not exist: {e}')
+
+
 def run() -> None:
   """Entry point of the `qaq` command."""
-  flags.mark_flags_as_required(['config', 'workdir'])
-  app.run(main)
+  app.run(main, flags_parser=_parse)
 
 
 if __name__ == '__main__':
