@@ -94,11 +94,24 @@ def test_more_strata_than_rows_gives_strata_of_one():
 
 
 def test_many_strata_do_not_overflow_the_small_integers():
-  n = 40_000
-  stratum = strata.assign_strata(np.arange(n)[::-1] * 1.0, np.arange(n), n)
-  np.testing.assert_array_equal(stratum, np.arange(n)[::-1])
+  n = 80_000
+  log_ppl = np.arange(n)[::-1] * 1.0
+  stratum = strata.assign_strata(log_ppl, np.arange(n), n // 2)
+  np.testing.assert_array_equal(stratum, np.arange(n)[::-1] // 2)
   rank = strata.rank_in_strata(np.arange(n) * 1.0, stratum)
-  assert (rank == 0.5).all()
+  np.testing.assert_array_equal(rank, np.arange(n) % 2)
+
+
+def test_rows_that_do_not_count_are_not_ranked():
+  """A truncated row has numbers; they must not move the others' ranks."""
+  table = make_table(60, not_ok=0.0)
+  few = {name: values[:40] for name, values in table.items()}
+  table['status_strong'] = np.where(np.arange(60) < 40, 'ok', 'truncated')
+  rank = ScoreColumns(table).rank('strong')
+  np.testing.assert_array_equal(rank[:40], ScoreColumns(few).rank('strong'))
+  assert np.isnan(rank[40:]).all()
+  included = ScoreColumns(table, include_truncated=True).rank('strong')
+  assert np.isfinite(included).all()
 
 
 def test_no_strata_is_an_error():
