@@ -20,7 +20,7 @@ from qaq_jax.scoring import likelihood
 
 VOCAB = 389  # padded to 512
 ALL = likelihood.Outputs(logp=True, embeddings=True)
-CHUNKS = likelihood.HeadChunks(rows=16, tail_rows=4, vocab=128)
+CHUNKS = likelihood.HeadChunks(rows=16, vocab=128)
 # float32 sums of some hundred terms, other shapes and shardings: measured
 # 2e-6 relative; the bound leaves room for other machines.
 TOLERANCE = dict(rtol=2e-5, atol=2e-5)
@@ -191,7 +191,7 @@ def test_composition_bucket_and_order_do_not_matter(model, batch, result):
       (run(model, tokens[order], spans[order], lengths[order]),
        {k: v[order] for k, v in result.items()}),
       (run(model, wider, spans, lengths), result),
-      (run(model, *batch, chunks=likelihood.HeadChunks(64, 3, 200)), result),
+      (run(model, *batch, chunks=likelihood.HeadChunks(67, 200)), result),
       (alone, {k: v[:1] for k, v in result.items()}),
   ):
     np.testing.assert_allclose(got['nll_BS'], want['nll_BS'], **TOLERANCE)
@@ -335,7 +335,7 @@ def test_unscored_positions_cost_no_head(model):
   """Chunks run only for scored positions: counted by a debug callback."""
   calls = []
   head = likelihood._Head(
-      likelihood.HeadChunks(16, 4, 512), VOCAB, None, None, None, ()
+      likelihood.HeadChunks(16, 512), VOCAB, None, None, None, ()
   )
 
   class Counting(likelihood._Head):
@@ -347,10 +347,10 @@ def test_unscored_positions_cost_no_head(model):
                          head.__dataclass_fields__})
   tokens, spans, _ = make_batch(2, [64] * 4, 64)
   spans[:] = 0
-  spans[0, 0] = (1, 39)  # 38 positions: 2 chunks of 16 and 2 of 4
+  spans[0, 0] = (1, 39)  # 38 positions: 3 chunks of 16
   hidden = model(jnp.asarray(tokens))
   jax.block_until_ready(
       jax.jit(counting)(hidden, tokens, spans, model.embedding[...])
   )
   jax.effects_barrier()
-  assert sorted(calls) == [4, 4, 16, 16]
+  assert calls == [16, 16, 16]  # not 16, as for all 256 positions

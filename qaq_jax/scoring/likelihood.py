@@ -28,25 +28,24 @@ class HeadChunks:
   """Sizes of the head's chunks; they change speed and memory, not results.
 
   Attributes:
-    rows: positions per chunk, while that many are left.
-    tail_rows: positions per chunk for the rest.
+    rows: positions per chunk.
     vocab: ids per block, on one device.
   """
 
   rows: int
-  tail_rows: int
   vocab: int
 
   @classmethod
   def for_platform(cls, platform: str) -> 'HeadChunks':
     """Sizes measured to be good on 'cpu', 'gpu' or 'tpu'.
 
-    On a CPU logits and weights of one step should stay in its caches; an
-    accelerator wants few, large products.
+    On a CPU logits and weights of one step should stay in its caches, and
+    the last chunk should not be mostly empty; an accelerator wants few, large
+    products.
     """
     if platform == 'cpu':
-      return cls(rows=512, tail_rows=64, vocab=1024)
-    return cls(rows=1024, tail_rows=128, vocab=1 << 17)
+      return cls(rows=128, vocab=1024)
+    return cls(rows=1024, vocab=1 << 17)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -206,11 +205,10 @@ class _Head:
     count = jnp.sum(scored.astype(jnp.int32))
     # Scored targets first, in order; the sort is stable. The source of target
     # t is t - 1, which is in the same row because spans start at 1 or later.
-    chunk = min(self.chunks.rows, -(-total // self.chunks.tail_rows)
-                * self.chunks.tail_rows)
-    space = total + chunk  # slices at the end must not be moved back
+    size = min(self.chunks.rows, total)
+    space = total + size  # or the last slice would be moved back
     target_P = jnp.argsort(~scored, stable=True)
-    target_P = jnp.pad(target_P, (0, space - total), constant_values=1)
+    target_P = jnp.pad(target_P, (0, space - total))
     hidden_PD = hidden_BTD.reshape(total, -1)
     tokens_P = tokens_BT.reshape(total)
 
@@ -219,24 +217,16 @@ class _Head:
     most = count
     for axis in self.batch_axes:
       most = jax.lax.pmax(most, axis)
-    tail = min(self.chunks.tail_rows, chunk)
 
-    def step(size, offset, i, logp_P):
-      at = offset + i * size
-      target_C = jax.lax.dynamic_slice_in_dim(target_P, at, size)
+    def step(i, logp_P):
+      target_C = jax.lax.dynamic_slice_in_dim(target_P, i * size, size)
       logp_C = self._chunk(
           hidden_PD[jnp.maximum(target_C - 1, 0)], tokens_P[target_C], table_VD
       )
-      return jax.lax.dynamic_update_slice_in_dim(logp_P, logp_C, at, 0)
+      return jax.lax.dynamic_update_slice_in_dim(logp_P, logp_C, i * size, 0)
 
-    full = most // chunk
     logp_P = jax.lax.fori_loop(
-        0, full, lambda i, x: step(chunk, 0, i, x),
-        jnp.zeros(space, jnp.float32),
-    )
-    done = full * chunk
-    logp_P = jax.lax.fori_loop(
-        0, -((done - most) // tail), lambda i, x: step(tail, done, i, x), logp_P
+        0, -(-most // size), step, jnp.zeros(space, jnp.float32)
     )
     logp_P = jnp.where(jnp.arange(total) < count, logp_P[:total], 0.0)
     return (

@@ -30,12 +30,20 @@ class BatchOutOfMemory(Exception):
 
 
 def make_windows(
-    samples, encoder, parts, plan: batching.BatchPlan, todo: Sequence[int]
+    encode: Callable[[int, int], list], parts, plan: batching.BatchPlan,
+    todo: Sequence[int],
 ) -> Iterable[Window]:
-  """Reads, tokenizes and batches windows, one after the other."""
+  """Reads, tokenizes and batches windows, one after the other.
+
+  Args:
+    encode: first and last + 1 row -> `Encoded` of each.
+    parts: the `ScoreStore`.
+    plan: the shapes.
+    todo: windows, in order.
+  """
   for index in todo:
     rows = parts.window(index)
-    encoded = encoder.encode(list(samples.iter_rows(rows.start, rows.stop)))
+    encoded = encode(rows.start, rows.stop)
     batches = batching.make_batches(
         [
             (row.row, slot, sequence)

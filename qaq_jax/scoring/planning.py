@@ -19,6 +19,7 @@ from qaq_jax.scoring import compiled
 # half-full last ones of each shape don't matter, within limits.
 _BATCHES_PER_WINDOW = 128
 _ROWS_PER_PART = (256, 1 << 16)
+_BATCHES_PER_SHAPE = 3  # on average, at least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,8 @@ class ScoreOptions:
   """How to score; nothing here changes a number beyond rounding.
 
   Attributes:
+    terms: the likelihoods to compute, others are null; None is all that the
+      encoder offers. ('q', 'q_given_a') is RMI alone and costs about half.
     tokens_per_batch: tokens of a batch per device; 0 = found from the compiled
       program's memory.
     max_shapes: most compiled programs per model.
@@ -36,6 +39,7 @@ class ScoreOptions:
     progress: whether to show a progress bar and print the plan.
   """
 
+  terms: tuple[str, ...] | None = None
   tokens_per_batch: int = 0
   max_shapes: int = 24
   rows_per_part: int = 0
@@ -138,13 +142,24 @@ def plan_batches(
   rows = rows_per_part or options.rows_per_part
   rows = rows or _rows_per_part(survey_, tokens)
   per_row = survey_['sequences'] / max(survey_['rows'], 1)
-  return batching.plan_shapes(
+  # A shape that is used once or twice costs more to compile than it saves.
+  few = max(survey_['tokens'] // (tokens * _BATCHES_PER_SHAPE), 4)
+  plan = batching.plan_shapes(
       {int(n): count for n, count in survey_['lengths'].items()},
-      max_shapes=options.max_shapes,
+      max_shapes=min(options.max_shapes, few),
       tokens_per_batch=tokens,
       multiple=options.multiple(platform),
       rows_multiple=shards,
       window=max(round(rows * per_row), 1),
+  )
+  if rows < survey_['rows']:
+    return plan
+  # A single window: the planner has seen the very batches.
+  used = [i for i, n in enumerate(plan.batches) if n or not i]
+  return dataclasses.replace(
+      plan,
+      shapes=tuple(plan.shapes[i] for i in used),
+      batches=tuple(plan.batches[i] for i in used),
   )
 
 

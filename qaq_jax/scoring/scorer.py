@@ -26,7 +26,7 @@ from qaq_jax.scoring import (
     store,
 )
 from qaq_jax.scoring.planning import ScoreOptions
-from qaq_jax.scoring.window import Window
+from qaq_jax.scoring.window import Window, trim
 
 # Part of every fingerprint: raise it when a change here moves a number.
 VERSION = 1
@@ -77,23 +77,25 @@ def score(
     OutOfMemory: one row per device does not fit; names the row.
   """
   wanted = encoder.fingerprint()['options']
-  terms = (
-      *metrics.SHARED_TERMS,
-      *(metrics.CHERRY_TERMS if wanted['ifd_cherry'] else ()),
-      *(metrics.SUPERFILTER_TERMS if wanted['ifd_superfilter'] else ()),
-  )
+  columns = offered_terms(encoder)
+  terms = wanted_terms(encoder, options)
   with store.ScoreStore(
       out_dir,
       model=name,
-      fingerprint={**fingerprint, 'scoring_version': VERSION},
+      fingerprint={
+          **fingerprint,
+          'scoring_version': VERSION,
+          'scored_terms': list(terms),
+      },
       num_rows=samples.num_rows,
-      terms=terms,
+      terms=columns,
       embeddings=bool(wanted['embeddings']),
       exclusive=jax.process_index() == 0,
   ) as parts:
     if jax.process_index() or not options.progress:
       say = _mute
-    return _Run(samples, encoder, model, parts, options, mesh, say).run()
+    source = _Source(samples, encoder, terms, parts.embeddings)
+    return _Run(source, model, parts, options, mesh, say).run()
 
 
 def plan(
@@ -122,7 +124,10 @@ def plan(
     The survey, with the shapes under `batches`.
   """
   platform = platform or jax.default_backend()
-  survey = planning.survey(_encoded(samples, encoder))
+  source = _Source(
+      samples, encoder, wanted_terms(encoder, options), embeddings=False
+  )
+  survey = planning.survey(source.all())
   tokens = shards * (
       options.tokens_per_batch or compiled.default_tokens(platform)
   )
@@ -132,29 +137,69 @@ def plan(
   return {**survey, 'batches': batches.to_json()}
 
 
-def _encoded(samples, encoder) -> Iterable[list]:
-  """Encodes all rows, a list at a time."""
-  for start in range(0, samples.num_rows, _SURVEY_ROWS):
-    stop = min(start + _SURVEY_ROWS, samples.num_rows)
-    yield encoder.encode(list(samples.iter_rows(start, stop)))
+def offered_terms(encoder) -> tuple[str, ...]:
+  """Terms that an encoder's options offer, in the order of the columns."""
+  offers = encoder.fingerprint()['options']
+  return (
+      *metrics.SHARED_TERMS,
+      *(metrics.CHERRY_TERMS if offers['ifd_cherry'] else ()),
+      *(metrics.SUPERFILTER_TERMS if offers['ifd_superfilter'] else ()),
+  )
+
+
+def wanted_terms(encoder, options: ScoreOptions) -> tuple[str, ...]:
+  """Terms that will be computed.
+
+  Raises:
+    ValueError: a wanted term is not among those offered.
+  """
+  offered = offered_terms(encoder)
+  unknown = set(options.terms or ()) - set(offered)
+  if unknown:
+    raise ValueError(
+        f'score.terms: {sorted(unknown)} is not offered; there are: '
+        + ', '.join(offered)
+    )
+  return tuple(t for t in offered if t in (options.terms or offered))
+
+
+class _Source:
+  """Encoded rows by row range, trimmed to the wanted terms."""
+
+  def __init__(self, samples, encoder, terms, embeddings):
+    self._samples, self._encoder = samples, encoder
+    self._terms = terms if terms != offered_terms(encoder) else None
+    self._embeddings = embeddings
+
+  def encode(self, start: int, stop: int) -> list:
+    rows = self._encoder.encode(list(self._samples.iter_rows(start, stop)))
+    if self._terms is None:
+      return rows
+    return [trim(row, self._terms, self._embeddings) for row in rows]
+
+  def all(self) -> Iterable[list]:
+    """All rows, a list at a time."""
+    for start in range(0, self._samples.num_rows, _SURVEY_ROWS):
+      yield self.encode(
+          start, min(start + _SURVEY_ROWS, self._samples.num_rows)
+      )
 
 
 class _Run:
   """One call of `score`, with its folder open."""
 
-  def __init__(self, samples, encoder, model, parts, options, mesh, say):
-    self._samples, self._encoder, self._model = samples, encoder, model
+  def __init__(self, source, model, parts, options, mesh, say):
+    self._source, self._model = source, model
     self._parts, self._options, self._mesh = parts, options, mesh
     self._say = say
     self._name = parts.model
     self._left = []  # windows to score
-    self._statuses = None
 
   def run(self) -> dict:
     for note in self._parts.notes:
       self._say(f'{self._name}: {note}')
     survey = self._parts.plan.get('survey') or planning.survey(
-        _encoded(self._samples, self._encoder)
+        self._source.all()
     )
     done = self._parts.done()
     if self._parts.rows_per_part and len(done) == self._parts.num_windows:
@@ -190,7 +235,7 @@ class _Run:
         try:
           loop.run_windows(
               loop.make_windows(
-                  self._samples, self._encoder, self._parts, current.batches,
+                  self._source.encode, self._parts, current.batches,
                   list(self._left),
               ),
               programs,

@@ -1,12 +1,41 @@
 """The rows of one window while their sequences are being scored."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from qaq_jax.data import sequences as sequences_lib
 from qaq_jax.scoring import metrics
+
+
+def trim(
+    encoded: sequences_lib.Encoded, terms: Collection[str],
+    embeddings: bool = False,
+) -> sequences_lib.Encoded:
+  """Drops what the wanted terms don't need.
+
+  RMI alone, for one, needs no answer behind the query of the forward sequence.
+
+  Args:
+    encoded: a row.
+    terms: terms that are wanted.
+    embeddings: whether forward sequences are pooled, so wanted whole.
+
+  Returns:
+    The row with the spans of the wanted terms alone, sequences cut behind
+    their last one, and none that has none.
+  """
+  kept = []
+  for sequence in encoded.sequences:
+    spans = tuple(s for s in sequence.spans if s[0] in terms)
+    ids = sequence.ids
+    if not (embeddings and sequence.kind == 'forward'):
+      if not spans:
+        continue
+      ids = ids[: spans[-1][2]]
+    kept.append(dataclasses.replace(sequence, ids=ids, spans=spans))
+  return dataclasses.replace(encoded, sequences=tuple(kept))
 
 
 @dataclasses.dataclass
