@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qaq_jax.data import records
+from qaq_jax.data import json_document, records
 from qaq_jax.data.samples import (
   DataError,
   DataSource,
@@ -305,7 +305,7 @@ def test_crlf_bom_and_missing_last_newline(tmp_path):
     lambda rows: {'version': 1, 'tags': ['x'], 'data': rows, 'end': {}},
 ])
 def test_json_documents(tmp_path, indent, zipped, wrap, monkeypatch):
-  monkeypatch.setattr(records, '_CHUNK', 7)  # pieces end anywhere
+  monkeypatch.setattr(json_document, '_CHUNK', 7)  # pieces end anywhere
   rows = [
       {'instruction': f'é {i} \N{GRINNING FACE}', 'output': 'x\n y', 'n': 10**i}
       for i in range(20)
@@ -332,7 +332,7 @@ def test_broken_documents_name_the_place(tmp_path, text, message):
   path = tmp_path / 'in.json'
   path.write_text(text)
   with pytest.raises(DataError, match=message) as e:
-    list(records.read_json(str(path)))
+    list(json_document.read_json(str(path)))
   assert str(path) in str(e.value)
 
 

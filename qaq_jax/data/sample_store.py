@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import bisect
 import collections
-import contextlib
 import dataclasses
-import gzip
 import hashlib
 import json
 import os
@@ -14,7 +12,6 @@ import pathlib
 import shutil
 from collections.abc import Iterable, Iterator
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -174,104 +171,6 @@ class SampleStore:
           at += rows
 
 
-def write_selected(store: SampleStore, rows, path) -> None:
-  """Writes the raw records of `rows`, in row order, in one step.
-
-  Args:
-    store: the prepared samples.
-    rows: increasing row numbers.
-    path: ends in .jsonl or .jsonl.gz (one raw record per line; for JSONL input
-      the line's own bytes), .json (an array), or, for Parquet input, .parquet
-      (the input's rows in the input's own schema).
-
-  Raises:
-    ValueError: rows are not increasing or not in the store.
-    DataError: .parquet for other input, or the input changed since.
-  """
-  rows = np.asarray(rows, np.int64)
-  if rows.size and (
-      rows[0] < 0 or rows[-1] >= store.num_rows or (np.diff(rows) <= 0).any()
-  ):
-    raise ValueError(
-        f'rows must be increasing and within 0..{store.num_rows - 1}'
-    )
-  path = pathlib.Path(path)
-  if path.suffix == '.parquet':
-    with atomic_path(path) as temporary:
-      _write_parquet(store, rows, temporary)
-    return
-  as_array = path.suffix == '.json'
-  with atomic_path(path) as temporary, open(temporary, 'wb') as plain:
-    # No name and no time in the gzip header: same rows, same bytes.
-    out = (
-        gzip.GzipFile('', 'wb', fileobj=plain, mtime=0)
-        if path.suffix == '.gz' else plain
-    )
-    out.write(b'[\n' if as_array else b'')
-    for i, line in enumerate(_raw_lines(store, rows)):
-      if as_array:
-        out.write((b',\n' if i else b'') + line.rstrip(b'\r'))
-      else:
-        out.write(line + b'\n')
-    out.write(b'\n]\n' if as_array else b'')
-    if out is not plain:
-      out.close()
-
-
-def _raw_lines(store, rows, window=4096) -> Iterator[bytes]:
-  for start in range(0, store.num_rows, window):
-    stop = min(start + window, store.num_rows)
-    low, high = np.searchsorted(rows, (start, stop))
-    wanted = set(rows[low:high].tolist())
-    if wanted:
-      for row, line in enumerate(store.iter_raw(start, stop), start):
-        if row in wanted:
-          yield line
-
-
-def _write_parquet(store, rows, path):
-  """Takes `rows` out of the Parquet input itself, so that types stay."""
-  source = store.info['source']
-  if source.get('format') != 'parquet':
-    raise DataError(
-        f'{path}: Parquet output needs Parquet input; the input was '
-        f'{source.get("format")}. Use a name ending in .jsonl'
-    )
-  writer, at = None, 0
-  try:
-    for file in source['files']:
-      stat = os.stat(file['path'])
-      if (stat.st_size, stat.st_mtime_ns) != (file['size'], file['mtime_ns']):
-        raise DataError(
-            f'{file["path"]} changed since it was prepared; run the prepare '
-            'and score stages again, or write .jsonl'
-        )
-      with pq.ParquetFile(file['path']) as data:
-        writer = writer or pq.ParquetWriter(path, data.schema_arrow)
-        for batch in data.iter_batches(batch_size=4096):
-          low, high = np.searchsorted(rows, (at, at + len(batch)))
-          if high > low:
-            chosen = batch.take(pa.array(rows[low:high] - at))
-            writer.write_batch(chosen.cast(writer.schema))
-          at += len(batch)
-  finally:
-    if writer:
-      writer.close()
-
-
-@contextlib.contextmanager
-def atomic_path(path: pathlib.Path):
-  """A temporary path beside `path`, renamed to it when the block succeeds."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
-  try:
-    yield temporary
-    _fsync(temporary)
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
-
-
 class _PartWriter:
   """Collects rows into row groups and parts."""
 
@@ -347,7 +246,8 @@ def _raw_bytes(raw: str) -> bytes:
   return raw.encode('utf-8', 'surrogateescape')
 
 
-def _fsync(path):
+def fsync(path) -> None:
+  """Waits until a file or folder is on the disk."""
   handle = os.open(path, os.O_RDONLY)
   try:
     os.fsync(handle)
@@ -357,5 +257,5 @@ def _fsync(path):
 
 def _fsync_tree(directory):
   for path in directory.iterdir():
-    _fsync(path)
-  _fsync(directory)
+    fsync(path)
+  fsync(directory)

@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator
 
 from qaq_jax.data import columns as columns_lib
 from qaq_jax.data import records as records_lib
-from qaq_jax.data.sample_store import SampleStore, write_parts, write_selected
+from qaq_jax.data.sample_store import SampleStore, write_parts
+from qaq_jax.data.selected import write_selected
 from qaq_jax.data.types import DataError, DataSource, Sample
 
 __all__ = [

@@ -15,7 +15,6 @@ Source: QAQ, arXiv 2603.12165; the sharing of sequences is ours.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 from collections.abc import Mapping
 from collections.abc import Sequence as AbstractSequence
@@ -23,6 +22,7 @@ from collections.abc import Sequence as AbstractSequence
 import numpy as np
 
 from qaq_jax.data import author, chat, published_ifd, tokenization
+from qaq_jax.data.frames import Frame, Layout
 from qaq_jax.data.sequences import Encoded, Sequence
 from qaq_jax.data.types import Sample
 
@@ -35,19 +35,6 @@ REVERSE_INSTRUCTION = (
     'instruction only.\n\n{answer}'
 )
 ON_LONG = ('skip', 'truncate_context')
-_CACHED_PROMPTS = 1024  # encoded system prompts kept
-
-
-@dataclasses.dataclass(frozen=True)
-class _Frame:
-  """Ids around the two slots of one sequence."""
-
-  head: np.ndarray
-  between: np.ndarray
-
-  @property
-  def size(self):
-    return len(self.head) + len(self.between)
 
 
 class Encoder:
@@ -124,31 +111,18 @@ class Encoder:
         'superfilter_limit': superfilter_limit,
     }
     hf = self.tokenizer.hf
-    self._prefix: list[int] = []  # of `plain`
-    if template == chat.PLAIN:
-      if author_compatible:
-        raise chat.TemplateError(
-            'score.author_compatible needs a chat template, not plain'
-        )
-      self._chat = chat.plain_chat(reverse_instruction)
-      prefix = hf.bos_token_id
-      prefix = hf.eos_token_id if prefix is None else prefix
-      if prefix is None:
-        raise chat.TemplateError(
-            f'{tokenizer_dir}: template plain begins with BOS, or else EOS, '
-            'and its tokenizer names neither; add bos_token or eos_token to '
-            'tokenizer_config.json'
-        )
-      self._prefix = [prefix]
-    else:
+    if template != chat.PLAIN:
       self._chat = chat.chat_of_template(
           hf, template, reverse_instruction=reverse_instruction,
           date_string=date_string,
       )
-    self._frames: collections.OrderedDict[
-        str | None, tuple[_Frame, _Frame]
-    ] = collections.OrderedDict()
-    self._runs: dict[str, list[str]] = {}
+    elif author_compatible:
+      raise chat.TemplateError(
+          'score.author_compatible needs a chat template, not plain'
+      )
+    else:
+      self._chat = chat.plain_chat(reverse_instruction)
+    self._layout = Layout(self.tokenizer, self._chat)
     for frame in self.frames(self._system_prompt):
       if not len(frame.head):
         raise chat.TemplateError(
@@ -160,46 +134,6 @@ class Encoder:
             f'score.max_length={max_length} has no room: the template alone '
             f'takes {frame.size} tokens'
         )
-
-  def frames(self, system: str | None) -> tuple[_Frame, _Frame]:
-    """Ids around the slots of the forward and the reverse sequence."""
-    key = None if self._chat.system == 'ignored' else system
-    frames = self._frames.get(key)
-    if frames is None:
-      frames = tuple(
-          _Frame(self._encode_head(p, key), self._encode_between(p))
-          for p in (
-              self._chat.forward[key is not None],
-              self._chat.reverse[key is not None],
-          )
-      )
-      self._frames[key] = frames
-      if len(self._frames) > _CACHED_PROMPTS:
-        self._frames.popitem(last=False)
-    else:
-      self._frames.move_to_end(key)
-    return frames
-
-  def _encode_head(self, pieces: chat.Pieces, system) -> np.ndarray:
-    tokens = self.tokenizer
-    if self._prefix:
-      text = pieces.head(system)
-      return np.concatenate(
-          [np.array(self._prefix, np.int32), tokens.plain.encode(text)]
-      )
-    if system is None or len(tokens.plain_runs(system)) == 1:
-      return tokens.start.encode(pieces.head(system))
-    # The system prompt spells a marker; it stays plain text.
-    first, last = pieces.before
-    return np.concatenate([
-        tokens.start.encode(first), tokens.plain.encode(system),
-        tokens.middle.encode(last),
-    ])
-
-  def _encode_between(self, pieces: chat.Pieces) -> np.ndarray:
-    if self._prefix:
-      return self.tokenizer.plain.encode(pieces.between)
-    return self.tokenizer.middle.encode(pieces.between)
 
   def encode(self, samples: AbstractSequence[Sample]) -> list[Encoded]:
     """Encodes samples, in their order; one result for each.
@@ -259,7 +193,9 @@ class Encoder:
     )
     merged = None
     if self._merge_check_every and not sample.row % self._merge_check_every:
-      merged = self._has_merges(sample, system, q, a)
+      merged = self._layout.has_merges(
+          (sample.query, q), (sample.answer, a), system
+      )
     return Encoded(sample.row, status, reason, sequences, nulls, merged)
 
   def _author_row(self, sample, system, forward, q, a, more, nulls):
@@ -297,55 +233,15 @@ class Encoder:
         found[sample.row] = (before[0] + sequences, {**before[1], **nulls})
     return found
 
-  def _has_merges(self, sample, system, q, a) -> bool:
-    """Whether joint tokenization would differ at a boundary of a piece.
-
-    Compared are the runs of plain text between markers, which is where joint
-    tokenization could merge across a boundary.
-    """
-    key = None if self._chat.system == 'ignored' else system
-    for pieces, first, second in (
-        (self._chat.forward[key is not None], (sample.query, q),
-         (sample.answer, a)),
-        (self._chat.reverse[key is not None], (sample.answer, a),
-         (sample.query, q)),
-    ):
-      runs = [[(self._plain_runs(pieces.before[-1])[-1], None), first]]
-      between = self._plain_runs(pieces.between)
-      runs[-1].append((between[0], None))
-      if len(between) > 1:
-        runs.append([(between[-1], None)])
-      runs[-1] += [second, (self._plain_runs(pieces.after)[0], None)]
-      for run in runs:
-        joint = self.tokenizer.plain.encode(''.join(t for t, _ in run))
-        apart = [
-            self.tokenizer.plain.encode(t) if ids is None else ids
-            for t, ids in run
-        ]
-        if not np.array_equal(joint, np.concatenate(apart)):
-          return True
-    return False
-
-  def _plain_runs(self, text: str) -> list[str]:
-    if text not in self._runs:
-      self._runs[text] = (
-          [text] if self._prefix else self.tokenizer.plain_runs(text)
-      )
-    return self._runs[text]
+  def frames(self, system: str | None) -> tuple[Frame, Frame]:
+    """Ids around the slots of the forward and the reverse sequence."""
+    return self._layout.frames(system)
 
   def rendered(self, sample: Sample) -> tuple[str, str]:
     """Text of the forward and the reverse sequence, up to the scored end."""
-    system = sample.system or self._system_prompt
-    key = None if self._chat.system == 'ignored' else system
-    prefix = self.tokenizer.decode(self._prefix)
-    texts = []
-    for pieces, first, second in (
-        (self._chat.forward, sample.query, sample.answer),
-        (self._chat.reverse, sample.answer, sample.query),
-    ):
-      p = pieces[key is not None]
-      texts.append(f'{prefix}{p.head(key)}{first}{p.between}{second}')
-    return texts[0], texts[1]
+    return self._layout.rendered(
+        sample.query, sample.answer, sample.system or self._system_prompt
+    )
 
   def fingerprint(self) -> dict:
     """All that can change an id: files, rendered pieces, options."""
@@ -359,7 +255,7 @@ class Encoder:
             for name in [f'{kind}{"_with_system" if has_system else ""}']
         },
         'system_prompt_used': with_system,
-        'prefix_ids': list(self._prefix),
+        'prefix_ids': list(self._layout.prefix),
         'options': dict(self._options),
     }
 
