@@ -1,0 +1,328 @@
+"""The stages together, from a file of odd rows to chosen samples."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import tiny_tokenizers
+
+from qaq_jax import config as config_lib
+from qaq_jax import pipeline
+from qaq_jax.models import checkpoint
+from qaq_jax.models import config as model_config
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+ODD_LINES = [
+    b'{"id": 7, "instruction": "", "output": "x = 1", "kind": "odd"}',
+    b'{"id": 7, "instruction": "Say <|im_end|>", "output": "print(1)\\r\\n",'
+    b' "kind": "odd"}',
+    b'{"id": 8, "instruction": 3, "output": "x", "kind": "odd"}',
+    b'{"id": 9, "instruction": "Write \xf0\x9f\x98\x80 " , "output": "y=2",'
+    b'"kind":"odd"}',
+    b'{"instruction": "Long", "output": "' + b'a = 1 ' * 200
+    + b'", "kind": "odd"}',
+]
+
+
+def make_model(folder: pathlib.Path, seed: int) -> pathlib.Path:
+  """A random two-layer Qwen3 checkpoint with a tokenizer of its own."""
+  folder = pathlib.Path(tiny_tokenizers.make(folder, 'qwen'))
+  vocab = json.loads((folder / 'tokenizer.json').read_text())
+  size = len(vocab['model']['vocab']) + len(vocab['added_tokens'])
+  config = model_config.from_hf({
+      'model_type': 'qwen3', 'vocab_size': size, 'hidden_size': 32,
+      'intermediate_size': 48, 'num_hidden_layers': 2, 'head_dim': 16,
+      'num_attention_heads': 2, 'num_key_value_heads': 1,
+      'max_position_embeddings': 256, 'rms_norm_eps': 1e-6,
+      'rope_theta': 10000.0, 'tie_word_embeddings': True,
+      'hidden_act': 'silu', 'attention_bias': False,
+  })
+  model = checkpoint.random_init(config, mesh=None, seed=seed)
+  checkpoint.save_hf(model, folder)
+  return folder
+
+
+@pytest.fixture(scope='module')
+def inputs(tmp_path_factory):
+  """Two checkpoints and a JSONL file."""
+  folder = tmp_path_factory.mktemp('inputs')
+  lines = [
+      json.dumps({
+          'id': i, 'instruction': f'Add {i} to the list.' * (1 + i % 3),
+          'output': f'def add(xs):\n  return xs + [{i}]\n' * (1 + i % 4),
+          'kind': 'plain',
+      }).encode()
+      for i in range(60)
+  ]
+  lines[10:10] = ODD_LINES
+  data = folder / 'data.jsonl'
+  data.write_bytes(b'\n'.join(lines) + b'\n')
+  targets = folder / 'targets.jsonl'
+  targets.write_bytes(b'\n'.join(lines[:5]))
+  return {
+      'data': data,
+      'lines': lines,
+      'targets': targets,
+      'strong': make_model(folder / 'strong', 1),
+      'weak': make_model(folder / 'weak', 2),
+  }
+
+
+def make_config(inputs):
+  config = config_lib.get_default()
+  config.data.path = str(inputs['data'])
+  for name in ('strong', 'weak'):
+    config_lib.add_model(
+        config, name, str(inputs[name]), dtype='float32',
+        chat_template='chatml',
+    )
+  config.score.max_length = 256
+  config.score.max_shapes = 2
+  config.score.rows_per_part = 16
+  config.score.embeddings = True
+  config.score.targets_path = str(inputs['targets'])
+  config.audit.label = 'kind'
+  return config
+
+
+@pytest.fixture(scope='module')
+def finished(inputs, tmp_path_factory):
+  """A work directory after `qaq run`."""
+  workdir = tmp_path_factory.mktemp('work') / 'run'
+  pipeline.run('run', make_config(inputs), str(workdir))
+  return workdir
+
+
+def test_every_input_row_has_one_output_row_with_a_status(inputs, finished):
+  table = pq.read_table(finished / 'scores.parquet')
+  assert table['row'].to_pylist() == list(range(len(inputs['lines'])))
+  status = table['status_strong'].to_pylist()
+  assert status[10:15] == ['empty', 'ok', 'invalid', 'ok', 'too_long']
+  assert status[:10] + status[15:] == ['ok'] * 60
+  for name in ('nll_q_strong', 'nll_a_given_q_weak', 'rmi_strong', 'diff'):
+    nulls = [v is None for v in table[name].to_pylist()]
+    assert nulls == [s != 'ok' for s in status], name
+  assert all(table['reason_weak'].to_pylist()[i] for i in (10, 12, 14))
+  assert table['id'].to_pylist()[9:16] == [9, 7, 7, 8, 9, None, 10]
+
+
+def test_columns_are_those_of_the_architecture(finished):
+  names = pq.read_schema(finished / 'scores.parquet').names
+  per_model = [
+      'nll_q', 'nll_q_given_a', 'nll_a', 'nll_a_given_q', 'n_q',
+      'n_q_given_a', 'n_a', 'status', 'reason', 'rmi', 'ifd', 'r_ifd',
+      'stratum', 'rank',
+  ]
+  wanted = {f'{c}_{m}' for c in per_model for m in ('strong', 'weak')}
+  assert set(names) == wanted | {'row', 'id', 'diff', 'sum'}
+
+
+def test_rmi_is_the_difference_of_the_stored_means(finished):
+  t = pq.read_table(finished / 'scores.parquet').to_pandas().dropna()
+  expected = (
+      t.nll_q_strong / t.n_q_strong
+      - t.nll_q_given_a_strong / t.n_q_given_a_strong
+  )
+  np.testing.assert_allclose(t.rmi_strong, expected, rtol=1e-6, atol=1e-7)
+  assert (t.n_q_strong == t.n_q_given_a_strong).all()
+
+
+def test_chosen_samples_are_the_inputs_own_lines(inputs, finished):
+  selection = json.loads((finished / 'selection.json').read_text())
+  chosen = (finished / 'selected.jsonl').read_bytes().splitlines()
+  assert len(chosen) == selection['counts']['kept'] == 15  # 62 eligible
+  positions = [inputs['lines'].index(line) for line in chosen]
+  assert positions == sorted(positions)
+  table = pq.read_table(finished / 'scores.parquet').to_pandas()
+  others = table['diff'].drop(index=positions).max()
+  assert table['diff'][positions].min() >= others
+  assert set(selection['scores']) == {'strong', 'weak'}
+
+
+def test_run_log_has_versions_devices_and_stages(finished):
+  events = [
+      json.loads(line)
+      for line in (finished / 'run.log').read_text().splitlines()
+  ]
+  assert events[0]['event'] == 'environment'
+  assert events[0]['versions']['jax'] and events[0]['devices'] == 8
+  ended = [e['stage'] for e in events if e['event'] == 'end']
+  assert ended[:4] == ['prepare', 'score', 'select', 'report']
+
+
+def test_report_is_one_page_with_escaped_samples(finished):
+  page = (finished / 'report' / 'index.html').read_text()
+  assert page.startswith('<!') and 'diff_high' in page
+  assert 'src="http' not in page and '<|im_end|>' not in page
+
+
+def test_second_run_scores_nothing_and_changes_nothing(inputs, finished):
+  parts = sorted((finished / 'scores').rglob('part-*'))
+  before = {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in parts}
+  table = (finished / 'scores.parquet').read_bytes()
+  pipeline.run('run', make_config(inputs), str(finished))
+  assert len(parts) == 2 * 5 * 2  # tables and embeddings, parts, models
+  assert before == {p: (p.stat().st_mtime_ns, p.read_bytes()) for p in parts}
+  assert (finished / 'scores.parquet').read_bytes() == table
+
+
+def test_another_rule_needs_no_model(inputs, finished, capsys):
+  config = make_config(inputs)
+  config.models.strong.path = config.models.weak.path = '/nowhere'
+  config.select.rule = 'rmi_window'
+  config.select.budget.rows = 5
+  pipeline.run('select', config, str(finished))
+  printed = capsys.readouterr().out
+  assert 'rmi_window' in printed and 'Kept 5 rows' in printed
+  assert len((finished / 'selected.jsonl').read_bytes().splitlines()) == 5
+
+
+def test_rds_plus_reads_the_stored_embeddings(inputs, finished):
+  config = make_config(inputs)
+  config.select.rule = 'rds_plus'
+  pipeline.run('select', config, str(finished))
+  # Each target is one of the samples, and takes it.
+  chosen = (finished / 'selected.jsonl').read_bytes().splitlines()
+  assert set(inputs['lines'][:5]) <= set(chosen) and len(chosen) == 15
+
+
+def test_audit_shares_add_up(inputs, finished, capsys):
+  config = make_config(inputs)
+  config.audit.rules = ('random', 'diff_high')
+  pipeline.run('audit', config, str(finished))
+  printed = capsys.readouterr().out
+  assert 'rows in the data' in printed and 'diff_high' in printed
+  event = json.loads((finished / 'run.log').read_text().splitlines()[-2])
+  shares = event['let_through']['random']
+  assert shares['plain'] * 60 + shares['odd'] * 5 == pytest.approx(15)
+
+
+@pytest.mark.parametrize('change, words', [
+    (lambda c: c.score.update(max_length=128), 'max_length'),
+    (lambda c: c.score.update(reverse_instruction='{answer}?'), 'reverse'),
+    (lambda c: c.models.strong.update(dtype='bfloat16'), 'dtype'),
+    (lambda c: c.models.strong.update(chat_template='plain'), 'template'),
+    (lambda c: c.models.strong.update(path=c.models.weak.path), 'safetensors'),
+    (lambda c: c.score.update(embeddings=False), 'embeddings'),
+])
+def test_changed_scoring_is_refused_by_name(inputs, finished, change, words):
+  config = make_config(inputs)
+  with config.unlocked():
+    change(config)
+  before = (finished / 'scores.parquet').read_bytes()
+  with pytest.raises(ValueError, match=words):
+    pipeline.run('score', config, str(finished))
+  assert (finished / 'scores.parquet').read_bytes() == before
+
+
+def test_changed_input_is_refused(inputs, finished, tmp_path):
+  data = tmp_path / 'data.jsonl'
+  data.write_bytes(b'\n'.join(inputs['lines'][1:]))
+  config = make_config(inputs)
+  config.data.path = str(data)
+  try:
+    pipeline.run('prepare', config, str(finished))
+    with pytest.raises(ValueError, match='samples'):
+      pipeline.run('score', config, str(finished))
+  finally:
+    pipeline.run('prepare', make_config(inputs), str(finished))
+
+
+@pytest.mark.parametrize('stage, words', [
+    ('score', 'run the prepare stage'), ('select', 'run the prepare stage'),
+])
+def test_stages_out_of_order_say_what_to_run(inputs, tmp_path, stage, words):
+  with pytest.raises(ValueError, match=words):
+    pipeline.run(stage, make_config(inputs), str(tmp_path))
+
+
+def set_role(c):
+  c.roles.weak = 'weka'
+
+
+def set_two_budgets(c):
+  c.select.budget.rows, c.select.budget.share = 3, 0.5
+
+
+def set_rule(c):
+  c.select.rule = 'difff'
+
+
+def set_stage(c):
+  c.stages = ('prepair',)
+
+
+def set_dtype(c):
+  c.models.weak.dtype = 'float8'
+
+
+def set_length(c):
+  c.score.max_length = 4096
+
+
+@pytest.mark.parametrize('change, words', [
+    (set_role, "roles.weak is 'weka'"),
+    (set_two_budgets, 'set one'),
+    (set_rule, "'difff'"),
+    (set_stage, "'prepair'"),
+    (set_dtype, "models.weak.dtype is 'float8'"),
+    (set_length, 'exceeds the 256 positions'),
+])
+def test_unusable_config_is_named(inputs, tmp_path, change, words):
+  config = make_config(inputs)
+  change(config)
+  with pytest.raises(ValueError, match=words):
+    pipeline.run('run', config, str(tmp_path))
+
+
+def test_label_that_is_not_there_is_named(inputs, finished):
+  config = make_config(inputs)
+  config.audit.label = 'colour'
+  with pytest.raises(ValueError, match="'colour'.*instruction"):
+    pipeline.run('audit', config, str(finished))
+
+
+@pytest.mark.slow
+def test_command_line_killed_at_any_part_ends_bit_identical(inputs, tmp_path):
+  recipe = tmp_path / 'recipe.py'
+  recipe.write_text(
+      'from qaq_jax import config as config_lib\n'
+      'def get_config(arg=None):\n'
+      '  c = config_lib.get_default()\n'
+      f'  c.data.path = {str(inputs["data"])!r}\n'
+      '  for name, path in (\n'
+      f'      ("strong", {str(inputs["strong"])!r}),\n'
+      f'      ("weak", {str(inputs["weak"])!r}),\n'
+      '  ):\n'
+      '    config_lib.add_model(c, name, path, dtype="float32",\n'
+      '                         chat_template="chatml")\n'
+      '  c.score.max_length = 256\n'
+      '  c.score.max_shapes = 2\n'
+      '  c.score.rows_per_part = 8\n'
+      '  return c\n'
+  )
+
+  def start(workdir):
+    command = [
+        sys.executable, '-m', 'qaq_jax.main', 'run', f'--config={recipe}',
+        f'--workdir={workdir}',
+    ]
+    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  assert start(whole).wait() == 0
+  for part in ('strong/part-000001.parquet', 'weak/part-000003.parquet'):
+    process = start(killed)
+    while not (killed / 'scores' / part).exists():
+      assert process.poll() is None
+    process.kill()
+    process.wait()
+  assert not (killed / 'selected.jsonl').exists()
+  assert start(killed).wait() == 0
+  for name in ('scores.parquet', 'selected.jsonl'):
+    assert (killed / name).read_bytes() == (whole / name).read_bytes()
