@@ -1,5 +1,6 @@
 """One score table of all models: a row per input row, in input order."""
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
@@ -89,19 +90,22 @@ def _with_derived(path, derived) -> Iterator[dict]:
 
 
 def _write(path, groups: Iterable[Mapping]) -> None:
-  with files.atomic_file(path) as file:
+  with files.atomic_file(path) as file, contextlib.ExitStack() as stack:
     writer = None
     for columns in groups:
       table = pa.table(dict(columns))
-      writer = writer or pq.ParquetWriter(
-          file, table.schema, compression='zstd', write_page_checksum=True
-      )
+      if writer is None:
+        writer = stack.enter_context(_writer(file, table.schema))
       writer.write_table(table, row_group_size=_GROUP_ROWS)
     if writer is None:
-      table = pa.table({'row': pa.array([], pa.int64())})
-      writer = pq.ParquetWriter(file, table.schema)
-      writer.write_table(table)
-    writer.close()
+      schema = pa.schema([pa.field('row', pa.int64())])
+      stack.enter_context(_writer(file, schema))
+
+
+def _writer(file, schema):
+  return pq.ParquetWriter(
+      file, schema, compression='zstd', write_page_checksum=True
+  )
 
 
 def _id_type(ids):
