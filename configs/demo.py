@@ -30,7 +30,7 @@ def get_config(arg=None):
         chat_template='plain',
     )
   c.score.max_length = 1024
-  # The models were trained with the answer alone as the reverse text.
-  c.score.reverse_instruction = '{answer}'
+  # The words with which the models were trained (qaq_jax/demo/corpus.py).
+  c.score.reverse_instruction = '{answer}\n# doc'
   c.audit.label = 'defect'
   return c

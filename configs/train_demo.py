@@ -53,10 +53,21 @@ def get_config(arg: str = 'strong') -> config_dict.ConfigDict:
   config.optimizer = {
       'name': 'muon',
       'learning_rate': 4e-3,
-      'steps': 6000,
+      'steps': 3700,
       'warmup_steps': 100,
       'decay_steps': 1200,
       'weight_decay': 0.02,
       'clip': 1.0,
   }
+  if arg == 'weak':
+    config.model = {
+        'hidden_size': 96,
+        'intermediate_size': 256,
+        'num_layers': 2,
+        'num_heads': 3,
+        'head_dim': 32,
+    }
+    config.optimizer.update(steps=300, warmup_steps=50, decay_steps=150)
+  elif arg != 'strong':
+    raise ValueError(f"train_demo takes 'strong' or 'weak', not {arg!r}")
   return config

@@ -23,6 +23,10 @@ DEFECTS = {
     'boilerplate': 'the answer is an empty frame that would fit any query',
 }
 
+# Short answers: a few thousand rows are scored in under a minute, and the
+# models were trained on answers of this length.
+DEMO_LIMITS = mining.Limits(max_answer=600)
+
 # Parts of invented words: pronounceable, and words of nothing.
 _ONSETS = ('b', 'bl', 'd', 'dr', 'f', 'gl', 'gr', 'k', 'l', 'm', 'n', 'pl',
            'qu', 'r', 'sk', 'sn', 't', 'tr', 'v', 'w', 'z')
@@ -179,7 +183,7 @@ def write_demo_data(
     shares: Mapping[str, float],
     seed: int = 0,
     packages: Sequence[str] = mining.DEMO_PACKAGES,
-    limits: mining.Limits | None = None,
+    limits: mining.Limits = DEMO_LIMITS,
 ) -> dict:
   """Mines, plants defects and writes the demo's JSONL, atomically.
 
