@@ -8,8 +8,9 @@ on its own (spec 1, rules 1 and 2). That needs four views of one tokenizer:
   markers plain text  `plain_start`                 `plain`
 
 "Markers" are added tokens such as `<|im_end|>` or `<think>`, flagged special or
-not. Added tokens of white space only are kept in all views: some tokenizers
-write indentation with them, and they cannot forge a turn.
+not. Ordinary added tokens of white space only (Gemma's indentation) or of one
+character (DeepSeek-Coder's `ü`) are kept in all views: they are how these
+tokenizers write such text, and they cannot forge a turn.
 """
 
 from __future__ import annotations
@@ -177,7 +178,7 @@ def load(directory) -> Tokenizer:
       plain_start=View(plain, ids),
       plain=View(_without_dummy_prefix(plain), ids),
       marker_ids=frozenset(
-          t['id'] for t in spec['added_tokens'] if not _is_space(t)
+          t['id'] for t in spec['added_tokens'] if not _is_text(t)
       ),
       added_prefix=tuple(prefix),
       decoder=tokenizers.Tokenizer.from_str(
@@ -190,16 +191,17 @@ def load(directory) -> Tokenizer:
   )
 
 
-def _is_space(token: dict) -> bool:
+def _is_text(token: dict) -> bool:
+  """Whether an added token is a way of writing text, not a marker."""
   text = token['content'].replace('▁', ' ')
-  return not token['special'] and text.isspace()
+  return not token['special'] and (text.isspace() or len(text) == 1)
 
 
 def _without_markers(spec: dict) -> dict:
   """A copy in which text that spells a marker is plain text."""
-  markers = {t['content'] for t in spec['added_tokens'] if not _is_space(t)}
+  markers = {t['content'] for t in spec['added_tokens'] if not _is_text(t)}
   spec = dict(spec)
-  spec['added_tokens'] = [t for t in spec['added_tokens'] if _is_space(t)]
+  spec['added_tokens'] = [t for t in spec['added_tokens'] if _is_text(t)]
   spec['post_processor'] = None
   model = spec['model'] = dict(spec['model'])
   if model['type'] == 'BPE':
