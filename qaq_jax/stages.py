@@ -13,7 +13,7 @@ import ml_collections
 from qaq_jax.data import samples
 from qaq_jax.demo import defects
 from qaq_jax.scoring import files
-from qaq_jax.selection import analyses, budget, columns, registry
+from qaq_jax.selection import analyses, budget, columns, external, registry
 from qaq_jax.selection import audit as audit_lib
 from qaq_jax.selection import select as select_lib
 from qaq_jax.selection import summary
@@ -117,7 +117,7 @@ def audit(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
 
 def report(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
   """One page about scores and selection: WORKDIR/report/index.html."""
-  from qaq_jax import report as report_lib  # loads matplotlib
+  from qaq_jax import report as report_lib
 
   path = workdir / 'report' / 'index.html'
   report_lib.write_report(
@@ -192,7 +192,15 @@ def rule_options(config, workdir: pathlib.Path) -> dict:
         'targets': embeddings_path(workdir, model, 'targets'),
         'targets_path': config.score.targets_path,
     }
+  if config.select.rule == 'scar' and not options['path']:
+    options['scores'] = _input_scores(workdir, options['column'] or 'scar')
   return options
+
+
+def _input_scores(workdir: pathlib.Path, field: str):
+  """A numeric field of the input's own records, one value per row."""
+  store = samples.SampleStore.open(workdir / SAMPLES)
+  return external.scores_of_samples(store.iter_rows(), store.num_rows, field)
 
 
 def _label(line: bytes, field: str) -> str:
