@@ -1,0 +1,145 @@
+"""Published configs resolve to the right model, wrong ones say what is so."""
+
+import dataclasses
+import json
+import math
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import tiny_models
+from flax import nnx
+
+from qaq_jax.models import checkpoint, config_writer
+from qaq_jax.models import config as config_lib
+from qaq_jax.models.rope import Rope
+
+FIXTURES = pathlib.Path(__file__).parent / 'fixtures' / 'hf_configs'
+
+# Published counts of the language model's parameters, a tied head counted once.
+PUBLISHED = {
+    'Qwen--Qwen2.5-Coder-0.5B': 494_032_768,
+    'Qwen--Qwen2.5-Coder-1.5B': 1_543_714_304,
+    'Qwen--Qwen2.5-Coder-7B': 7_615_616_512,
+    'Qwen--Qwen2.5-Coder-7B-Instruct': 7_615_616_512,
+    'Qwen--Qwen2.5-Coder-32B': 32_763_876_352,
+    'Qwen--Qwen2.5-Math-1.5B-Instruct': 1_543_714_304,
+    'Qwen--Qwen2.5-Math-7B-Instruct': 7_615_616_512,
+    'Qwen--Qwen3-0.6B': 596_049_920,
+    'bigcode--starcoder2-3b': 3_030_371_328,
+    'codellama--CodeLlama-7b-hf': 6_738_546_688,
+    'deepseek-ai--deepseek-coder-6.7b-base': 6_740_512_768,
+    'google--codegemma-2b': 2_506_172_416,
+    'google--codegemma-7b': 8_537_680_896,
+    'google--gemma-2-2b': 2_614_341_888,
+    'google--gemma-3-1b-it': 999_885_952,
+    # 4,300,079,472 less the vision tower and projector, 419,816,304
+    'google--gemma-3-4b-it': 3_880_263_168,
+    'meta-llama--Llama-3.1-8B': 8_030_261_248,
+    'mistralai--Mistral-7B-v0.1': 7_241_732_096,
+    'mistralai--Mistral-7B-v0.3': 7_248_023_552,
+    'openai-community--gpt2': 124_439_808,
+}
+
+
+def load(name: str) -> config_lib.ModelConfig:
+  path = FIXTURES / f'{name}.json'
+  return config_lib.from_hf(json.loads(path.read_text()), str(path))
+
+
+def test_every_fixture_has_a_published_count():
+  assert {p.stem for p in FIXTURES.glob('*.json')} == set(PUBLISHED)
+
+
+@pytest.mark.parametrize('name', sorted(PUBLISHED))
+def test_published_models_resolve(name):
+  config = load(name)
+  count = sum(map(math.prod, checkpoint.expected_tensors(config).values()))
+  assert count == PUBLISHED[name]
+  # The abstract decoder has the same, and nothing else but padding.
+  model = checkpoint.abstract(config, mesh=None)
+  leaves = jax.tree.leaves(nnx.state(model))
+  padding = config.padded_vocab_size - config.vocab_size
+  tables = 1 if config.tie_embeddings else 2
+  assert (
+      sum(math.prod(x.shape) for x in leaves)
+      == count + tables * padding * config.hidden_size
+  )
+
+
+def test_details_of_published_models():
+  deepseek = load('deepseek-ai--deepseek-coder-6.7b-base')
+  assert deepseek.layers[0].rope == Rope(100000.0, 'linear', 4.0)
+  llama = load('meta-llama--Llama-3.1-8B').layers[0].rope
+  assert (llama.kind, llama.factor, llama.theta) == ('llama3', 8.0, 500000.0)
+  # the window that the file names is switched off
+  assert load('Qwen--Qwen2.5-Coder-7B').layers[-1].window is None
+  assert load('mistralai--Mistral-7B-v0.1').layers[0].window == 4096
+  qwen3 = load('Qwen--Qwen3-0.6B')
+  assert qwen3.head_dim == 128 and qwen3.qk_norm and not qwen3.qkv_bias
+  gemma2 = load('google--gemma-2-2b')
+  assert [k.window for k in gemma2.layers[:3]] == [4096, None, 4096]
+  assert (gemma2.attn_soft_cap, gemma2.final_soft_cap) == (50.0, 30.0)
+  gemma3 = load('google--gemma-3-4b-it')
+  windows = [k.window for k in gemma3.layers]
+  assert windows[:6] == [1024] * 5 + [None] and windows[-1] == 1024
+  assert gemma3.layers[5].rope == Rope(1e6, 'linear', 8.0)
+  assert gemma3.layers[0].rope == Rope(1e4)
+  assert load('google--codegemma-7b').activation == 'gelu_tanh'
+  assert load('openai-community--gpt2').tie_embeddings
+
+
+@pytest.mark.parametrize('case', sorted(tiny_models.CASES))
+def test_written_configs_read_back(case):
+  config = config_lib.from_hf(tiny_models.hf_config(case))
+  written = config_writer.write_config(config, np.float32)
+  assert config_lib.from_hf(json.loads(json.dumps(written))) == config
+
+
+@pytest.mark.parametrize(
+    'change,message',
+    [
+        ({'model_type': 'mamba'}, "'model_type' is 'mamba'.*gemma2.*qwen3"),
+        ({'hidden_size': None}, "my.json: 'hidden_size' is missing"),
+        ({'num_hidden_layers': '2'}, "'num_hidden_layers' is '2', expected"),
+        ({'num_key_value_heads': 4}, "'num_key_value_heads' is 4.*6 query"),
+        ({'hidden_act': 'relu6'}, "'hidden_act' is 'relu6'; supported"),
+        ({'layer_types': ['full_attention']}, "'layer_types' has 1 entries"),
+        ({'layer_types': ['full_attention', 'x']}, "'layer_types' has .'x'."),
+        (
+            {'rope_parameters': {'rope_type': 'dynamic', 'factor': 2.0}},
+            "'rope_parameters' asks for 'dynamic'; supported: default, linear",
+        ),
+        (
+            {'rope_parameters': {'rope_type': 'linear'}},
+            "my.json \\(rope scaling\\): 'factor' is missing",
+        ),
+        (
+            {'quantization_config': {'quant_method': 'gptq', 'bits': 4}},
+            "'quantization_config'.*gptq.*use the original checkpoint",
+        ),
+    ],
+)
+def test_wrong_configs_name_key_and_file(change, message):
+  config = tiny_models.hf_config('qwen2') | {
+      'num_attention_heads': 6, 'hidden_size': 48
+  }
+  with pytest.raises(ValueError, match=message):
+    config_lib.from_hf(config | change, 'my.json')
+
+
+def test_layers_are_grouped_into_few_scans():
+  full, slide = config_lib.LayerKind(), config_lib.LayerKind(window=4)
+  base = config_lib.from_hf(tiny_models.hf_config('llama'))
+
+  def shape(layers):
+    config = dataclasses.replace(base, layers=tuple(layers))
+    stacked = sorted(i for stack in config.stacks for i in stack)
+    assert stacked == list(range(len(layers)))  # each layer once
+    return [(len(s.pattern), s.repeats) for s in config.segments]
+
+  assert shape([full] * 24) == [(1, 24)]
+  assert shape([slide, full] * 13) == [(2, 13)]
+  assert shape(([slide] * 5 + [full]) * 4 + [slide] * 2) == [(6, 4), (1, 2)]
+  assert shape([full] * 20 + [slide] * 8) == [(1, 20), (1, 8)]
