@@ -7,6 +7,7 @@ import jax
 import ml_collections
 
 from qaq_jax import runlog, stages
+from qaq_jax.workdir import WorkDir
 
 STAGES = {
     'mine': stages.mine,
@@ -43,15 +44,14 @@ def run(
         + ', '.join(STAGES)
     )
   stages.check(config)
-  workdir = pathlib.Path(workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
+  workdir = WorkDir(workdir)
   if jax.process_index() == 0:
     text = json.dumps(config.to_dict(), indent=2, default=str)
-    (workdir / 'config.json').write_text(text + '\n')
-  log = runlog.RunLog(workdir)
+    workdir.config.write_text(text + '\n')
+  log = runlog.RunLog(workdir.run_log)
   log.environment()
   for name in names:
     with log.stage(name):
       result = STAGES[name](config, workdir)
       log.write('result', stage=name, **(result or {}))
-  return workdir
+  return workdir.path

@@ -7,12 +7,12 @@ that a score table can be traced to the machine and versions that made it.
 import datetime
 import importlib.metadata
 import json
+import pathlib
 import platform
 import sys
 import time
 import traceback
 
-from etils import epath
 import jax
 
 PACKAGES = (
@@ -22,24 +22,25 @@ PACKAGES = (
 
 
 class RunLog:
-  """Appends events to a work directory's run log.
+  """Appends events to a log file.
 
   Only process 0 writes. Every line is flushed, so a kill loses none.
   """
 
-  def __init__(self, workdir: epath.Path):
-    self._path = workdir / 'run.log'
+  def __init__(self, path: pathlib.Path):
+    self._path = path
 
   def write(self, event: str, **fields) -> None:
     """Appends one event."""
     if jax.process_index():
       return
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     line = json.dumps(
         {'time': now.isoformat(timespec='seconds'), 'event': event, **fields},
         default=str,
     )
-    _append(self._path, line + '\n')
+    with open(self._path, 'a', encoding='utf-8') as f:
+      f.write(line + '\n')
 
   def environment(self) -> None:
     """Appends versions, command line and devices."""
@@ -91,13 +92,3 @@ def _versions() -> dict[str, str]:
     except importlib.metadata.PackageNotFoundError:
       versions[name] = 'not installed'
   return versions
-
-
-def _append(path: epath.Path, text: str) -> None:
-  # Object stores cannot append; there the small file is written anew.
-  if '://' in str(path):
-    old = path.read_text() if path.exists() else ''
-    path.write_text(old + text)
-    return
-  with open(path, 'a', encoding='utf-8') as f:
-    f.write(text)

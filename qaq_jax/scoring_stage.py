@@ -11,23 +11,23 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from qaq_jax import stages
 from qaq_jax.data import samples as samples_lib
 from qaq_jax.data import templates
 from qaq_jax.models import checkpoint, sharding
 from qaq_jax.models import source as source_lib
 from qaq_jax.scoring import join, scorer
-from qaq_jax.selection import strata
+from qaq_jax.selection import derived
+from qaq_jax.workdir import WorkDir
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
-def score(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
+def score(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   """Scores the samples with every model, one after the other, and joins.
 
   Args:
     config: the resolved config.
-    workdir: with `samples/`; gets `scores/<model>/` and `scores.parquet`.
+    workdir: with prepared samples; gets each model's parts and the table.
 
   Returns:
     Model -> summary of its run, for the run log.
@@ -36,22 +36,22 @@ def score(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
     ValueError: an artifact in the work directory belongs to other inputs,
       or a model or template cannot be used; says what to do.
   """
-  store = samples_lib.SampleStore.open(workdir / stages.SAMPLES)
+  store = samples_lib.SampleStore.open(workdir.samples)
   mesh = sharding.make_mesh(**config.score.mesh.to_dict())
   targets = _prepare_targets(config, workdir)
   summaries = {}
   for name in config.models:
     model = _Model(config, name, mesh)
-    summaries[name] = model.score(store, workdir / 'scores' / name)
+    summaries[name] = model.score(store, workdir.parts(name))
     if config.score.embeddings:
-      path = stages.embeddings_path(workdir, name)
+      path = workdir.embeddings(name)
       path.parent.mkdir(exist_ok=True)
-      folder = workdir / 'scores' / name
+      folder = workdir.parts(name)
       join.join_embeddings(path, folder, num_rows=store.num_rows)
     if targets:
-      folder = workdir / 'targets' / name
+      folder = workdir.parts(name, 'targets')
       model.score(targets, folder)
-      path = stages.embeddings_path(workdir, name, 'targets')
+      path = workdir.embeddings(name, 'targets')
       join.join_embeddings(path, folder, num_rows=targets.num_rows)
   if jax.process_index() == 0:
     _join(config, workdir, store)
@@ -147,7 +147,7 @@ def _prepare_targets(config, workdir):
   """The target examples of rds_plus as a sample store, or None."""
   if not (config.score.embeddings and config.score.targets_path):
     return None
-  folder = workdir / 'targets' / 'samples'
+  folder = workdir.target_samples
   source = samples_lib.DataSource(config.score.targets_path)
   samples_lib.prepare(source, folder)
   return samples_lib.SampleStore.open(folder)
@@ -158,11 +158,11 @@ def _join(config, workdir, store):
   models = list(config.models)
   roles = {r: m for r, m in config.roles.items() if m}
   join.join_scores(
-      workdir / stages.SCORES,
-      {name: workdir / 'scores' / name for name in models},
+      workdir.scores,
+      {name: workdir.parts(name) for name in models},
       num_rows=store.num_rows,
       ids=(lambda: (s.id for s in store.iter_rows())) if store.has_id else None,
-      derive=lambda path: strata.derive(
+      derive=lambda path: derived.derive(
           path,
           models,
           roles=roles,
@@ -171,4 +171,4 @@ def _join(config, workdir, store):
           include_truncated=config.select.include_truncated,
       ),
   )
-  print(f'wrote {workdir / stages.SCORES}: {store.num_rows:,} rows')
+  print(f'wrote {workdir.scores}: {store.num_rows:,} rows')

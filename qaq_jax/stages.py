@@ -1,27 +1,30 @@
 """The stages: functions of (config, work directory), each runnable alone.
 
 A stage reads its input artifacts from the work directory, writes its own
-there, prints what a user wants to know and returns it for the run log.
-ConfigDicts stop here: what the stages call takes plain arguments.
+there, prints what a user wants to know and returns it for the run log. The
+score stage is in scoring_stage.py. ConfigDicts stop here: what the stages call
+takes plain arguments.
 """
 
 import json
-import pathlib
+import os
 
 import ml_collections
 
 from qaq_jax.data import samples
 from qaq_jax.demo import defects
 from qaq_jax.scoring import files
-from qaq_jax.selection import analyses, budget, columns, external, registry
+from qaq_jax.selection import (
+  analyses,
+  budget,
+  columns,
+  external,
+  registry,
+  summary,
+)
 from qaq_jax.selection import audit as audit_lib
 from qaq_jax.selection import select as select_lib
-from qaq_jax.selection import summary
-
-SAMPLES = 'samples'
-SCORES = 'scores.parquet'
-SELECTED = 'selected.jsonl'
-SELECTION = 'selection.json'
+from qaq_jax.workdir import WorkDir
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -45,10 +48,10 @@ def check(config: ml_collections.ConfigDict) -> None:
     registry.get_rule(rule)
 
 
-def mine(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
+def mine(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   """The demo's input: mined pairs with planted defects -> data.path."""
   info = defects.write_demo_data(
-      data_path(config, workdir),
+      workdir.data_path(config.data.path),
       rows=config.mine.rows,
       shares=config.mine.defects.to_dict(),
       seed=config.seed,
@@ -59,11 +62,11 @@ def mine(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
   return info
 
 
-def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
-  """Input data -> WORKDIR/samples."""
+def prepare(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
+  """Input data -> prepared samples."""
   c = config.data
   source = samples.DataSource(
-      path=data_path(config, workdir),
+      path=workdir.data_path(config.data.path),
       format=c.format,
       split=c.split,
       name=c.name,
@@ -73,35 +76,35 @@ def prepare(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
       strip=c.strip,
       limit=c.limit,
   )
-  info = samples.prepare(source, workdir / SAMPLES)
+  info = samples.prepare(source, workdir.samples)
   return {k: info[k] for k in ('rows', 'statuses', 'content_hash')}
 
 
-def score(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
-  """WORKDIR/samples -> WORKDIR/scores/<model>, WORKDIR/scores.parquet."""
+def score(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
+  """Samples and models -> score table."""
   from qaq_jax import scoring_stage  # loads flax and transformers
 
   return scoring_stage.score(config, workdir)
 
 
-def select(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
-  """WORKDIR/scores.parquet -> WORKDIR/selected.jsonl, selection.json."""
-  store = samples.SampleStore.open(workdir / SAMPLES)
+def select(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
+  """Score table -> chosen samples, in the input's own schema."""
+  store = samples.SampleStore.open(workdir.samples)
   selection = _selection(config, workdir)
-  samples.write_selected(store, selection.rows, workdir / SELECTED)
+  samples.write_selected(store, selection.rows, workdir.selected)
   report = selection.report | {
       'samples': store.content_hash,
-      'scores': _fingerprints(workdir),
+      'scores': workdir.fingerprints(),
   }
-  files.write_json(workdir / SELECTION, report)
+  files.write_json(workdir.selection, report)
   print(summary.format_selection(selection.report))
-  print(f'wrote {workdir / SELECTED} and {workdir / SELECTION}')
+  print(f'wrote {workdir.selected} and {workdir.selection}')
   return {'rule': config.select.rule, 'kept': len(selection.rows)}
 
 
-def audit(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
+def audit(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   """What each rule lets through, by a label in the input's records."""
-  store = samples.SampleStore.open(workdir / SAMPLES)
+  store = samples.SampleStore.open(workdir.samples)
   labels = [_label(line, config.audit.label) for line in store.iter_raw()]
   selections = analyses.select_all(
       score_columns(config, workdir),
@@ -110,25 +113,26 @@ def audit(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
       seed=config.seed,
   )
   chosen = {rule: s.rows for rule, s in selections.items()}
-  print(f'share of each {config.audit.label!r} kept at {config.audit.share:.0%}')
+  label, share = config.audit.label, config.audit.share
+  print(f'share of each {label!r} kept at {share:.0%}')
   print(audit_lib.format_audit(chosen, labels))
   return {'let_through': audit_lib.let_through(chosen, labels)}
 
 
-def report(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
-  """One page about scores and selection: WORKDIR/report/index.html."""
+def report(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
+  """One page about scores and selection."""
   from qaq_jax import report as report_lib
 
-  path = workdir / 'report' / 'index.html'
+  path = workdir.report
   report_lib.write_report(
       path,
       score_columns(config, workdir),
       _selection(config, workdir),
-      samples.SampleStore.open(workdir / SAMPLES),
-      title=f'{config.select.rule} on {pathlib.Path(config.data.path).name}',
+      samples.SampleStore.open(workdir.samples),
+      title=f'{config.select.rule} on {os.path.basename(config.data.path)}',
       info={
           f'{model}: {name}': str(value)
-          for model, fingerprint in _fingerprints(workdir).items()
+          for model, fingerprint in workdir.fingerprints().items()
           for name, value in fingerprint.items()
           if not isinstance(value, dict)
       },
@@ -137,18 +141,13 @@ def report(config: ml_collections.ConfigDict, workdir: pathlib.Path) -> dict:
   return {'path': str(path)}
 
 
-def data_path(config, workdir: pathlib.Path) -> str:
-  """`config.data.path` with the work directory filled in."""
-  return config.data.path.replace('{workdir}', str(workdir))
-
-
-def score_columns(config, workdir: pathlib.Path) -> columns.ScoreColumns:
+def score_columns(config, workdir: WorkDir) -> columns.ScoreColumns:
   """The finished score table, stratified as the config says.
 
   Raises:
     ValueError: there is no score table yet.
   """
-  path = workdir / SCORES
+  path = workdir.scores
   if not path.exists():
     raise ValueError(f'{path} does not exist: run the score stage first')
   return columns.ScoreColumns(
@@ -160,7 +159,7 @@ def score_columns(config, workdir: pathlib.Path) -> columns.ScoreColumns:
   )
 
 
-def _selection(config, workdir: pathlib.Path) -> select_lib.Selection:
+def _selection(config, workdir: WorkDir) -> select_lib.Selection:
   return select_lib.select(
       score_columns(config, workdir),
       rule=config.select.rule,
@@ -170,12 +169,7 @@ def _selection(config, workdir: pathlib.Path) -> select_lib.Selection:
   )
 
 
-def embeddings_path(workdir: pathlib.Path, model: str, of: str = 'samples'):
-  """Pooled embeddings of the samples, or of the targets, under a model."""
-  return workdir / 'embeddings' / f'{model}.{of}.npy'
-
-
-def rule_options(config, workdir: pathlib.Path) -> dict:
+def rule_options(config, workdir: WorkDir) -> dict:
   """The options of `config.select` that are set, and what a rule reads."""
   fixed = ('rule', 'budget', 'include_truncated')
   options = {k: v for k, v in config.select.items() if k not in fixed}
@@ -188,8 +182,8 @@ def rule_options(config, workdir: pathlib.Path) -> dict:
           'config.score.embeddings=True and config.score.targets_path'
       )
     options |= {
-        'embeddings': embeddings_path(workdir, model),
-        'targets': embeddings_path(workdir, model, 'targets'),
+        'embeddings': workdir.embeddings(model),
+        'targets': workdir.embeddings(model, 'targets'),
         'targets_path': config.score.targets_path,
     }
   if config.select.rule == 'scar' and not options['path']:
@@ -197,9 +191,9 @@ def rule_options(config, workdir: pathlib.Path) -> dict:
   return options
 
 
-def _input_scores(workdir: pathlib.Path, field: str):
+def _input_scores(workdir: WorkDir, field: str):
   """A numeric field of the input's own records, one value per row."""
-  store = samples.SampleStore.open(workdir / SAMPLES)
+  store = samples.SampleStore.open(workdir.samples)
   return external.scores_of_samples(store.iter_rows(), store.num_rows, field)
 
 
@@ -211,9 +205,3 @@ def _label(line: bytes, field: str) -> str:
         f'has: {", ".join(record)}'
     )
   return str(record[field])
-
-
-def _fingerprints(workdir: pathlib.Path) -> dict:
-  """Model -> fingerprint of its part of the score table."""
-  found = (workdir / 'scores').glob('*/fingerprint.json')
-  return {p.parent.name: json.loads(p.read_text()) for p in sorted(found)}

@@ -9,7 +9,7 @@ import pytest
 from selection_tables import make_table
 
 from qaq_jax.data import samples
-from qaq_jax.selection import strata
+from qaq_jax.selection import derived
 
 NOTEBOOK = (
   pathlib.Path(__file__).parent.parent / 'notebooks' / 'probe_rmi.ipynb'
@@ -26,7 +26,7 @@ def workdir(tmp_path):
       file.write(json.dumps(record) + '\n')
   samples.prepare(samples.DataSource(path=str(source)), tmp_path / 'samples')
   table = make_table(120)
-  table |= strata.derive(table, ['strong', 'weak'])
+  table |= derived.derive(table, ['strong', 'weak'])
   pq.write_table(pa.table(table), tmp_path / 'scores.parquet')
   return tmp_path
 

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from qaq_jax.scoring import files, join, metrics, store
-from qaq_jax.selection import strata
+from qaq_jax.selection import derived
 
 FINGERPRINT = {
     'model': {'path': 'a', 'dtype': 'float32'},
@@ -227,7 +227,7 @@ def test_join_has_a_row_per_input_row_and_derived_columns(tmp_path):
 
   def derive(path):
     assert 'diff' not in pq.read_schema(path).names
-    return strata.derive(
+    return derived.derive(
         path, ('strong', 'weak'), {'strong': 'strong', 'weak': 'weak'},
         num_strata=2,
     )

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from selection_tables import make_table, reorder
 
+from qaq_jax.selection import derived as derived_lib
 from qaq_jax.selection import strata
 from qaq_jax.selection.columns import ScoreColumns
 
@@ -154,7 +155,7 @@ def test_an_unknown_by_is_refused():
 
 def test_derived_columns_have_nulls_and_no_sentinels():
   table = pa.table(make_table(200))
-  derived = strata.derive(table, ['strong', 'weak'])
+  derived = derived_lib.derive(table, ['strong', 'weak'])
   assert list(derived) == [
     'rmi_strong', 'ifd_strong', 'r_ifd_strong', 'stratum_strong',
     'rank_strong', 'rmi_weak', 'ifd_weak', 'r_ifd_weak', 'stratum_weak',
@@ -178,14 +179,14 @@ def test_derived_columns_have_nulls_and_no_sentinels():
 def test_derived_columns_follow_their_rows():
   table = make_table(120)
   order = np.random.default_rng(1).permutation(120)
-  plain = strata.derive(table, ['strong', 'weak'])
-  shuffled = strata.derive(reorder(table, order), ['strong', 'weak'])
+  plain = derived_lib.derive(table, ['strong', 'weak'])
+  shuffled = derived_lib.derive(reorder(table, order), ['strong', 'weak'])
   for name in plain:
     assert plain[name].take(pa.array(order)).equals(shuffled[name]), name
 
 
 def test_one_model_alone_has_no_difference():
-  derived = strata.derive(make_table(10, models=('solo',)), ['solo'])
+  derived = derived_lib.derive(make_table(10, models=('solo',)), ['solo'])
   assert 'rank_solo' in derived
   assert 'diff' not in derived
 
@@ -194,7 +195,7 @@ def test_author_compatible_tables_have_null_ifd():
   table = make_table(20)
   for name in ('nll_a', 'nll_a_given_q', 'n_a'):
     table[f'{name}_strong'] = np.full(20, np.nan)
-  derived = strata.derive(table, ['strong', 'weak'])
+  derived = derived_lib.derive(table, ['strong', 'weak'])
   assert derived['ifd_strong'].null_count == 20
   assert derived['rmi_strong'].null_count < 20
 

@@ -35,7 +35,7 @@ def join_scores(
     ids: returns an iterator over the input's own ids, in row order; it is
       called twice.
     derive: path of the table without derived columns -> name -> array of
-      `num_rows` values, `qaq_jax.selection.strata.derive` say.
+      `num_rows` values, `qaq_jax.selection.derived.derive` say.
 
   Raises:
     StoreError: a model's parts are damaged or don't cover the input.

@@ -8,10 +8,8 @@ Everything here is plain vectorised numpy: a stratification of ten million
 rows is two sorts. Shapes: `_N` is one entry per row of the score table.
 """
 
-from collections.abc import Mapping, Sequence
 
 import numpy as np
-import pyarrow as pa
 
 # Differences and sums of ranks live on this grid. Without it 3/9 - 2/9 and
 # 2/9 - 1/9 differ in the last bit, and rounding noise, not the seeded hash,
@@ -107,58 +105,3 @@ def rank_in_strata(score_N, stratum_N):
   rank_G[size_G == 1] = 0.5
   rank_N[used[order]] = np.repeat(rank_G, stops - starts)
   return rank_N
-
-
-def derive(
-  table,
-  models: Sequence[str],
-  roles: Mapping[str, str] | None = None,
-  num_strata: int = 10,
-  by: str = 'own',
-  include_truncated: bool = False,
-) -> dict[str, pa.Array]:
-  """Computes every derived score column from the stored sums and counts.
-
-  A model's rows are ranked among the rows it could score (and that the
-  stratifying model could, where `by` names one), so that a column does not
-  depend on models it does not name.
-
-  Args:
-    table: pyarrow Table, mapping of arrays, or path of a Parquet file, with
-      the score columns of `models`.
-    models: names to derive columns for, e.g. ('strong', 'weak').
-    roles: role -> model name; without both roles there is no diff and sum.
-    num_strata: K; 1 is the global ranking.
-    by: whose PPL(Q) makes the strata: each model's own, or one role's.
-    include_truncated: whether `truncated` rows are ranked with the `ok` ones.
-
-  Returns:
-    Name -> float64 (strata int32) array with nulls where there is no value:
-    `rmi_<m>`, `ifd_<m>`, `r_ifd_<m>`, `stratum_<m>`, `rank_<m>`, and `diff`
-    and `sum` of the strong and the weak model's ranks, in that order.
-  """
-  from qaq_jax.selection import columns as columns_lib
-
-  scores = columns_lib.ScoreColumns(
-    table,
-    roles=roles,
-    num_strata=num_strata,
-    by=by,
-    include_truncated=include_truncated,
-  )
-  out = {}
-  for model in models:
-    for name, values in (
-      (f'rmi_{model}', scores.rmi(model)),
-      (f'ifd_{model}', scores.ifd(model, required=False)),
-      (f'r_ifd_{model}', scores.r_ifd(model)),
-    ):
-      out[name] = pa.array(values, pa.float64(), mask=np.isnan(values))
-    stratum = scores.stratum(model)
-    out[f'stratum_{model}'] = pa.array(stratum, pa.int32(), mask=stratum < 0)
-    rank = scores.rank(model)
-    out[f'rank_{model}'] = pa.array(rank, pa.float64(), mask=np.isnan(rank))
-  if all(scores.roles.get(role) in models for role in ('strong', 'weak')):
-    for name, values in (('diff', scores.diff()), ('sum', scores.sum())):
-      out[name] = pa.array(values, pa.float64(), mask=np.isnan(values))
-  return out

@@ -1,0 +1,69 @@
+"""The layout of a work directory: where each artifact lies."""
+
+import json
+import pathlib
+
+
+class WorkDir:
+  """Paths of a work directory's artifacts; makes the folder itself."""
+
+  def __init__(self, path):
+    self.path = pathlib.Path(path)
+    self.path.mkdir(parents=True, exist_ok=True)
+
+  @property
+  def config(self) -> pathlib.Path:
+    """The resolved config of the last command."""
+    return self.path / 'config.json'
+
+  @property
+  def run_log(self) -> pathlib.Path:
+    """One JSON object per line: versions, devices, stages, results."""
+    return self.path / 'run.log'
+
+  @property
+  def samples(self) -> pathlib.Path:
+    """Prepared samples."""
+    return self.path / 'samples'
+
+  @property
+  def target_samples(self) -> pathlib.Path:
+    """Prepared target examples of rds_plus."""
+    return self.path / 'targets' / 'samples'
+
+  @property
+  def scores(self) -> pathlib.Path:
+    """The joined score table."""
+    return self.path / 'scores.parquet'
+
+  @property
+  def selected(self) -> pathlib.Path:
+    """The chosen samples, in the input's own schema."""
+    return self.path / 'selected.jsonl'
+
+  @property
+  def selection(self) -> pathlib.Path:
+    """What was chosen and why."""
+    return self.path / 'selection.json'
+
+  @property
+  def report(self) -> pathlib.Path:
+    """The report page."""
+    return self.path / 'report' / 'index.html'
+
+  def parts(self, model: str, of: str = 'scores') -> pathlib.Path:
+    """A model's parts, of the samples ('scores') or of the 'targets'."""
+    return self.path / of / model
+
+  def embeddings(self, model: str, of: str = 'scores') -> pathlib.Path:
+    """A model's pooled embeddings: .npy, float16 [rows, D]."""
+    return self.path / 'embeddings' / f'{model}.{of}.npy'
+
+  def data_path(self, path: str) -> str:
+    """`config.data.path` with '{workdir}' filled in."""
+    return path.replace('{workdir}', str(self.path))
+
+  def fingerprints(self) -> dict[str, dict]:
+    """Model -> fingerprint of its part of the score table."""
+    found = (self.path / 'scores').glob('*/fingerprint.json')
+    return {p.parent.name: json.loads(p.read_text()) for p in sorted(found)}
