@@ -1,0 +1,472 @@
+"""The scoring loop: exact numbers, every row once, few programs, kill -9.
+
+One small input of 30 rows (among them one empty, one too long, one invalid) and
+a two-layer model, scored in windows of 8 rows; see `scoring_rig`.
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pytest
+import scoring_rig as rig
+from flax import nnx
+from jax import monitoring
+from scipy import special
+
+from qaq_jax.scoring import compiled, loop, metrics, progress, scorer, store
+
+# Sums of up to some hundred float32 log-probabilities, in other batches, orders
+# and shardings: measured 3e-6 relative at most; the bound leaves room.
+TOLERANCE = dict(rtol=2e-5, atol=2e-5)
+NLL = [metrics.nll_column(t, 'm') for t in metrics.SHARED_TERMS]
+EXACT = ['row', 'n_q_m', 'n_q_given_a_m', 'n_a_m', 'status_m', 'reason_m']
+
+_COMPILED = []
+monitoring.register_event_duration_secs_listener(
+    lambda event, seconds, **_: _COMPILED.append(event)
+    if event == '/jax/core/compile/backend_compile_duration' else None
+)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  path = tmp_path_factory.mktemp('rig')
+  rig.make(path)
+  return path
+
+
+@pytest.fixture(scope='module')
+def summary(folder):
+  return rig.score(folder)
+
+
+@pytest.fixture(scope='module')
+def table(folder, summary):
+  assert summary
+  return read(folder / 'scores')
+
+
+def read(path):
+  return pa.concat_tables(store.read_parts(path))
+
+
+def assert_close(got, want, rows=None):
+  """Equal statuses and counts, sums within the tolerance."""
+  if rows is not None:
+    got = got.take(rows)
+  for name in EXACT[1 if rows is not None else 0 :]:
+    assert got[name].to_pylist() == want[name].to_pylist(), name
+  worst = 0.0
+  for name in NLL:
+    a, b = metrics.column(got[name]), metrics.column(want[name])
+    np.testing.assert_allclose(a, b, **TOLERANCE)
+    worst = max(worst, np.nanmax(np.abs(a - b) / np.abs(b)))
+  print(f'largest relative difference {worst:.1e}')
+
+
+def test_every_row_once_with_status_reason_and_nulls(table, summary):
+  assert table['row'].to_pylist() == list(range(30))
+  status = table['status_m'].to_pylist()
+  assert (status[4], status[11], status[12]) == ('empty', 'too_long', 'invalid')
+  rest = [s for i, s in enumerate(status) if i not in (4, 11, 12)]
+  assert rest == ['ok'] * 27
+  for row in (4, 11, 12):
+    values = table.slice(row, 1).to_pylist()[0]
+    assert values['reason_m']
+    assert all(values[n] is None for n in [*NLL, 'n_q_m', 'n_a_m'])
+  ok = table.filter(pa.compute.equal(table['status_m'], 'ok'))
+  for name in NLL:
+    assert ok[name].null_count == 0
+    assert (ok[name].to_numpy() > 0).all()
+  assert ok['n_q_m'].to_pylist() == ok['n_q_given_a_m'].to_pylist()
+  assert summary['statuses'] == {
+      'empty': 1, 'invalid': 1, 'ok': 27, 'too_long': 1
+  }
+  assert summary['rows'] == 30 and summary['windows'] == 4
+  assert summary['tokens_scored'] == summary['tokens']
+  assert 0 <= summary['padding_waste'] < 0.6
+
+
+def test_equals_four_separate_plain_passes(folder, table):
+  """Each term from a pass of its own, whole logits, float64 softmax."""
+  rows = [0, 1, 29]
+  encoder = rig.encoder(folder)
+  encoded = encoder.encode(list(rig.samples(folder).iter_rows(0, 30)))
+  passes = [
+      (row, term, sequence.ids[:stop], stop - start)
+      for row in rows
+      for sequence in encoded[row].sequences
+      for term, start, stop in sequence.spans
+  ]
+  assert len(passes) == 12
+  tokens = np.zeros((12, 200), np.int32)
+  for i, (_, _, ids, _) in enumerate(passes):
+    tokens[i, : len(ids)] = ids
+  graphdef, params = nnx.split(rig.model())
+
+  @jax.jit
+  def plain(params, tokens):
+    model = nnx.merge(graphdef, params)
+    return model.logits(model(tokens))
+
+  logits = np.asarray(plain(params, tokens), np.float64)[:, :, :421]
+  logp = logits - special.logsumexp(logits, axis=2, keepdims=True)
+  for i, (row, term, ids, count) in enumerate(passes):
+    at = np.arange(len(ids) - count, len(ids))
+    want = -logp[i, at - 1, ids[at]].sum()
+    got = table[f'nll_{term}_m'][row].as_py()
+    np.testing.assert_allclose(got, want, **TOLERANCE)
+    count_name = metrics.count_column(term, 'm')
+    assert table[count_name][row].as_py() == count
+
+
+def test_other_batches_and_order_give_the_same_numbers(folder, table, tmp_path):
+  rig.score(folder, tmp_path / 'a', options=scorer.ScoreOptions(
+      tokens_per_batch=700, max_shapes=2, rows_per_part=100, progress=False
+  ))
+  assert_close(read(tmp_path / 'a'), table)
+  rig.make(tmp_path)
+  lines = (tmp_path / 'in.jsonl').read_text().splitlines()
+  (tmp_path / 'in.jsonl').write_text('\n'.join(reversed(lines)) + '\n')
+  rig.samples_lib.prepare(
+      rig.DataSource(str(tmp_path / 'in.jsonl'), columns={'id': 'id'}),
+      tmp_path / 'samples',
+  )
+  rig.score(tmp_path)
+  assert_close(read(tmp_path / 'scores'), table, rows=list(range(29, -1, -1)))
+
+
+def test_on_a_mixed_mesh_of_eight_devices(folder, table, tmp_path):
+  rig.score(folder, tmp_path / 'a', on=rig.mesh(2, 2, 2))
+  assert_close(read(tmp_path / 'a'), table)
+
+
+def test_no_compilation_in_the_loop_and_few_before(folder, tmp_path,
+                                                   monkeypatch):
+  seen = []
+  real = loop.run_windows
+
+  def counted(*args):
+    before = len(_COMPILED)
+    real(*args)
+    seen.append(len(_COMPILED) - before)
+
+  monkeypatch.setattr(loop, 'run_windows', counted)
+  summary = rig.score(folder, tmp_path / 'a')
+  assert seen == [0]
+  assert 1 < summary['programs'] <= rig.OPTIONS.max_shapes
+  plan = json.loads((tmp_path / 'a' / 'plan.json').read_text())
+  assert len(plan['runs'][0]['batches']['shapes']) == summary['programs']
+  assert summary['compile_seconds'] > 0
+
+
+def test_the_listener_hears_compilations():
+  before = len(_COMPILED)
+  jax.jit(lambda x: x * 3 + len(_COMPILED))(np.ones(5)).block_until_ready()
+  assert len(_COMPILED) > before
+
+
+def test_finished_scores_are_reused_without_the_model(folder, summary, capsys):
+  def never():
+    raise AssertionError('the model was loaded for nothing')
+
+  options = dataclasses.replace(rig.OPTIONS, progress=True)
+  again = rig.score(folder, made=never, options=options)
+  assert again['windows_reused'] == again['windows'] == 4
+  assert again['statuses'] == summary['statuses']
+  assert again['tokens_per_second'] is None
+  assert 'scored before' in capsys.readouterr().out
+
+
+def test_another_model_or_template_is_refused_by_name(folder, summary):
+  assert summary
+  other = json.loads(json.dumps(rig.FINGERPRINT))
+  other['model']['dtype'] = 'bf16'
+  with pytest.raises(store.StoreError, match='model.dtype: "f32" -> "bf16"'):
+    rig.score(folder, fingerprint=other)
+  options = dataclasses.replace(rig.OPTIONS, terms=('q', 'q_given_a'))
+  with pytest.raises(store.StoreError, match='scored_terms'):
+    rig.score(folder, options=options)
+
+
+def test_rmi_alone_costs_less_and_gives_the_same(folder, table, summary,
+                                                 tmp_path):
+  options = dataclasses.replace(rig.OPTIONS, terms=('q_given_a', 'q'))
+  alone = rig.score(folder, tmp_path / 'a', options=options)
+  got = read(tmp_path / 'a')
+  assert alone['tokens'] < 0.8 * summary['tokens']
+  assert got.column_names == table.column_names
+  for name in NLL[:2]:
+    np.testing.assert_allclose(
+        metrics.column(got[name]), metrics.column(table[name]), **TOLERANCE
+    )
+  assert got['nll_a_m'].null_count == got['n_a_m'].null_count == 30
+  with pytest.raises(ValueError, match="score.terms.*'x'.*q_given_a"):
+    rig.score(folder, options=dataclasses.replace(options, terms=('x',)))
+
+
+def test_all_terms_and_embeddings(folder, table, tmp_path):
+  """Six sequences' columns; the shared ones are as without the others."""
+  encoder = rig.encoder(
+      folder, ifd_cherry=True, ifd_superfilter=True, embeddings=True
+  )
+  summary = rig.score(folder, tmp_path / 'a', encode=encoder)
+  got = read(tmp_path / 'a')
+  assert_close(got, table)
+  for term in (*metrics.CHERRY_TERMS, *metrics.SUPERFILTER_TERMS):
+    values = metrics.column(got[f'nll_{term}_m'])
+    assert np.isfinite(values).sum() >= 20, term
+    assert np.isfinite(metrics.column(got[f'n_{term}_m'])).sum() >= 20
+  assert summary['sequences'] > 4 * 27
+  vectors = np.load(tmp_path / 'a' / 'part-000000.npy')
+  assert vectors.shape == (8, 32) and vectors.dtype == np.float16
+  assert np.isnan(vectors[4]).all()
+  norms = np.linalg.norm(vectors[[0, 1, 7]].astype(np.float32), axis=1)
+  np.testing.assert_allclose(norms, 1, atol=2e-3)
+
+
+def test_a_row_that_is_not_finite_spoils_no_other(folder, table, tmp_path):
+  encoded = rig.encoder(folder).encode(
+      list(rig.samples(folder).iter_rows(0, 30))
+  )
+  held = [
+      {i for s in row.sequences for i in s.ids.tolist()} for row in encoded
+  ]
+  rare = {i: [r for r, ids in enumerate(held) if i in ids]
+          for ids in held for i in ids}
+  token, rows = min(rare.items(), key=lambda item: abs(len(item[1]) - 4))
+  assert 0 < len(rows) < 20
+
+  # The head gets a clean table of its own: a poisoned row of a tied one would
+  # be in every logsumexp.
+  def poisoned():
+    model = rig.model(rig.mesh())
+    model.config = dataclasses.replace(model.config, tie_embeddings=False)
+    clean = model.embedding[...]
+    model.head = nnx.Param(clean)
+    table = np.array(clean)
+    table[token] = np.nan
+    model.embedding[...] = jax.device_put(table, clean.sharding)
+    return model
+
+  summary = rig.score(folder, tmp_path / 'a', made=poisoned)
+  got = read(tmp_path / 'a')
+  assert summary['statuses']['non_finite'] == len(rows)
+  for row in range(30):
+    values = got.slice(row, 1).to_pylist()[0]
+    if row in rows:
+      assert values['status_m'] == 'non_finite'
+      assert 'not finite' in values['reason_m']
+      assert all(values[n] is None for n in [*NLL, 'n_q_m', 'n_a_m'])
+    else:
+      want = table.slice(row, 1).to_pylist()[0]
+      assert values['status_m'] == want['status_m']
+      for name in NLL:
+        if want[name] is None:
+          assert values[name] is None
+        else:
+          np.testing.assert_allclose(values[name], want[name], **TOLERANCE)
+
+
+def test_truncated_rows(folder, tmp_path):
+  encoder = rig.encoder(folder, on_long='truncate_context', max_length=120)
+  rig.score(folder, tmp_path / 'a', encode=encoder)
+  got = read(tmp_path / 'a').to_pylist()
+  cut = [r for r in got if r['status_m'] == 'truncated']
+  assert cut and got[11]['status_m'] in ('truncated', 'too_long')
+  for row in cut:
+    assert row['reason_m'].startswith('answer cut to')
+    assert row['n_a_m'] < 120 and row['nll_a_m'] > 0
+
+
+def test_out_of_memory_halves_the_batches_and_goes_on(folder, table, tmp_path,
+                                                      monkeypatch, capsys):
+  """The device refuses batches of more than two rows, and then all."""
+  real = compiled.Programs.run
+  limit = [2]
+
+  def small_device(self, tokens_BT, *rest):
+    if len(tokens_BT) > limit[0]:
+      raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
+    return real(self, tokens_BT, *rest)
+
+  monkeypatch.setattr(compiled.Programs, 'run', small_device)
+  options = dataclasses.replace(rig.OPTIONS, progress=True)
+  rig.score(folder, tmp_path / 'a', options=options)
+  assert_close(read(tmp_path / 'a'), table)
+  assert 'out of memory' in capsys.readouterr().out
+  plan = json.loads((tmp_path / 'a' / 'plan.json').read_text())
+  assert {r['origin'] for r in plan['runs']} == {'first', 'out of memory'}
+  assert plan['runs'][-1]['tokens_per_batch'] < 256
+  limit[0] = 0
+  with pytest.raises(compiled.OutOfMemory, match=r'row \d+.*max_length'):
+    rig.score(folder, tmp_path / 'b')
+
+
+def test_batch_size_is_the_largest_that_fits(monkeypatch):
+  programs = compiled.Programs(
+      rig.model(rig.mesh()), rig.mesh(), outputs=scorer.likelihood.Outputs()
+  )
+  real = programs.memory((2, 16))
+  size = sum(x.nbytes for x in jax.tree.leaves(programs._params))
+  assert size < real < size + (1 << 20)  # parameters, and little else
+  assert programs.memory_limit() > 1 << 28
+
+  class Fake:
+    platform, shards = 'cpu', 2
+
+    def memory(self, shape):
+      rows, length = shape
+      if rows * length > 5000:
+        raise compiled.OutOfMemory('the compiler says no')
+      return rows * length
+
+    def memory_limit(self):
+      return limit
+
+  def shapes(tokens):
+    return [(max(tokens // t // 2, 1) * 2, t) for t in (300, 50)]
+
+  limit = 2000
+  assert compiled.fit(Fake(), shapes, 16384)[0] == 1024 * 2
+  limit = 100
+  with pytest.raises(compiled.OutOfMemory, match='300 tokens.*max_length'):
+    compiled.fit(Fake(), shapes, 16384)
+  assert compiled.fit(Fake(), lambda tokens: [], 0)[1] == 0
+
+
+def test_plan_is_printed_first(folder, tmp_path, capsys):
+  result = scorer.plan(
+      rig.samples(folder), rig.encoder(folder), name='m', options=rig.OPTIONS,
+      platform='cpu',
+  )
+  text = capsys.readouterr().out
+  assert 'm: 30 rows (empty 1, invalid 1, ok 27, too_long 1);' in text
+  assert re.search(r'predicted padding \d+\.\d%', text)
+  assert re.search(r'\d+x\d+: \d+', text)
+  assert result['sequences'] == 54
+  assert len(result['batches']['shapes']) <= 3
+  options = dataclasses.replace(rig.OPTIONS, progress=True)
+  rig.score(folder, tmp_path / 'a', options=options)
+  out, err = capsys.readouterr()
+  assert 'programs compiled in' in out and 'MiB per device' in out
+  assert 'score m' in err and 'padding' in err and 'rows 30/30' in err
+
+
+def test_no_rows_and_no_scorable_rows(tmp_path):
+  for rows in (0, 1):
+    where = tmp_path / str(rows)
+    where.mkdir()
+    rig.make(where, rows=1)
+    text = '{"id": 1, "instruction": "x", "output": " "}\n' * rows
+    if not rows:
+      continue
+    (where / 'in.jsonl').write_text(text)
+    rig.samples_lib.prepare(
+        rig.DataSource(str(where / 'in.jsonl'), columns={'id': 'id'}),
+        where / 'samples',
+    )
+    summary = rig.score(where)
+    assert summary['statuses'] == {'empty': 1}
+    assert summary['programs'] == 0
+    assert read(where / 'scores')['nll_q_m'].null_count == 1
+
+
+def test_the_thread_that_works_ahead():
+  assert list(progress.ahead(range(5))) == list(range(5))
+
+  def failing():
+    yield 1
+    raise OSError('disk gone')
+
+  ready = progress.ahead(failing())
+  assert next(ready) == 1
+  with pytest.raises(OSError, match='disk gone'):
+    next(ready)
+  made = []
+
+  def endless():
+    while True:
+      made.append(1)
+      yield 1
+
+  ready = progress.ahead(endless())
+  next(ready)
+  ready.close()
+  time.sleep(0.3)
+  count = len(made)
+  time.sleep(0.3)
+  assert count == len(made) <= 4
+
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def start(folder, step):
+  return subprocess.Popen(
+      [sys.executable, 'tests/scoring_rig.py', str(folder), str(step)],
+      cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+  )
+
+
+def files_of(path):
+  return {
+      p.name: p.read_bytes() for p in path.iterdir()
+      if not p.name.startswith('.')
+  }
+
+
+def test_killed_again_and_again_it_ends_bit_identical(folder, tmp_path):
+  """kill -9 in mid-write, before and after renames, and from outside."""
+  rig.make(tmp_path)
+  whole = start(folder, 0)
+  out, err = whole.communicate()  # the rig's own process, uninterrupted
+  assert 'finished' in out, err
+  for step in (2, 15, 18, 9):
+    process = start(tmp_path, step)
+    _, err = process.communicate()
+    assert process.returncode == -signal.SIGKILL, err
+  process = start(tmp_path, 0)
+  before = len(list((tmp_path / 'scores').glob('part-*')))
+  while process.poll() is None:  # from outside, when one more part is there
+    if len(list((tmp_path / 'scores').glob('part-*'))) > before:
+      process.kill()
+    time.sleep(0.005)
+  process.communicate()
+  process = start(tmp_path, 0)
+  out, err = process.communicate()
+  assert 'finished' in out, err
+  want, got = files_of(folder / 'scores'), files_of(tmp_path / 'scores')
+  assert set(got) == set(want)
+  for name in want:
+    assert got[name] == want[name], name
+
+
+def test_resumed_on_another_device_count(folder, table, tmp_path, monkeypatch):
+  real = store.ScoreStore.write
+  written = []
+
+  def stop_after_two(self, index, *args):
+    if len(written) == 2:
+      raise KeyboardInterrupt
+    written.append(index)
+    real(self, index, *args)
+
+  monkeypatch.setattr(store.ScoreStore, 'write', stop_after_two)
+  with pytest.raises(KeyboardInterrupt):
+    rig.score(folder, tmp_path / 'a')
+  monkeypatch.setattr(store.ScoreStore, 'write', real)
+  summary = rig.score(folder, tmp_path / 'a', on=rig.mesh(2, 2, 2))
+  assert summary['windows_reused'] == 2
+  assert_close(read(tmp_path / 'a'), table)
+  plan = json.loads((tmp_path / 'a' / 'plan.json').read_text())
+  assert [r['layout']['mesh']['tensor'] for r in plan['runs']] == [1, 2]
