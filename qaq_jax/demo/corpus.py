@@ -25,8 +25,8 @@ class CorpusOptions:
   """What to mine and how to weigh it.
 
   Attributes:
-    packages: import names to learn from.
-    held_out: import names to measure on.
+    packages: (import name, pip requirement, licence) to learn from.
+    held_out: the same, to measure on.
     site: site-packages folder that holds them; '' is the running environment.
     max_answer: characters.
     vocab_size: of the tokenizer.
@@ -35,8 +35,8 @@ class CorpusOptions:
     max_held_out: pairs to measure on, evenly picked.
   """
 
-  packages: tuple[str, ...]
-  held_out: tuple[str, ...]
+  packages: tuple[tuple[str, str, str], ...]
+  held_out: tuple[tuple[str, str, str], ...]
   site: str = ''
   max_answer: int = 600
   vocab_size: int = 4096
@@ -48,14 +48,19 @@ class CorpusOptions:
 def mine_corpus(
     options: CorpusOptions,
 ) -> tuple[list[mining.Pair], list[mining.Pair]]:
-  """Training and held-out pairs; none equals a pair of the demo's packages."""
+  """Training and held-out pairs; none equals a pair of the demo's packages.
+
+  Raises:
+    ModuleNotFoundError: Packages are missing; says how to install them.
+  """
+  _check_installed(options)
   limits = mining.Limits(
       min_query=16, min_words=4, max_answer=options.max_answer
   )
   site = options.site or None
-  found = mining.mine(
-      options.held_out + options.packages, site=site, limits=limits
-  )
+  held_out_names = tuple(name for name, *_ in options.held_out)
+  names = held_out_names + tuple(name for name, *_ in options.packages)
+  found = mining.mine(names, site=site, limits=limits)
   demo = mining.mine(limits=limits)
   codes = {mining.normalised_code(p.answer) for p in demo}
   queries = {mining.normalised_query(p.query) for p in demo}
@@ -68,8 +73,25 @@ def mine_corpus(
       '%s; left out %d that the demo has too',
       mining.describe(kept, site), len(found) - len(kept),
   )
-  held_out = [p for p in kept if p.package in options.held_out]
-  return [p for p in kept if p.package not in options.held_out], held_out
+  held_out = [p for p in kept if p.package in held_out_names]
+  return [p for p in kept if p.package not in held_out_names], held_out
+
+
+def _check_installed(options):
+  missing = []
+  for name, requirement, _ in options.packages + options.held_out:
+    try:
+      mining.package_folder(name, options.site or None)
+    except ModuleNotFoundError:
+      missing.append(requirement)
+  if missing:
+    where = options.site or 'SITE_PACKAGES'
+    raise ModuleNotFoundError(
+        f'{len(missing)} packages of the corpus are not installed in '
+        f'{options.site or "the running environment"}. Install them with\n'
+        f'  pip install --no-deps --target={where} {" ".join(missing)}\n'
+        f'and give --config.corpus.site={where}'
+    )
 
 
 def load_or_mine(
