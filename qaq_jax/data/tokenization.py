@@ -51,23 +51,23 @@ class View:
       real_ids: content of an added token -> its id in the whole tokenizer,
         where a copy with fewer added tokens would number them anew.
     """
-    self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec))
-    self._tokenizer.no_truncation()
-    self._tokenizer.no_padding()
+    self.tokenizer = tokenizers.Tokenizer.from_str(json.dumps(spec))
+    self.tokenizer.no_truncation()
+    self.tokenizer.no_padding()
     moved = {
-        self._tokenizer.token_to_id(text): real
+        self.tokenizer.token_to_id(text): real
         for text, real in real_ids.items()
-        if self._tokenizer.token_to_id(text) not in (None, real)
+        if self.tokenizer.token_to_id(text) not in (None, real)
     }
     self._remap = None
     if moved:
-      size = max(*moved, self._tokenizer.get_vocab_size()) + 1
+      size = max(*moved, self.tokenizer.get_vocab_size()) + 1
       self._remap = np.arange(size, dtype=np.int32)
       self._remap[list(moved)] = list(moved.values())
 
   def encode(self, text: str) -> np.ndarray:
     """Ids (int32) of one text; no special tokens are added."""
-    return self._ids(self._tokenizer.encode(text, add_special_tokens=False))
+    return self._ids(self.tokenizer.encode(text, add_special_tokens=False))
 
   def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
     """Ids (int32) of each text; no special tokens are added."""
@@ -77,7 +77,7 @@ class View:
       while stop < len(texts) and (stop == at or size < _CHUNK):
         size += len(texts[stop])
         stop += 1
-      encoded = self._tokenizer.encode_batch_fast(
+      encoded = self.tokenizer.encode_batch_fast(
           texts[at:stop], add_special_tokens=False
       )
       ids.extend(self._ids(e) for e in encoded)
@@ -86,7 +86,7 @@ class View:
 
   def encode_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
     """Ids and the [n, 2] character offsets of their tokens."""
-    encoded = self._tokenizer.encode(text, add_special_tokens=False)
+    encoded = self.tokenizer.encode(text, add_special_tokens=False)
     return self._ids(encoded), np.asarray(encoded.offsets).reshape(-1, 2)
 
   def _ids(self, encoded) -> np.ndarray:
@@ -171,18 +171,24 @@ def load(directory) -> Tokenizer:
   prefix = with_added[: len(with_added) - len(without)]
   if with_added[len(prefix):] != without:  # something is added behind too
     prefix = prefix[:1] if with_added[1: 1 + len(without)] == without else []
+  # Building a view takes a second or so; most tokenizers add no dummy prefix.
+  start, plain_start = View(spec, ids), View(plain, ids)
+  middle_spec = _without_dummy_prefix(spec)
+  no_prefix = _same(spec, middle_spec)
   return Tokenizer(
       hf=hf,
-      start=View(spec, ids),
-      middle=View(_without_dummy_prefix(spec), ids),
-      plain_start=View(plain, ids),
-      plain=View(_without_dummy_prefix(plain), ids),
+      start=start,
+      middle=start if no_prefix else View(middle_spec, ids),
+      plain_start=plain_start,
+      plain=plain_start if no_prefix else View(
+          _without_dummy_prefix(plain), ids
+      ),
       marker_ids=frozenset(
           t['id'] for t in spec['added_tokens'] if not _is_text(t)
       ),
       added_prefix=tuple(prefix),
-      decoder=tokenizers.Tokenizer.from_str(
-          json.dumps(_without_strip(spec))
+      decoder=start.tokenizer if _same(spec, _without_strip(spec)) else (
+          tokenizers.Tokenizer.from_str(json.dumps(_without_strip(spec)))
       ),
       files={
           name: hashlib.sha256((directory / name).read_bytes()).hexdigest()
@@ -239,6 +245,11 @@ def _without_strip(spec: dict) -> dict:
   spec = copy.copy(spec)
   spec['decoder'] = _edit(spec['decoder'], 'decoders')
   return spec
+
+
+def _same(a: dict, b: dict) -> bool:
+  parts = ('normalizer', 'pre_tokenizer', 'decoder')
+  return all(a[p] == b[p] for p in parts)
 
 
 def _edit(part: dict | None, children: str) -> dict | None:
