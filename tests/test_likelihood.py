@@ -6,16 +6,21 @@ scaled up: near-uniform predictions would hide mistakes.
 """
 
 import functools
+import importlib.util
+import json
+import os
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_models
 from flax import nnx
 from scipy import special
 
+from qaq_jax.models import checkpoint, decoder, sharding
 from qaq_jax.models import config as config_lib
-from qaq_jax.models import decoder, sharding
 from qaq_jax.scoring import likelihood
 
 VOCAB = 389  # padded to 512
@@ -237,6 +242,46 @@ def test_two_sequences_equal_four_separate_passes(model):
   again = run(model, tokens, spans, lengths)['nll_BS']
   np.testing.assert_allclose(again[0, 0], got[0, 0], **TOLERANCE)
   assert again[0, 1] == 0
+
+
+def test_two_sequences_equal_four_passes_of_transformers(tmp_path):
+  """Each term from a pass of its own through another program's model.
+
+  Where torch is missing, against the sums that it gave elsewhere, which the
+  torch column checks too. After a change of the case, rewrite them with
+  QAQ_WRITE_REFERENCE=1.
+  """
+  model = checkpoint.load(
+      tiny_models.write('qwen2', tmp_path / 'm'), mesh=None, dtype=jnp.float32
+  )
+  rng = np.random.default_rng(11)
+  tokens, spans = np.zeros((8, 64), np.int32), np.zeros((8, 2, 2), np.int32)
+  lengths = np.zeros(8, np.int32)
+  passes = np.zeros((16, 64), np.int32)
+  for b in range(8):  # a sequence: head, first, middle, second
+    sizes = rng.integers((3, 2, 1, 2), (8, 24, 6, 26))
+    ends = np.cumsum(sizes)
+    tokens[b, : ends[3]] = rng.integers(0, 211, ends[3])
+    spans[b] = [[ends[0], ends[1]], [ends[2], ends[3]]]
+    lengths[b] = ends[3]
+    passes[2 * b, : ends[1]] = tokens[b, : ends[1]]
+    passes[2 * b + 1] = tokens[b]
+  got = run(model, tokens, spans, lengths)['nll_BS'].ravel()
+
+  reference = pathlib.Path(__file__).parent / 'reference' / 'four_passes.json'
+  want = None
+  if importlib.util.find_spec('torch'):
+    logp = tiny_models.torch_logp(tmp_path / 'm', passes)
+    want = [
+        -float(logp[i, start - 1 : stop - 1].astype(np.float64).sum())
+        for i, (start, stop) in enumerate(spans.reshape(16, 2))
+    ]
+    np.testing.assert_allclose(got, want, **TOLERANCE)
+    if os.environ.get('QAQ_WRITE_REFERENCE'):
+      reference.write_text(json.dumps([round(x, 5) for x in want]) + '\n')
+  np.testing.assert_allclose(
+      got, json.loads(reference.read_text()), **TOLERANCE
+  )
 
 
 @pytest.mark.parametrize(
