@@ -146,9 +146,14 @@ def _blocks(q, k, v, segments, *, scale, window, soft_cap):
   for start in range(0, t, block):
     stop = min(start + block, t)
     low = 0 if window is None else max(0, start - window + 1)
+    own = q[..., start:stop, :]
+    if out:
+      # Adds nothing, but makes one block wait for the other: else the scores
+      # of all exist at once. XLA for CPU drops optimization barriers too early.
+      own = own + 0 * out[-1][..., -1:, :1]
     scores = jnp.einsum(
         '...rtk,...sk->...rts',
-        q[..., start:stop, :],
+        own,
         k[..., low:stop, :],
         precision=precision,
         preferred_element_type=jnp.float32,

@@ -23,7 +23,8 @@ from safetensors.numpy import save_file
 from qaq_jax.models import config_writer, families, tensors
 from qaq_jax.models import source as source_lib
 from qaq_jax.models.config import ModelConfig, from_hf
-from qaq_jax.models.decoder import Decoder, param_specs
+from qaq_jax.models.decoder import Decoder
+from qaq_jax.models.params import param_specs
 from qaq_jax.models.source import ModelSource, fingerprint, resolve
 
 __all__ = [

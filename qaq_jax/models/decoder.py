@@ -10,9 +10,8 @@ Letters of dimensions, in names and einsums:
 
 Layers of equal kind are stacked along a leading L and run by one `lax.scan`, so
 compile time doesn't grow with depth; a short pattern that repeats (Gemma's
-sliding and full layers) is the body of that scan. `ParamSpec` declares shape,
-logical axes and initialiser of each parameter once; abstract trees, shardings,
-random weights and checkpoint reading all derive from it.
+sliding and full layers) is the body of that scan. `params.py` declares every
+parameter once.
 """
 
 import dataclasses
@@ -23,6 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from qaq_jax.models import attention as attention_lib
+from qaq_jax.models import params as params_lib
 from qaq_jax.models import sharding
 from qaq_jax.models.config import LayerKind, ModelConfig
 from qaq_jax.models.rope import rotate
@@ -30,95 +30,8 @@ from qaq_jax.models.rope import rotate
 PAD_LOGIT = -1e30  # of ids beyond the vocabulary: finite, exp gives 0
 
 
-@dataclasses.dataclass(frozen=True)
-class ParamSpec:
-  """Declares one parameter.
-
-  Attributes:
-    shape: its shape.
-    axes: logical dimension (a field of ShardingRules) or None, per axis.
-    init: standard deviation of a normal, or the constants 'ones', 'zeros'.
-  """
-
-  shape: tuple[int, ...]
-  axes: tuple[str | None, ...]
-  init: float | str
-
-  def stacked(self, number: int) -> 'ParamSpec':
-    """Returns the spec of `number` such parameters stacked in front."""
-    return ParamSpec((number, *self.shape), (None, *self.axes), self.init)
-
-
-def layer_specs(config: ModelConfig) -> dict[str, ParamSpec]:
-  """Returns the parameters of one layer by name."""
-  d, f = config.hidden_size, config.intermediate_size
-  n, g, k = config.num_heads, config.num_kv_heads, config.head_dim
-  deep = (2 * config.num_layers) ** -0.5  # keeps the residual stream's scale
-  unit = 'zeros' if config.norm == 'rms_plus_one' else 'ones'
-  specs = {
-      'q_kernel': ParamSpec((d, n, k), ('embed', 'heads', None), d**-0.5),
-      'k_kernel': ParamSpec((d, g, k), ('embed', 'kv_heads', None), d**-0.5),
-      'v_kernel': ParamSpec((d, g, k), ('embed', 'kv_heads', None), d**-0.5),
-      'o_kernel': ParamSpec(
-          (n, k, d), ('heads', None, 'embed'), (n * k) ** -0.5 * deep
-      ),
-      'up_kernel': ParamSpec((d, f), ('embed', 'mlp'), d**-0.5),
-      'down_kernel': ParamSpec((f, d), ('mlp', 'embed'), f**-0.5 * deep),
-  }
-  if config.gated_mlp:
-    specs['gate_kernel'] = ParamSpec((d, f), ('embed', 'mlp'), d**-0.5)
-  if config.qkv_bias:
-    specs['q_bias'] = ParamSpec((n, k), ('heads', None), 'zeros')
-    specs['k_bias'] = ParamSpec((g, k), ('kv_heads', None), 'zeros')
-    specs['v_bias'] = ParamSpec((g, k), ('kv_heads', None), 'zeros')
-  if config.out_bias:
-    specs['o_bias'] = ParamSpec((d,), (None,), 'zeros')
-  if config.mlp_bias:
-    specs['up_bias'] = ParamSpec((f,), ('mlp',), 'zeros')
-    specs['down_bias'] = ParamSpec((d,), (None,), 'zeros')
-    if config.gated_mlp:
-      specs['gate_bias'] = ParamSpec((f,), ('mlp',), 'zeros')
-  if config.qk_norm:
-    specs['q_norm_scale'] = ParamSpec((k,), (None,), unit)
-    specs['k_norm_scale'] = ParamSpec((k,), (None,), unit)
-  norms = ['attn_norm', 'mlp_norm']
-  if config.post_norms:
-    norms += ['post_attn_norm', 'post_mlp_norm']
-  for norm in norms:
-    specs[f'{norm}_scale'] = ParamSpec((d,), (None,), unit)
-    if config.norm == 'layer':
-      specs[f'{norm}_bias'] = ParamSpec((d,), (None,), 'zeros')
-  return specs
-
-
-def param_specs(config: ModelConfig) -> dict[tuple, ParamSpec]:
-  """Returns every parameter of the model by its path in the Decoder.
-
-  Stack i holds the layers `config.stacks[i]`: ('stacks', i, name).
-  """
-  d, v = config.hidden_size, config.padded_vocab_size
-  unit = 'zeros' if config.norm == 'rms_plus_one' else 'ones'
-  specs = {
-      ('embedding',): ParamSpec((v, d), ('vocab', 'embed'), 0.02),
-      ('final_norm_scale',): ParamSpec((d,), (None,), unit),
-  }
-  if config.norm == 'layer':
-    specs['final_norm_bias',] = ParamSpec((d,), (None,), 'zeros')
-  if config.learned_positions:
-    specs['position_embedding',] = ParamSpec(
-        (config.learned_positions, d), (None, 'embed'), 0.02
-    )
-  if not config.tie_embeddings:
-    specs['head',] = ParamSpec((v, d), ('vocab', 'embed'), 0.02)
-  layer = layer_specs(config)
-  for i, layers in enumerate(config.stacks):
-    for name, spec in layer.items():
-      specs['stacks', i, name] = spec.stacked(len(layers))
-  return specs
-
-
 class Stack(nnx.Module):
-  """The stacked parameters of some layers; see `layer_specs`."""
+  """The stacked parameters of some layers; see `params.layer_specs`."""
 
   def __init__(self, values: dict):
     for name, value in values.items():
@@ -160,7 +73,7 @@ class Decoder(nnx.Module):
     rules = rules or sharding.ShardingRules()
     self.rules = rules.resolve(config, mesh) if mesh is not None else rules
     self.has_mesh = mesh is not None
-    specs = param_specs(config)
+    specs = params_lib.param_specs(config)
     abstract = {
         path: jax.ShapeDtypeStruct(
             spec.shape,
@@ -172,7 +85,7 @@ class Decoder(nnx.Module):
     values = (
         abstract
         if rngs is None
-        else _random_values(config, specs, abstract, rngs.params())
+        else params_lib.random_values(config, specs, abstract, rngs.params())
     )
     for path, value in values.items():
       if len(path) == 1:
@@ -440,26 +353,3 @@ def _lookup(table_VD, ids_BT, rules):
       in_specs=(rules.spec('vocab', None), rules.spec('batch', None)),
       out_specs=rules.spec('batch', None, None),
   )(table_VD, ids_BT)
-
-
-def _random_values(config, specs, abstract, key):
-  """Draws each parameter where it will live."""
-  values = {}
-  for i, (path, spec) in enumerate(specs.items()):
-    like = abstract[path]
-
-    def draw(key, spec=spec, path=path, dtype=like.dtype):
-      if spec.init == 'ones':
-        return jnp.ones(spec.shape, dtype)
-      if spec.init == 'zeros':
-        return jnp.zeros(spec.shape, dtype)
-      x = jax.random.normal(key, spec.shape, jnp.float32) * spec.init
-      if path in (('embedding',), ('head',)):  # padding never counts
-        ids = jnp.arange(spec.shape[0])[:, None]
-        x = jnp.where(ids < config.vocab_size, x, 0)
-      return x.astype(dtype)
-
-    values[path] = jax.jit(draw, out_shardings=like.sharding)(
-        jax.random.fold_in(key, i)
-    )
-  return values
