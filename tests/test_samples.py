@@ -606,3 +606,19 @@ def test_bad_selections_write_nothing(tmp_path):
   with pytest.raises(DataError, match='Parquet input'):
     write_selected(store, [1], tmp_path / 'out.parquet')
   assert not list(tmp_path.glob('*out*'))
+
+
+def test_prepared_samples_are_kept_while_the_input_is_the_same(tmp_path):
+  path = tmp_path / 'in.jsonl'
+  path.write_text('{"instruction": "q", "output": "a"}\n')
+  out, lines = tmp_path / 'out', []
+  first = prepare(DataSource(str(path)), out, log=lines.append)
+  stamp = (out / 'samples.json').stat().st_mtime_ns
+  again = prepare(DataSource(str(path)), out, log=lines.append)
+  assert again == first and 'unchanged' in lines[-1]
+  assert (out / 'samples.json').stat().st_mtime_ns == stamp
+  # Another option, and another content, are read anew.
+  limited = DataSource(str(path), strip=False)
+  assert prepare(limited, out, log=lines.append) != first
+  path.write_text('{"instruction": "q", "output": "b"}\n' * 2)
+  assert prepare(DataSource(str(path)), out)['rows'] == 2

@@ -13,6 +13,7 @@ where it cannot be scored.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -51,7 +52,8 @@ def prepare(
 
   Streams in constant memory. The folder appears (or is replaced) in one step
   when all of it is written, so a killed run leaves nothing half done and can
-  simply be started again.
+  simply be started again. Samples that are there already, of the same options
+  and of files or a commit that have not changed since, are kept.
 
   Args:
     source: what to read.
@@ -68,6 +70,11 @@ def prepare(
     DataError: the source cannot be read or its columns cannot be told.
   """
   resolved = records_lib.resolve(source)
+  request = dataclasses.asdict(source)
+  kept = _kept(out_dir, request, resolved)
+  if kept:
+    log(f'{source.path}: unchanged, {kept["rows"]:,} rows are prepared')
+    return kept
   columns, samples = _open_samples(source, resolved)
   shown = ', '.join(f'{r} = {c!r}' for r, c in columns.items())
   log(f'{source.path} ({resolved["format"]}): {shown or "no rows"}')
@@ -77,11 +84,26 @@ def prepare(
           'turns': source.turns, 'strip': source.strip, 'limit': source.limit,
       },
       'columns': columns,
+      'request': request,
   }
   info = write_parts(samples, out_dir, rows_per_part, info)
   counts = ', '.join(f'{n} {s}' for s, n in sorted(info['statuses'].items()))
   log(f'{info["rows"]} rows ({counts or "none"})')
   return info
+
+
+def _kept(out_dir, request, resolved) -> dict | None:
+  """The manifest in `out_dir`, if it is of this request and unchanged input."""
+  if not (resolved.get('files') or resolved.get('commit')):
+    return None  # nothing tells whether the input is still the same
+  try:
+    info = SampleStore.open(out_dir).info
+  except DataError:
+    return None
+  if info.get('request') != request:
+    return None
+  same = all(info['source'].get(k) == v for k, v in resolved.items())
+  return info if same else None
 
 
 def _open_samples(source, resolved):
