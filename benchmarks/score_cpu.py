@@ -31,6 +31,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
 from flax import nnx
 
 from qaq_jax.data import samples as samples_lib
@@ -38,7 +39,7 @@ from qaq_jax.data import templates
 from qaq_jax.data.types import DataSource
 from qaq_jax.models import checkpoint, sharding
 from qaq_jax.models import config as config_lib
-from qaq_jax.scoring import metrics, scorer, store
+from qaq_jax.scoring import metrics, parts, scorer
 
 CONFIG = {
     'model_type': 'qwen2', 'architectures': ['Qwen2ForCausalLM'],
@@ -181,8 +182,7 @@ def passes_of(encoded, terms):
 
 def largest_difference(folder, names, nll) -> float:
   """Largest relative difference between our sums and torch's."""
-  parts = [t.to_pydict() for t in store.read_parts(folder)]
-  table = {k: sum((p[k] for p in parts), []) for k in parts[0]}
+  table = pa.concat_tables(parts.read_parts(folder)).to_pydict()
   return max(
       abs(table[metrics.nll_column(term, 'm')][row] - value) / abs(value)
       for (row, term), value in zip(names, nll, strict=True)

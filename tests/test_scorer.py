@@ -22,7 +22,15 @@ from flax import nnx
 from jax import monitoring
 from scipy import special
 
-from qaq_jax.scoring import compiled, loop, metrics, progress, scorer, store
+from qaq_jax.scoring import (
+    compiled,
+    loop,
+    metrics,
+    parts,
+    progress,
+    scorer,
+    store,
+)
 
 # Sums of up to some hundred float32 log-probabilities, in other batches, orders
 # and shardings: measured 3e-6 relative at most; the bound leaves room.
@@ -56,7 +64,7 @@ def table(folder, summary):
 
 
 def read(path):
-  return pa.concat_tables(store.read_parts(path))
+  return pa.concat_tables(parts.read_parts(path))
 
 
 def assert_close(got, want, rows=None):

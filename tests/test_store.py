@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from qaq_jax.scoring import files, join, metrics, store
+from qaq_jax.scoring import files, join, metrics, parts, store
 from qaq_jax.selection import derived
 
 FINGERPRINT = {
@@ -65,7 +65,7 @@ def test_parts_hold_every_row_once_with_nulls_and_types(tmp_path):
     fill(opened)
     assert opened.done() == {0, 1, 2}
     assert opened.count_statuses() == {'empty': 1, 'ok': 9}
-  table = pa.concat_tables(store.read_parts(tmp_path / 's'))
+  table = pa.concat_tables(parts.read_parts(tmp_path / 's'))
   assert table['row'].to_pylist() == list(range(10))
   assert table.schema.field('nll_q_m').type == pa.float32()
   assert table.schema.field('n_q_m').type == pa.int32()

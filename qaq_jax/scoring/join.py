@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from qaq_jax.scoring import files, store
+from qaq_jax.scoring import files, parts
 
 _GROUP_ROWS = 1 << 16  # rows of a row group, and all that is held in memory
 
@@ -128,7 +128,7 @@ class _Cursor:
   def __init__(self, name, folder):
     self._name = name
     self._folder = folder
-    self._parts = store.read_parts(folder)
+    self._parts = parts.read_parts(folder)
     self._table = None
     self._read = 0
 
@@ -171,8 +171,8 @@ def join_embeddings(path, folder, *, num_rows: int) -> None:
   folder = epath.Path(folder)
   with files.atomic_file(path) as file:
     written = 0
-    for index, part in enumerate(store.read_parts(folder)):
-      values = store.read_embeddings(
+    for index, part in enumerate(parts.read_parts(folder)):
+      values = parts.read_embeddings(
           folder / f'part-{index:06d}.parquet', part
       )
       if not written:

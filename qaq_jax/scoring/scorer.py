@@ -11,28 +11,28 @@ replicated, and process i writes the windows w with `w % processes == i`.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 from flax import nnx
+from jax.experimental import multihost_utils
 
 from qaq_jax.scoring import (
     compiled,
     likelihood,
     loop,
-    metrics,
     planning,
     progress,
     store,
 )
+from qaq_jax.scoring import source as source_lib
 from qaq_jax.scoring.planning import ScoreOptions
-from qaq_jax.scoring.window import Window, trim
+from qaq_jax.scoring.window import Window
 
 # Part of every fingerprint: raise it when a change here moves a number.
 VERSION = 1
 
 _DEFAULTS = ScoreOptions()
-_SURVEY_ROWS = 1024  # rows tokenized at a time in the first pass
 
 __all__ = ['ScoreOptions', 'plan', 'score', 'VERSION']
 
@@ -77,8 +77,8 @@ def score(
     OutOfMemory: one row per device does not fit; names the row.
   """
   wanted = encoder.fingerprint()['options']
-  columns = offered_terms(encoder)
-  terms = wanted_terms(encoder, options)
+  columns = source_lib.offered_terms(encoder)
+  terms = source_lib.wanted_terms(encoder, options.terms)
   with store.ScoreStore(
       out_dir,
       model=name,
@@ -94,7 +94,7 @@ def score(
   ) as parts:
     if jax.process_index() or not options.progress:
       say = _mute
-    source = _Source(samples, encoder, terms, parts.embeddings)
+    source = source_lib.Source(samples, encoder, terms, parts.embeddings)
     return _Run(source, model, parts, options, mesh, say).run()
 
 
@@ -124,8 +124,8 @@ def plan(
     The survey, with the shapes under `batches`.
   """
   platform = platform or jax.default_backend()
-  source = _Source(
-      samples, encoder, wanted_terms(encoder, options), embeddings=False
+  source = source_lib.Source(
+      samples, encoder, source_lib.wanted_terms(encoder, options.terms), False
   )
   survey = planning.survey(source.all())
   tokens = shards * (
@@ -135,54 +135,6 @@ def plan(
   for line in planning.describe(name, survey, batches, tokens):
     say(line)
   return {**survey, 'batches': batches.to_json()}
-
-
-def offered_terms(encoder) -> tuple[str, ...]:
-  """Terms that an encoder's options offer, in the order of the columns."""
-  offers = encoder.fingerprint()['options']
-  return (
-      *metrics.SHARED_TERMS,
-      *(metrics.CHERRY_TERMS if offers['ifd_cherry'] else ()),
-      *(metrics.SUPERFILTER_TERMS if offers['ifd_superfilter'] else ()),
-  )
-
-
-def wanted_terms(encoder, options: ScoreOptions) -> tuple[str, ...]:
-  """Terms that will be computed.
-
-  Raises:
-    ValueError: a wanted term is not among those offered.
-  """
-  offered = offered_terms(encoder)
-  unknown = set(options.terms or ()) - set(offered)
-  if unknown:
-    raise ValueError(
-        f'score.terms: {sorted(unknown)} is not offered; there are: '
-        + ', '.join(offered)
-    )
-  return tuple(t for t in offered if t in (options.terms or offered))
-
-
-class _Source:
-  """Encoded rows by row range, trimmed to the wanted terms."""
-
-  def __init__(self, samples, encoder, terms, embeddings):
-    self._samples, self._encoder = samples, encoder
-    self._terms = terms if terms != offered_terms(encoder) else None
-    self._embeddings = embeddings
-
-  def encode(self, start: int, stop: int) -> list:
-    rows = self._encoder.encode(list(self._samples.iter_rows(start, stop)))
-    if self._terms is None:
-      return rows
-    return [trim(row, self._terms, self._embeddings) for row in rows]
-
-  def all(self) -> Iterable[list]:
-    """All rows, a list at a time."""
-    for start in range(0, self._samples.num_rows, _SURVEY_ROWS):
-      yield self.encode(
-          start, min(start + _SURVEY_ROWS, self._samples.num_rows)
-      )
 
 
 class _Run:
@@ -246,6 +198,8 @@ class _Run:
           current = self._shrink(e, current, programs, survey)
     finally:
       bar.close()
+    if jax.process_count() > 1:  # every part is on disk when `score` returns
+      multihost_utils.sync_global_devices(f'scored with {self._name}')
     return self._summary(
         survey,
         done,

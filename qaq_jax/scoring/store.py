@@ -17,8 +17,7 @@ import collections
 import hashlib
 import io
 import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -26,12 +25,10 @@ import pyarrow.parquet as pq
 from etils import epath
 
 from qaq_jax.scoring import files, metrics
+from qaq_jax.scoring import parts as parts_lib
 from qaq_jax.scoring.files import StoreError
 
 STATUSES = ('ok', 'truncated', 'too_long', 'empty', 'invalid', 'non_finite')
-_PART = re.compile(r'part-(\d{6,})\.parquet')
-_HASH_KEY = b'qaq.fingerprint'
-_EMBEDDINGS_KEY = b'qaq.embeddings'  # SHA-256 of the .npy beside a part
 
 
 def score_schema(model: str, terms: Sequence[str]) -> pa.Schema:
@@ -171,7 +168,7 @@ class ScoreStore:
     return self.directory / f'part-{index:06d}.{suffix}'
 
   def _parts(self):
-    return _list_parts(self.directory)
+    return parts_lib.list_parts(self.directory)
 
   def done(self) -> set[int]:
     """Windows on disk, each read and checked.
@@ -193,7 +190,7 @@ class ScoreStore:
     """Rows on disk by status."""
     counts = collections.Counter()
     for index in self._parts():
-      table = _read_part(self._path(index), self.schema)
+      table = parts_lib.read_part(self._path(index), self.schema)
       for entry in table[f'status_{self.model}'].value_counts().to_pylist():
         counts[entry['values']] += entry['counts']
     return dict(sorted(counts.items()))
@@ -206,18 +203,21 @@ class ScoreStore:
           f'rows; delete it'
       )
     path = self._path(index)
-    table = _read_part(path, self.schema)
-    if table.schema.metadata.get(_HASH_KEY) != self._hash.encode():
+    table = parts_lib.read_part(path, self.schema)
+    if table.schema.metadata.get(parts_lib.HASH_KEY) != self._hash.encode():
       raise StoreError(
           f'{path} was made with another fingerprint than its folder; delete '
           'it and its rows are scored again'
       )
     rows = self.window(index)
-    if not np.array_equal(table['row'].to_numpy(), np.arange(rows.start,
-                                                             rows.stop)):
-      raise _damaged(path, f'its rows are not {rows.start} to {rows.stop - 1}')
+    if not np.array_equal(
+        table['row'].to_numpy(), np.arange(rows.start, rows.stop)
+    ):
+      raise parts_lib.damaged(
+          path, f'its rows are not {rows.start} to {rows.stop - 1}'
+      )
     if self.embeddings:
-      read_embeddings(path, table)
+      parts_lib.read_embeddings(path, table)
     return table
 
   def write(
@@ -251,13 +251,14 @@ class ScoreStore:
           )
       )
     arrays += [pa.array(status, pa.string()), pa.array(reason, pa.string())]
-    metadata = {_HASH_KEY: self._hash}
+    metadata = {parts_lib.HASH_KEY: self._hash}
     # The Parquet part makes the window count as done, so it comes last.
     if self.embeddings:
       buffer = io.BytesIO()
       np.save(buffer, np.asarray(embeddings, np.float16))
-      metadata[_EMBEDDINGS_KEY] = hashlib.sha256(buffer.getvalue()).hexdigest()
-      files.write_atomic(self._path(index, 'npy'), buffer.getvalue())
+      data = buffer.getvalue()
+      metadata[parts_lib.EMBEDDINGS_KEY] = hashlib.sha256(data).hexdigest()
+      files.write_atomic(self._path(index, 'npy'), data)
     table = pa.Table.from_arrays(
         arrays, schema=self.schema.with_metadata(metadata)
     )
@@ -268,70 +269,3 @@ class ScoreStore:
         table, sink, compression='zstd', write_page_checksum=True
     )
     files.write_atomic(self._path(index), sink.getvalue())
-
-
-def _list_parts(directory) -> list[int]:
-  matches = (_PART.fullmatch(p.name) for p in epath.Path(directory).iterdir())
-  return sorted(int(m.group(1)) for m in matches if m)
-
-
-def _damaged(path, why):
-  return StoreError(
-      f'{path} is damaged ({why}); delete it and run again: its rows are '
-      'scored again'
-  )
-
-
-def _read_part(path, schema=None) -> pa.Table:
-  try:
-    with epath.Path(path).open('rb') as file:
-      table = pq.read_table(file, page_checksum_verification=True)
-  except (pa.ArrowException, OSError, ValueError) as e:
-    raise _damaged(path, str(e).splitlines()[0] if str(e) else repr(e)) from e
-  if schema is not None and not table.schema.equals(schema):
-    raise _damaged(path, f'columns {table.column_names}')
-  if table.schema.metadata is None or _HASH_KEY not in table.schema.metadata:
-    raise _damaged(path, 'it has no fingerprint')
-  return table
-
-
-def read_embeddings(part_path, part: pa.Table) -> np.ndarray:
-  """Reads the embeddings beside a part, float16 [rows, D], checked.
-
-  Raises:
-    StoreError: the file is missing or damaged.
-  """
-  part_path = epath.Path(part_path)
-  path = part_path.with_suffix('.npy')
-  try:
-    data = path.read_bytes()
-  except OSError as e:
-    raise _damaged(part_path, f'{path.name}: {e}') from e
-  digest = hashlib.sha256(data).hexdigest().encode()
-  if part.schema.metadata.get(_EMBEDDINGS_KEY) != digest:
-    raise _damaged(part_path, f'{path.name} is not the one written with it')
-  return np.load(io.BytesIO(data))
-
-
-def read_parts(directory) -> Iterator[pa.Table]:
-  """Yields the parts of a finished folder in row order.
-
-  Raises:
-    StoreError: rows are missing or twice, or a part is damaged.
-  """
-  directory = epath.Path(directory)
-  expected = 0
-  hashes = set()
-  for index in _list_parts(directory) if directory.exists() else ():
-    path = directory / f'part-{index:06d}.parquet'
-    table = _read_part(path)
-    hashes.add(table.schema.metadata[_HASH_KEY])
-    rows = table['row'].to_numpy()
-    if len(hashes) > 1 or not np.array_equal(
-        rows, np.arange(expected, expected + len(rows))
-    ):
-      raise _damaged(
-          path, f'row {expected} was expected first, or it is of another run'
-      )
-    expected += len(rows)
-    yield table
