@@ -1,15 +1,21 @@
 """The trainer: it learns, it resumes exactly, its batches lose nothing."""
 
+import dataclasses
+import importlib.util
 import json
+import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import transformers
 from flax import nnx
 
-from qaq_jax.finetune import batches, loop, step
+from qaq_jax.demo import corpus, mining
+from qaq_jax.finetune import batches, loop, step, train
 from qaq_jax.models import config as config_lib
 from qaq_jax.models.decoder import Decoder
 
@@ -207,3 +213,104 @@ def test_loss_that_is_not_finite_stops_the_run(tmp_path):
         ),
         optimizer_options=step.OptimizerOptions(name='adamw', steps=4),
     )
+
+
+def _recipe(arg):
+  path = pathlib.Path(__file__).parent.parent / 'configs' / 'train_demo.py'
+  spec = importlib.util.spec_from_file_location('recipe', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module.get_config(arg)
+
+
+@pytest.mark.parametrize('arg', ['strong', 'weak'])
+def test_recipe_resolves_and_keeps_clear_of_the_demo(arg):
+  config = _recipe(arg)
+  options = corpus.CorpusOptions(**config.corpus)
+  loop.LoopOptions(**config.loop)
+  step.OptimizerOptions(**config.optimizer)
+  learned = {name for name, _, _ in options.packages}
+  measured = {name for name, _, _ in options.held_out}
+  assert not learned & measured
+  assert not (learned | measured) & set(mining.DEMO_PACKAGES)
+  for _, requirement, licence in options.packages + options.held_out:
+    assert '==' in requirement
+    assert not re.search('GPL|AGPL|SSPL|unknown', licence)
+
+
+def test_recipe_names_its_arguments():
+  with pytest.raises(ValueError, match="'strong' or 'weak'.*'big'"):
+    _recipe('big')
+
+
+def _toy_site(folder):
+  words = ['count', 'sort', 'merge', 'split', 'parse', 'write', 'read', 'join']
+  things = ['names', 'lines', 'files', 'words', 'rows', 'keys', 'pages']
+  for package in ('toy', 'other'):
+    module = folder / package / '__init__.py'
+    module.parent.mkdir(parents=True)
+    text = []
+    for verb in words:
+      for thing in things:
+        text.append(
+            f'def {verb}_{thing}({thing}, {package}):\n'
+            f'  """{verb.title()} the {thing} that {package} code gives."""\n'
+            f'  result = {package}.{verb}({thing})\n'
+            f'  return [{thing}, result]\n'
+        )
+    module.write_text('\n'.join(text))
+
+
+def test_recipe_runs_end_to_end_on_a_toy_corpus(tmp_path):
+  _toy_site(tmp_path / 'site')
+  config = _recipe('weak')
+  config.corpus.packages = (('toy', 'toy==1', 'MIT'),)
+  config.corpus.held_out = (('other', 'other==1', 'MIT'),)
+  config.corpus.excluded = ('json',)
+  config.corpus.site = str(tmp_path / 'site')
+  config.corpus.vocab_size = 300
+  config.model.update(
+      hidden_size=32, intermediate_size=32, num_layers=1, num_heads=2,
+      head_dim=16,
+  )
+  config.loop.update(tokens_per_batch=256, num_buckets=1, log_every=2)
+  config.optimizer.update(name='adamw', steps=4)
+  result = train.train(config, tmp_path / 'work')
+  assert set(result) >= {'auroc', 'nll_q', 'nll_q_given_a'}
+  out = tmp_path / 'work' / 'model'
+  saved = json.loads((out / 'config.json').read_text())
+  assert saved['vocab_size'] == 300
+  tokenizer = transformers.AutoTokenizer.from_pretrained(out)
+  assert tokenizer.bos_token_id == saved['bos_token_id']
+  # Both packages spell their functions alike but for their own name.
+  pairs, held_out = corpus.load_or_mine(
+      corpus.CorpusOptions(**config.corpus), tmp_path / 'work'
+  )
+  assert {p.package for p in pairs} == {'toy'}
+  assert {p.package for p in held_out} == {'other'}
+
+
+def test_corpus_leaves_out_what_the_demo_has(tmp_path):
+  _toy_site(tmp_path)
+  json_source = (mining.package_folder('json') / 'decoder.py').read_text()
+  (tmp_path / 'toy' / 'decoder.py').write_text(json_source)
+  options = corpus.CorpusOptions(
+      packages=(('toy', 'toy==1', 'MIT'),), held_out=(), site=str(tmp_path),
+      excluded=('json',),
+  )
+  pairs, _ = corpus.mine_corpus(options)
+  assert pairs and not [p for p in pairs if p.module == 'decoder.py']
+  options = dataclasses.replace(options, excluded=())
+  pairs, _ = corpus.mine_corpus(options)
+  assert [p for p in pairs if p.module == 'decoder.py']
+
+
+def test_missing_packages_are_named_with_the_pip_line(tmp_path):
+  options = corpus.CorpusOptions(
+      packages=(('absent', 'Absent-Package==1.2', 'MIT'),), held_out=(),
+      site=str(tmp_path),
+  )
+  with pytest.raises(
+      ModuleNotFoundError, match='pip install.*Absent-Package==1.2'
+  ):
+    corpus.mine_corpus(options)

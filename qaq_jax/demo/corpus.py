@@ -28,6 +28,8 @@ class CorpusOptions:
     packages: (import name, pip requirement, licence) to learn from.
     held_out: the same, to measure on.
     site: site-packages folder that holds them; '' is the running environment.
+    excluded: import names of the running environment whose pairs are left
+      out, should they be in the corpus too.
     max_answer: characters.
     vocab_size: of the tokenizer.
     forward_share: share of pairs that are also trained query first.
@@ -38,6 +40,7 @@ class CorpusOptions:
   packages: tuple[tuple[str, str, str], ...]
   held_out: tuple[tuple[str, str, str], ...]
   site: str = ''
+  excluded: tuple[str, ...] = mining.DEMO_PACKAGES
   max_answer: int = 600
   vocab_size: int = 4096
   forward_share: float = 0.4
@@ -61,7 +64,7 @@ def mine_corpus(
   held_out_names = tuple(name for name, *_ in options.held_out)
   names = held_out_names + tuple(name for name, *_ in options.packages)
   found = mining.mine(names, site=site, limits=limits)
-  demo = mining.mine(limits=limits)
+  demo = mining.mine(options.excluded, limits=limits)
   codes = {mining.normalised_code(p.answer) for p in demo}
   queries = {mining.normalised_query(p.query) for p in demo}
   kept = [
