@@ -8,6 +8,7 @@ restores whole tensors one to one; our parameters are stacked over layers,
 transposed and padded, which would cost a second copy and a jit for each.
 """
 
+import gc
 import itertools
 import json
 import os
@@ -183,8 +184,12 @@ def _read(config, path, like: jax.ShapeDtypeStruct, files: tensors.Tensors):
     return blocks[key]
 
   array = jax.make_array_from_callback(like.shape, sharding, block)
-  # The host's copy goes before the next parameter is read.
-  return jax.block_until_ready(array)
+  jax.block_until_ready(array)
+  # The host's copy goes before the next parameter is read; jax lets go of it
+  # in a callback of the garbage collector.
+  blocks.clear()
+  gc.collect(0)
+  return array
 
 
 def save_hf(

@@ -10,7 +10,7 @@ import re
 from concurrent import futures
 
 import huggingface_hub
-from huggingface_hub import errors
+from huggingface_hub import constants, errors
 
 from qaq_jax.models import tensors
 
@@ -86,7 +86,7 @@ def resolve(path: str, revision: str | None = None) -> ModelSource:
 
 
 def _download(repo: str, revision: str | None) -> pathlib.Path:
-  page = f'{huggingface_hub.constants.ENDPOINT}/{repo}'
+  page = f'{constants.ENDPOINT}/{repo}'
   where = repo if revision is None else f'{repo} at revision {revision!r}'
   try:
     return pathlib.Path(
@@ -107,7 +107,7 @@ def _download(repo: str, revision: str | None) -> pathlib.Path:
         ' is private, set HF_TOKEN'
     ) from e
   except errors.LocalEntryNotFoundError as e:
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE:
       raise FileNotFoundError(
           f'{where} is not in the cache and HF_HUB_OFFLINE is set: unset it, or'
           f' run `hf download {repo}` where there is a network'
@@ -130,7 +130,7 @@ def _checked(source: ModelSource) -> ModelSource:
   except tensors.MissingTensorError:
     raise
   except tensors.CheckpointError as e:
-    if source.commit is None or huggingface_hub.constants.HF_HUB_OFFLINE:
+    if source.commit is None or constants.HF_HUB_OFFLINE:
       raise
     # Only allowed files came down; the hub knows what else there is.
     names = huggingface_hub.list_repo_files(
