@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from qaq_jax.models import attention as attention_lib
+from qaq_jax.models import embedding, sharding
 from qaq_jax.models import params as params_lib
-from qaq_jax.models import sharding
 from qaq_jax.models.config import LayerKind, ModelConfig
 from qaq_jax.models.rope import rotate
 
@@ -120,7 +120,7 @@ class Decoder(nnx.Module):
     if segment_ids_BT is not None:
       segment_ids_BT = sharding.reshard(segment_ids_BT, rows)
     if positions_BT is None:
-      positions_BT = _positions(tokens_BT, segment_ids_BT)
+      positions_BT = embedding.positions(tokens_BT, segment_ids_BT)
     positions_BT = sharding.reshard(positions_BT, rows)
     x_BTD = self._embed(tokens_BT, positions_BT)
     kinds = {k for s in config.segments for k in s.pattern}
@@ -213,14 +213,14 @@ class Decoder(nnx.Module):
 
   def _embed(self, tokens_BT, positions_BT):
     table_VD = self._weight(self.embedding[...], 'vocab', 'embed')
-    x_BTD = _lookup(table_VD, tokens_BT, self.rules)
+    x_BTD = embedding.lookup(table_VD, tokens_BT, self.rules)
     if self.config.embed_scale:
       x_BTD = x_BTD * jnp.asarray(
           math.sqrt(self.config.hidden_size), self.dtype
       )
     if self.config.learned_positions:
       table_PD = self._weight(self.position_embedding[...], None, 'embed')
-      x_BTD = x_BTD + _lookup(
+      x_BTD = x_BTD + embedding.lookup(
           table_PD, positions_BT, dataclasses.replace(self.rules, vocab=None)
       )
     return x_BTD
@@ -320,36 +320,3 @@ class Decoder(nnx.Module):
 
 def _sharding_of(x):
   return None if sharding.current_mesh() is None else jax.typeof(x).sharding
-
-
-def _positions(tokens_BT, segment_ids_BT):
-  index_BT = jnp.broadcast_to(
-      jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape
-  )
-  if segment_ids_BT is None:
-    return index_BT
-  changes = segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1]
-  changes = jnp.pad(changes, ((0, 0), (1, 0)))
-  starts = jnp.where(changes, jnp.arange(tokens_BT.shape[1]), 0)
-  return index_BT - jax.lax.cummax(starts.astype(jnp.int32), axis=1)
-
-
-def _lookup(table_VD, ids_BT, rules):
-  """Returns rows of a table whose V may be split: each device adds its own."""
-  mesh = sharding.current_mesh()
-  if mesh is None:
-    return table_VD[ids_BT]
-
-  def island(table, ids):
-    if rules.vocab is None:
-      return table[ids]
-    ids = ids - jax.lax.axis_index(rules.vocab) * table.shape[0]
-    mine = (ids >= 0) & (ids < table.shape[0])
-    rows = jnp.where(mine[..., None], table[jnp.where(mine, ids, 0)], 0)
-    return jax.lax.psum(rows, rules.vocab)
-
-  return jax.shard_map(
-      island,
-      in_specs=(rules.spec('vocab', None), rules.spec('batch', None)),
-      out_specs=rules.spec('batch', None, None),
-  )(table_VD, ids_BT)
