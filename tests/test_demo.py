@@ -1,19 +1,12 @@
-"""The demo's data: mining, planted defects, tokenizer, separation measure."""
+"""The demo's data: mining and planted defects."""
 
 import json
 import re
 
 import numpy as np
 import pytest
-import transformers
-from flax import nnx
-from hypothesis import given
-from hypothesis import strategies as st
 
-from qaq_jax.demo import defects, mining, separation
-from qaq_jax.demo import tokenizer as tokenizer_lib
-from qaq_jax.models import config as config_lib
-from qaq_jax.models.decoder import Decoder
+from qaq_jax.demo import defects, mining
 
 _SOURCE = '''
 """A module."""
@@ -241,105 +234,9 @@ def test_demo_file_has_alpaca_rows(tmp_path, monkeypatch, pairs):
   assert all(
       list(row) == ['id', 'instruction', 'output', 'defect'] for row in rows
   )
-  assert defects.read_defects(path) == [row['defect'] for row in rows]
+  planted = defects.count_defects(row['defect'] for row in rows)
+  assert summary['defects'] == planted
   assert summary['defects']['swapped'] == 20
   assert summary['content_hash'] == mining.content_hash(
       mining.draw(pairs, 200)
   )
-
-
-def test_defect_table_counts_what_passes():
-  kinds = ['none', 'none', 'echo', 'swapped', 'swapped']
-  chosen = {'a rule': np.array([0, 3]), 'nothing': []}
-  table = defects.let_through(chosen, kinds)
-  assert table['a rule'] == {
-      'kept': 0.4, 'none': 0.5, 'swapped': 0.5, 'echo': 0.0
-  }
-  assert set(table['nothing'].values()) == {0.0}
-  text = defects.defect_table(chosen, kinds)
-  assert text.splitlines()[2].split() == [
-      'a', 'rule', '40.0%', '50.0%', '50.0%', '0.0%'
-  ]
-  assert len({len(line) for line in text.splitlines()}) == 1
-
-
-@pytest.fixture(scope='module')
-def tokenizer(tmp_path_factory, pairs):
-  """A small tokenizer, saved and loaded as scoring loads it."""
-  texts = [t for p in pairs for t in (p.query, p.answer)]
-  folder = tmp_path_factory.mktemp('tokenizer')
-  trained = tokenizer_lib.train_tokenizer(texts, 1000)
-  assert trained.to_str() == tokenizer_lib.train_tokenizer(texts, 1000).to_str()
-  tokenizer_lib.save_tokenizer(trained, folder, max_length=512)
-  return transformers.AutoTokenizer.from_pretrained(folder)
-
-
-def _ids(tokenizer, text):
-  return tokenizer(text, add_special_tokens=False)['input_ids']
-
-
-@pytest.mark.parametrize('text', [
-    '', ' ', '\r\n\t\x00\x7f', 'a  b', ' leading', 'trailing ', 'émile Ünal',
-    '日本語のテキスト', '\U0001f642\U0001f469\u200d\U0001f467' * 50,
-    '\ud7ff\ue000\uffff', 'HTTPServer2Go_x9',
-    '<|bo s|>', 'a' * 5000, '(' * 5000, 'def f(x):\n\treturn x  # é\n\n\n',
-])
-def test_tokenizer_gives_the_text_back(tokenizer, text):
-  assert tokenizer.decode(_ids(tokenizer, text)) == text
-
-
-@given(text=st.text(max_size=60))
-def test_tokenizer_gives_any_text_back(tokenizer, text):
-  assert tokenizer.decode(_ids(tokenizer, text)) == text
-
-
-def test_words_have_the_same_ids_in_prose_and_in_names(tokenizer):
-  name = _ids(tokenizer, 'name')
-  for text in ('the name', 'file_name', '(name)', '_name', 'name.x'):
-    ids = _ids(tokenizer, text)
-    assert any(
-        ids[i : i + len(name)] == name for i in range(len(ids))
-    ), text
-  part = _ids(tokenizer, 'Name')
-  ids = _ids(tokenizer, 'fileName')
-  assert ids[-len(part) :] == part
-
-
-def test_auroc():
-  assert separation.auroc([2, 3], [0, 1]) == 1.0
-  assert separation.auroc([0, 1], [2, 3]) == 0.0
-  assert separation.auroc([1, 1], [1, 1]) == 0.5
-  assert separation.auroc([1, 3], [0, 2]) == 0.75
-
-
-def test_swap_by_length_moves_everyone_to_a_neighbour():
-  lengths = [5, 100, 7, 101, 6, 9, 50]
-  partner = separation.swap_by_length(lengths)
-  assert sorted(partner) == list(range(7))
-  assert all(partner != np.arange(7))
-  assert partner[1] in (3, 6)
-  assert partner[0] == 4 and partner[4] == 0
-
-
-def test_separation_scores_the_query_tokens_only(tokenizer):
-  config = config_lib.from_hf({
-      'model_type': 'qwen3', 'vocab_size': len(tokenizer), 'hidden_size': 32,
-      'intermediate_size': 32, 'num_hidden_layers': 1,
-      'num_attention_heads': 2, 'num_key_value_heads': 2, 'head_dim': 16,
-      'max_position_embeddings': 64, 'rope_theta': 1e4, 'rms_norm_eps': 1e-6,
-      'hidden_act': 'silu', 'attention_bias': False,
-      'tie_word_embeddings': True,
-  })
-  model = Decoder(config, rngs=nnx.Rngs(0))
-  rng = np.random.default_rng(0)
-  rows = [
-      (rng.integers(0, 1000, n).tolist(), start)
-      for n, start in ((5, 1), (20, 7), (70, 60), (20, 19))
-  ]
-  got = separation.nll(model, rows, tokens_per_batch=128)
-  for (ids, start), value in zip(rows, got, strict=True):
-    logits = model.logits(model(np.array([ids])))[0, :, : len(tokenizer)]
-    logits = np.asarray(logits, np.float64)
-    logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    want = -sum(logp[i - 1, ids[i]] for i in range(start, len(ids)))
-    assert value == pytest.approx(want, rel=1e-5)

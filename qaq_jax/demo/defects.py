@@ -2,7 +2,7 @@
 
 Each defect is one that real synthetic instruction data has. The name of a
 row's defect stays in its raw record, so that a selection can be judged
-afterwards; scoring reads query and answer only.
+afterwards (`selection/audit.py`); scoring reads query and answer only.
 """
 
 import json
@@ -217,65 +217,9 @@ def write_demo_data(
   }
 
 
-def read_defects(path: str | os.PathLike) -> list[str]:
-  """The `defect` of every row of a file by `write_demo_data`, in row order."""
-  with open(path, encoding='utf-8') as file:
-    return [json.loads(line)['defect'] for line in file]
-
-
 def count_defects(defects: Iterable[str]) -> dict[str, int]:
   """Rows of each kind, clean rows first, in a fixed order."""
   counts = dict.fromkeys((CLEAN, *DEFECTS), 0)
   for name in defects:
     counts[name] += 1
   return counts
-
-
-def let_through(
-    chosen: Mapping[str, Iterable[int]], defects: Sequence[str]
-) -> dict[str, dict[str, float]]:
-  """The share of each kind of row that each rule keeps.
-
-  Args:
-    chosen: rule -> numbers of the rows that it keeps.
-    defects: kind of each row.
-
-  Returns:
-    rule -> kind -> share in [0, 1], kinds without rows left out. `kept` is
-    the share of all rows.
-  """
-  totals = count_defects(defects)
-  table = {}
-  for rule, rows in chosen.items():
-    rows = [int(row) for row in rows]
-    kept = count_defects(defects[row] for row in rows)
-    table[rule] = {'kept': len(rows) / len(defects)} | {
-        name: kept[name] / total for name, total in totals.items() if total
-    }
-  return table
-
-
-def defect_table(
-    chosen: Mapping[str, Iterable[int]], defects: Sequence[str]
-) -> str:
-  """`let_through` as plain text, one line per rule, in percent."""
-  table = let_through(chosen, defects)
-  totals = count_defects(defects)
-  names = [name for name, total in totals.items() if total]
-  counts = [str(totals[name]) for name in names]
-  heads = ['kept', *('clean' if n == CLEAN else n for n in names)]
-  width = max(map(len, [*table, 'rows in the data'])) + 2
-  columns = [max(len(head), 6) + 2 for head in heads]
-
-  def line(first, cells):
-    cells = zip(cells, columns, strict=True)
-    return first.ljust(width) + ''.join(c.rjust(w) for c, w in cells)
-
-  out = [
-      line('', heads),
-      line('rows in the data', [str(len(defects)), *counts]),
-  ]
-  for rule, shares in table.items():
-    cells = [f'{100 * shares[name]:.1f}%' for name in ('kept', *names)]
-    out.append(line(rule, cells))
-  return '\n'.join(out)
