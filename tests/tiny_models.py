@@ -52,7 +52,9 @@ CASES = {
             'factor': 8.0,
             'low_freq_factor': 1.0,
             'high_freq_factor': 4.0,
-            'original_max_position_embeddings': 64,
+            # wavelengths 6, 167, 4443, ...: one kept, one blended, the rest
+            # stretched
+            'original_max_position_embeddings': 512,
         },
     },
     # DeepSeek-Coder's scaling, and every bias that the family can have

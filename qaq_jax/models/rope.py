@@ -46,14 +46,19 @@ class Rope:
 
   def frequencies(self, head_dim: int) -> np.ndarray:
     """Returns radians per position, float32 [head_dim / 2]."""
-    exponent = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
-    freq = 1.0 / np.float64(self.theta) ** exponent
+    # In float32, operation by operation, as every published model was run: an
+    # ulp here is 1e-4 radians a thousand positions on.
+    pairs = np.arange(0, head_dim, 2, dtype=np.float32)
+    exponent = pairs / np.float32(head_dim)
+    base = np.float64(np.float32(self.theta))
+    turns = (base ** exponent.astype(np.float64)).astype(np.float32)
+    freq = np.float32(1) / turns
     if self.kind == 'linear':
-      freq = freq / self.factor
+      freq = freq / np.float32(self.factor)
     elif self.kind == 'llama3':
       freq = self._llama3(freq)
     elif self.kind == 'yarn':
-      freq = self._yarn(freq, head_dim)
+      freq = self._yarn(freq, turns, head_dim)
     return freq.astype(np.float32)
 
   def _llama3(self, freq):
@@ -68,7 +73,7 @@ class Rope:
     medium = (wavelength >= high) & (wavelength <= low)
     return np.where(medium, blended, freq)
 
-  def _yarn(self, freq, head_dim):
+  def _yarn(self, freq, turns, head_dim):
     def pair_of(rotations):  # the pair that turns this often in the old context
       return (
           head_dim
@@ -82,8 +87,9 @@ class Rope:
     low, high = max(low, 0), min(high, head_dim - 1)
     if low == high:
       high += 0.001  # the paper's ramp would divide by zero
-    ramp = np.clip((np.arange(head_dim // 2) - low) / (high - low), 0, 1)
-    return freq / self.factor * ramp + freq * (1 - ramp)
+    pairs = np.arange(head_dim // 2, dtype=np.float32)
+    kept = 1 - np.clip((pairs - low) / (high - low), 0, 1)
+    return 1 / (self.factor * turns) * (1 - kept) + freq * kept
 
   def tables(self, positions_BT: jax.Array, head_dim: int):
     """Returns (cos, sin), each float32 [B, T, K / 2]."""
