@@ -19,7 +19,7 @@ def get_config(arg=None):
   """Options: `runlocal`: 200 rows; `rows=N`."""
   arg = config_lib.parse_arg(arg, runlocal=False, rows=2000)
   c = config_lib.get_default()
-  c.stages = ('mine', 'prepare', 'score', 'select', 'audit', 'report')
+  c.stages = ('mine', 'prepare', 'score', 'select', 'report', 'audit')
   c.mine.rows = 200 if arg.runlocal else arg.rows
   for defect in ('swapped', 'nonsense', 'echo', 'cut_off', 'boilerplate'):
     c.mine.defects[defect] = 0.06
@@ -30,6 +30,7 @@ def get_config(arg=None):
         chat_template='plain',
     )
   c.score.max_length = 1024
+  c.score.max_shapes = 8  # compiling takes longer than the padding saves
   # The words with which the models were trained (qaq_jax/demo/corpus.py).
   c.score.reverse_instruction = '{answer}\n# doc'
   c.audit.label = 'defect'

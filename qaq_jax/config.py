@@ -60,7 +60,9 @@ def get_default() -> ml_collections.ConfigDict:
   # rds_plus: examples of the target tasks, in any format that data.path has.
   c.score.targets_path = ''
   c.score.ifd_cherry = False  # two more sequences per row
+  c.score.cherry_limit = 512  # tokens of prompt and answer, as released
   c.score.ifd_superfilter = False  # two more sequences per row
+  c.score.superfilter_limit = 1024  # tokens of prompt and answer, as released
   c.score.tokens_per_batch = 0  # per device; 0 = from the compiled memory
   c.score.max_shapes = 24  # compilations per model
   c.score.length_multiple = 0  # 0 = 128 on TPU, 16 on GPU, 1 on CPU
@@ -77,6 +79,9 @@ def get_default() -> ml_collections.ConfigDict:
 
   c.select = ml_collections.ConfigDict()
   c.select.rule = 'diff_high'
+  # In the work directory: .jsonl, .jsonl.gz, .json, or .parquet (for Parquet
+  # input, in its own schema).
+  c.select.output = 'selected.jsonl'
   # At most one; none = the rule's own. A share is of the eligible rows.
   c.select.budget = ml_collections.ConfigDict()
   c.select.budget.share = placeholder(float)

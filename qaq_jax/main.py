@@ -4,11 +4,8 @@ Kept short, so that everything else can be imported, called from a notebook
 and tested. `python -m qaq_jax.main` is the same command.
 """
 
-import os
-import pathlib
 import sys
 
-import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -34,25 +31,14 @@ def main(argv: list[str]) -> None:
         'one stage, a config and a work directory, please:\n  qaq '
         f'{{{"|".join(stages)}}} --config=configs/demo.py --workdir=DIR'
     )
-  _quiet_and_cached()
+  pipeline.keep_programs()
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.ERROR)  # jax says much at INFO
   try:
     pipeline.run(argv[1], _CONFIG.value, _WORKDIR.value)
-  except (ValueError, OSError) as e:
-    # What the user can mend is told in words; the stack trace is in the log.
-    print(f'qaq {argv[1]}: error: {e}', file=sys.stderr)
-    sys.exit(2)
-
-
-def _quiet_and_cached() -> None:
-  """Fewer log lines than jax's own; compiled programs kept across runs."""
-  if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.ERROR)
-  if not jax.config.jax_compilation_cache_dir:
-    home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    jax.config.update(
-        'jax_compilation_cache_dir', str(pathlib.Path(home) / 'qaq_jax')
-    )
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+  except (ValueError, OSError, ImportError, RuntimeError) as e:
+    # What the user can mend is told in words; the stack trace is in run.log.
+    sys.exit(f'qaq {argv[1]}: error: {e}')
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -1,12 +1,14 @@
 """Runs the stages of a config in a work directory, and keeps the run log."""
 
 import json
+import os
 import pathlib
 
 import jax
 import ml_collections
 
 from qaq_jax import runlog, stages
+from qaq_jax.scoring import files
 from qaq_jax.workdir import WorkDir
 
 STAGES = {
@@ -17,6 +19,13 @@ STAGES = {
     'audit': stages.audit,
     'report': stages.report,
 }
+
+_NEXT = """
+next: open {report}
+      read docs/selection.md, or list the rules: python -m qaq_jax.selection
+      choose again, without a model: qaq select --workdir={workdir} \\
+        --config=THE_SAME --config.select.rule=rmi_window
+      look at single samples: notebooks/probe_rmi.ipynb"""
 
 
 def run(
@@ -45,7 +54,31 @@ def run(
     )
   stages.check(config)
   workdir = WorkDir(workdir)
+  # Process 0 holds the lock; stages of two commands would mix artifacts.
+  lock = files.Lock(workdir.path) if jax.process_index() == 0 else None
+  try:
+    _run(names, config, workdir)
+  finally:
+    if lock:
+      lock.release()
+  if stage == 'run' and jax.process_index() == 0:
+    print(_NEXT.format(workdir=workdir.path, report=workdir.report))
+  return workdir.path
+
+
+def keep_programs() -> None:
+  """Keeps compiled programs across runs, unless jax is told where already."""
+  if not jax.config.jax_compilation_cache_dir:
+    home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    jax.config.update(
+        'jax_compilation_cache_dir', str(pathlib.Path(home) / 'qaq_jax')
+    )
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+
+
+def _run(names, config, workdir) -> None:
   if jax.process_index() == 0:
+    files.remove_temporaries(workdir.path)
     text = json.dumps(config.to_dict(), indent=2, default=str)
     workdir.config.write_text(text + '\n')
   log = runlog.RunLog(workdir.run_log)
@@ -54,4 +87,3 @@ def run(
     with log.stage(name):
       result = STAGES[name](config, workdir)
       log.write('result', stage=name, **(result or {}))
-  return workdir.path

@@ -15,9 +15,9 @@ from qaq_jax.data import samples as samples_lib
 from qaq_jax.data import templates
 from qaq_jax.models import checkpoint, sharding
 from qaq_jax.models import source as source_lib
-from qaq_jax.scoring import join, scorer
+from qaq_jax.scoring import join, parts, scorer
 from qaq_jax.selection import derived
-from qaq_jax.workdir import WorkDir
+from qaq_jax.workdir import SAMPLES_KEY, WorkDir
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
@@ -39,9 +39,12 @@ def score(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   store = samples_lib.SampleStore.open(workdir.samples)
   mesh = sharding.make_mesh(**config.score.mesh.to_dict())
   targets = _prepare_targets(config, workdir)
+  # All of them first: what is wrong with the last should not be found hours
+  # later. Weights are loaded one model at a time, and only if they are needed.
+  models = {name: _Model(config, name, mesh) for name in config.models}
   summaries = {}
   for name in config.models:
-    model = _Model(config, name, mesh)
+    model = models.pop(name)
     summaries[name] = model.score(store, workdir.parts(name))
     if config.score.embeddings:
       path = workdir.embeddings(name)
@@ -51,6 +54,7 @@ def score(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
     if targets:
       folder = workdir.parts(name, 'targets')
       model.score(targets, folder)
+      _check_targets(config.score.targets_path, name, folder)
       path = workdir.embeddings(name, 'targets')
       join.join_embeddings(path, folder, num_rows=targets.num_rows)
   if jax.process_index() == 0:
@@ -80,20 +84,27 @@ class _Model:
         author_compatible=self._c.author_compatible,
         ifd_cherry=self._c.ifd_cherry,
         ifd_superfilter=self._c.ifd_superfilter,
+        cherry_limit=self._c.cherry_limit,
+        superfilter_limit=self._c.superfilter_limit,
         embeddings=self._c.embeddings,
         date_string=self._c.date_string,
     )
     self._check_positions(name)
 
   def _check_positions(self, name):
-    config = checkpoint.read_config(self._source)
-    length = self._m.max_length or self._c.max_length
-    if length > config.max_positions:
-      raise ValueError(
-          f'config.models.{name}: max_length {length} exceeds the '
-          f'{config.max_positions} positions of {self._m.path}; set '
-          f'--config.models.{name}.max_length={config.max_positions}'
-      )
+    positions = checkpoint.read_config(self._source).max_positions
+    own = f'config.models.{name}.max_length'
+    limits = {own: self._m.max_length or self._c.max_length}
+    if self._c.ifd_cherry:
+      limits['config.score.cherry_limit'] = self._c.cherry_limit
+    if self._c.ifd_superfilter:
+      limits['config.score.superfilter_limit'] = self._c.superfilter_limit
+    for field, length in limits.items():
+      if length > positions:
+        raise ValueError(
+            f'{field}: {length} tokens are more than the {positions} positions '
+            f'of {self._m.path}; set --{field}={positions}'
+        )
 
   @functools.cached_property
   def _decoder(self):
@@ -153,6 +164,18 @@ def _prepare_targets(config, workdir):
   return samples_lib.SampleStore.open(folder)
 
 
+def _check_targets(path, name, folder):
+  """Refuses target examples that have no embedding."""
+  for part in parts.read_parts(folder):
+    for row in part.to_pylist():
+      if row[f'status_{name}'] not in ('ok', 'truncated'):
+        raise ValueError(
+            f'config.score.targets_path: row {row["row"]} of {path} is '
+            f'{row[f"status_{name}"]} ({row[f"reason_{name}"]}): mend or '
+            'remove it, since every target takes turns'
+        )
+
+
 def _join(config, workdir, store):
   """Writes scores.parquet: stored columns, then derived ones."""
   models = list(config.models)
@@ -170,5 +193,6 @@ def _join(config, workdir, store):
           by=config.strata.by,
           include_truncated=config.select.include_truncated,
       ),
+      metadata={SAMPLES_KEY: store.content_hash},
   )
   print(f'wrote {workdir.scores}: {store.num_rows:,} rows')

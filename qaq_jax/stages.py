@@ -10,21 +10,22 @@ import json
 import os
 
 import ml_collections
+import pyarrow.parquet as pq
 
 from qaq_jax.data import samples
 from qaq_jax.demo import defects
 from qaq_jax.scoring import files
+from qaq_jax.selection import audit as audit_lib
 from qaq_jax.selection import (
-  analyses,
   budget,
   columns,
   external,
   registry,
+  strata,
   summary,
 )
-from qaq_jax.selection import audit as audit_lib
 from qaq_jax.selection import select as select_lib
-from qaq_jax.workdir import WorkDir
+from qaq_jax.workdir import SAMPLES_KEY, WorkDir
 
 
 def check(config: ml_collections.ConfigDict) -> None:
@@ -42,10 +43,16 @@ def check(config: ml_collections.ConfigDict) -> None:
   for name, model in config.models.items():
     if not model.path:
       raise ValueError(f'config.models.{name}.path is empty')
-  registry.get_rule(config.select.rule)
+  if config.strata.by not in strata.BY:
+    raise ValueError(
+        f'config.strata.by is {config.strata.by!r}; it is one of '
+        + ', '.join(strata.BY)
+    )
+  rule = registry.get_rule(config.select.rule)
   budget.Budget.of(config.select.budget.to_dict())
-  for rule in config.audit.rules:
-    registry.get_rule(rule)
+  registry.resolve_options(rule, _given_options(config))
+  for name in config.audit.rules:
+    registry.get_rule(name)
 
 
 def mine(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
@@ -77,6 +84,8 @@ def prepare(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
       limit=c.limit,
   )
   info = samples.prepare(source, workdir.samples)
+  if not info['rows']:
+    raise ValueError(f'{source.path} has no rows: there is nothing to score')
   return {k: info[k] for k in ('rows', 'statuses', 'content_hash')}
 
 
@@ -91,32 +100,49 @@ def select(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   """Score table -> chosen samples, in the input's own schema."""
   store = samples.SampleStore.open(workdir.samples)
   selection = _selection(config, workdir)
-  samples.write_selected(store, selection.rows, workdir.selected)
+  path = workdir.path / config.select.output
+  samples.write_selected(store, selection.rows, path)
   report = selection.report | {
       'samples': store.content_hash,
       'scores': workdir.fingerprints(),
   }
   files.write_json(workdir.selection, report)
   print(summary.format_selection(selection.report))
-  print(f'wrote {workdir.selected} and {workdir.selection}')
+  print(f'wrote {path} and {workdir.selection}')
   return {'rule': config.select.rule, 'kept': len(selection.rows)}
 
 
 def audit(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   """What each rule lets through, by a label in the input's records."""
   store = samples.SampleStore.open(workdir.samples)
-  labels = [_label(line, config.audit.label) for line in store.iter_raw()]
-  selections = analyses.select_all(
-      score_columns(config, workdir),
-      config.audit.rules or None,
-      budget=budget.Budget(share=config.audit.share),
-      seed=config.seed,
-  )
-  chosen = {rule: s.rows for rule, s in selections.items()}
   label, share = config.audit.label, config.audit.share
+  labels = [
+      _label(line, label, row) for row, line in enumerate(store.iter_raw())
+  ]
+  table = score_columns(config, workdir)
+  named = tuple(config.audit.rules)
+  chosen, left_out = {}, {}
+  for name in named or [rule for rule in registry.RULES if rule != 'all']:
+    try:
+      chosen[name] = select_lib.select(
+          table,
+          rule=name,
+          budget=budget.Budget(share=share),
+          seed=config.seed,
+          **rule_options(config, workdir, name),
+      ).rows
+    except ValueError as e:
+      if named:
+        raise
+      left_out[name] = str(e)
   print(f'share of each {label!r} kept at {share:.0%}')
   print(audit_lib.format_audit(chosen, labels))
-  return {'let_through': audit_lib.let_through(chosen, labels)}
+  if left_out:
+    print(f'not in the table, for want of scores: {", ".join(left_out)}')
+  return {
+      'let_through': audit_lib.let_through(chosen, labels),
+      'left_out': left_out,
+  }
 
 
 def report(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
@@ -145,11 +171,20 @@ def score_columns(config, workdir: WorkDir) -> columns.ScoreColumns:
   """The finished score table, stratified as the config says.
 
   Raises:
-    ValueError: there is no score table yet.
+    ValueError: there is no score table, or it is of other samples.
   """
   path = workdir.scores
   if not path.exists():
     raise ValueError(f'{path} does not exist: run the score stage first')
+  made_from = (pq.read_schema(path).metadata or {}).get(SAMPLES_KEY.encode())
+  prepared = samples.SampleStore.open(workdir.samples).content_hash
+  if made_from != prepared.encode():
+    raise ValueError(
+        f'{path} was made from other samples than {workdir.samples} holds '
+        f'now (content {(made_from or b"unknown").decode()[:16]}, now '
+        f'{prepared[:16]}): prepare the old input again, or score the new one '
+        'in another --workdir'
+    )
   return columns.ScoreColumns(
       path,
       roles=config.roles.to_dict(),
@@ -165,30 +200,42 @@ def _selection(config, workdir: WorkDir) -> select_lib.Selection:
       rule=config.select.rule,
       budget=config.select.budget.to_dict(),
       seed=config.seed,
-      **rule_options(config, workdir),
+      **rule_options(config, workdir, config.select.rule),
   )
 
 
-def rule_options(config, workdir: WorkDir) -> dict:
-  """The options of `config.select` that are set, and what a rule reads."""
-  fixed = ('rule', 'budget', 'include_truncated')
-  options = {k: v for k, v in config.select.items() if k not in fixed}
-  if config.select.rule == 'rds_plus':
-    model = options['model'] or 'strong'
+def rule_options(config, workdir: WorkDir, name: str) -> dict:
+  """The options of a rule that `config.select` sets, and what it reads."""
+  own = registry.get_rule(name).options
+  options = {k: v for k, v in _given_options(config).items() if k in own}
+  if name == 'rds_plus':
+    model = options.get('model', 'strong')
     model = config.roles.get(model, model)
-    if not config.score.targets_path:
+    embeddings = workdir.embeddings(model)
+    targets = workdir.embeddings(model, 'targets')
+    if not (embeddings.exists() and targets.exists()):
       raise ValueError(
-          'rule rds_plus needs examples of the target tasks: set '
-          'config.score.embeddings=True and config.score.targets_path'
+          'rule rds_plus needs embeddings of the samples and of examples of '
+          'the target tasks: score with config.score.embeddings=True and '
+          'config.score.targets_path=FILE'
       )
     options |= {
-        'embeddings': workdir.embeddings(model),
-        'targets': workdir.embeddings(model, 'targets'),
+        'embeddings': embeddings,
+        'targets': targets,
         'targets_path': config.score.targets_path,
     }
-  if config.select.rule == 'scar' and not options['path']:
-    options['scores'] = _input_scores(workdir, options['column'] or 'scar')
+  if name == 'scar' and 'path' not in options:
+    options['scores'] = _input_scores(workdir, options.get('column', 'scar'))
   return options
+
+
+def _given_options(config) -> dict:
+  fixed = ('rule', 'output', 'budget', 'include_truncated')
+  return {
+      name: value
+      for name, value in config.select.items()
+      if name not in fixed and value is not None
+  }
 
 
 def _input_scores(workdir: WorkDir, field: str):
@@ -197,11 +244,17 @@ def _input_scores(workdir: WorkDir, field: str):
   return external.scores_of_samples(store.iter_rows(), store.num_rows, field)
 
 
-def _label(line: bytes, field: str) -> str:
-  record = json.loads(line)
+def _label(line: bytes, field: str, row: int) -> str:
+  """A record's label; a line that is no record is labelled so."""
+  try:
+    record = json.loads(line)
+  except ValueError:
+    return 'unreadable'
+  if not isinstance(record, dict):
+    return 'unreadable'
   if field not in record:
     raise ValueError(
-        f'config.audit.label is {field!r}, but a record has no such field; it '
+        f'config.audit.label is {field!r}, but row {row} has no such field; it '
         f'has: {", ".join(record)}'
     )
   return str(record[field])

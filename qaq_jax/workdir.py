@@ -3,11 +3,23 @@
 import json
 import pathlib
 
+# Metadata of the score table: content hash of the samples it was made from.
+SAMPLES_KEY = 'qaq.samples'
+
 
 class WorkDir:
-  """Paths of a work directory's artifacts; makes the folder itself."""
+  """Paths of a work directory's artifacts; makes the folder itself.
+
+  Raises:
+    ValueError: a path of an object store, which is not supported yet.
+  """
 
   def __init__(self, path):
+    if '://' in str(path):
+      raise ValueError(
+          f'--workdir={path}: work directories are local folders; copy the '
+          'result to an object store afterwards'
+      )
     self.path = pathlib.Path(path)
     self.path.mkdir(parents=True, exist_ok=True)
 
@@ -35,11 +47,6 @@ class WorkDir:
   def scores(self) -> pathlib.Path:
     """The joined score table."""
     return self.path / 'scores.parquet'
-
-  @property
-  def selected(self) -> pathlib.Path:
-    """The chosen samples, in the input's own schema."""
-    return self.path / 'selected.jsonl'
 
   @property
   def selection(self) -> pathlib.Path:

@@ -1,5 +1,6 @@
 """The stages together, from a file of odd rows to chosen samples."""
 
+import gzip
 import json
 import pathlib
 import subprocess
@@ -14,6 +15,7 @@ from qaq_jax import config as config_lib
 from qaq_jax import pipeline
 from qaq_jax.models import checkpoint
 from qaq_jax.models import config as model_config
+from qaq_jax.scoring import files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -191,6 +193,25 @@ def test_rds_plus_reads_the_stored_embeddings(inputs, finished):
   assert set(inputs['lines'][:5]) <= set(chosen) and len(chosen) == 15
 
 
+def test_audit_names_what_it_leaves_out(inputs, finished, capsys):
+  config = make_config(inputs)
+  pipeline.run('audit', config, str(finished))
+  printed = capsys.readouterr().out
+  assert 'rds_plus' in printed and 'unreadable' not in printed
+  assert 'for want of scores: ifd_cherry, ifd_superfilter, scar' in printed
+  config.audit.rules = ('scar',)
+  with pytest.raises(ValueError, match='scar'):
+    pipeline.run('audit', config, str(finished))
+
+
+def test_output_is_compressed_when_its_name_says_so(inputs, finished):
+  config = make_config(inputs)
+  config.select.output = 'kept.jsonl.gz'
+  pipeline.run('select', config, str(finished))
+  lines = gzip.decompress((finished / 'kept.jsonl.gz').read_bytes())
+  assert set(lines.splitlines()) <= set(inputs['lines'])
+
+
 def test_audit_shares_add_up(inputs, finished, capsys):
   config = make_config(inputs)
   config.audit.rules = ('random', 'diff_high')
@@ -225,10 +246,13 @@ def test_changed_input_is_refused(inputs, finished, tmp_path):
   data.write_bytes(b'\n'.join(inputs['lines'][1:]))
   config = make_config(inputs)
   config.data.path = str(data)
+  before = (finished / 'selected.jsonl').read_bytes()
   try:
     pipeline.run('prepare', config, str(finished))
-    with pytest.raises(ValueError, match='samples'):
-      pipeline.run('score', config, str(finished))
+    for stage in ('score', 'select', 'audit', 'report'):
+      with pytest.raises(ValueError, match='samples'):
+        pipeline.run(stage, config, str(finished))
+    assert (finished / 'selected.jsonl').read_bytes() == before
   finally:
     pipeline.run('prepare', make_config(inputs), str(finished))
 
@@ -261,6 +285,18 @@ def set_dtype(c):
   c.models.weak.dtype = 'float8'
 
 
+def set_strata(c):
+  c.strata.by = 'stron'
+
+
+def set_option(c):
+  c.select.lo = 0.3
+
+
+def set_cherry(c):
+  c.score.ifd_cherry = True
+
+
 def set_length(c):
   c.score.max_length = 4096
 
@@ -271,12 +307,44 @@ def set_length(c):
     (set_rule, "'difff'"),
     (set_stage, "'prepair'"),
     (set_dtype, "models.weak.dtype is 'float8'"),
-    (set_length, 'exceeds the 256 positions'),
+    (set_length, 'more than the 256 positions'),
+    (set_strata, "strata.by is 'stron'"),
+    (set_option, "select.lo is no option of the rule 'diff_high'"),
+    (set_cherry, 'cherry_limit: 512 tokens are more than the 256'),
 ])
 def test_unusable_config_is_named(inputs, tmp_path, change, words):
   config = make_config(inputs)
   change(config)
   with pytest.raises(ValueError, match=words):
+    pipeline.run('run', config, str(tmp_path))
+  assert not (tmp_path / 'scores').exists()  # found before any scoring
+
+
+def test_empty_input_is_told(inputs, tmp_path):
+  config = make_config(inputs)
+  config.data.path = str(tmp_path / 'empty.jsonl')
+  pathlib.Path(config.data.path).write_text('')
+  with pytest.raises(ValueError, match='empty.jsonl has no rows'):
+    pipeline.run('run', config, str(tmp_path / 'work'))
+
+
+def test_object_stores_are_refused(inputs):
+  with pytest.raises(ValueError, match='local folders'):
+    pipeline.run('run', make_config(inputs), 'gs://bucket/run')
+
+
+def test_second_command_in_a_work_directory_is_refused(inputs, tmp_path):
+  lock = files.Lock(tmp_path)
+  with pytest.raises(ValueError, match='another process'):
+    pipeline.run('run', make_config(inputs), str(tmp_path))
+  lock.release()
+
+
+def test_unscorable_target_is_named(inputs, tmp_path):
+  config = make_config(inputs)
+  config.score.targets_path = str(inputs['data'])
+  config.data.limit = 5
+  with pytest.raises(ValueError, match='targets_path: row 10 .* is empty'):
     pipeline.run('run', config, str(tmp_path))
 
 

@@ -105,7 +105,7 @@ def _write_parquet(store, rows, path):
 def _atomic_path(path: pathlib.Path):
   """A temporary path beside `path`, renamed to it when the block succeeds."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}.tmp')
+  temporary = path.with_name(f'.{path.name}.tmp-{os.getpid()}')
   try:
     yield temporary
     fsync(temporary)

@@ -21,6 +21,7 @@ def join_scores(
     num_rows: int,
     ids: Callable[[], Iterable[str | int | None]] | None = None,
     derive: Callable[[str], Mapping[str, pa.Array]] | None = None,
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
   """Writes `scores.parquet` from the finished parts of each model.
 
@@ -36,6 +37,7 @@ def join_scores(
       called twice.
     derive: path of the table without derived columns -> name -> array of
       `num_rows` values, `qaq_jax.selection.derived.derive` say.
+    metadata: of the table's schema: what it was made from.
 
   Raises:
     StoreError: a model's parts are damaged or don't cover the input.
@@ -64,14 +66,14 @@ def join_scores(
       cursor.finish(num_rows)
 
   if derive is None:
-    _write(path, raw())
+    _write(path, raw(), metadata)
     return
   # `derive` reads columns off a file, so that it holds only those it needs.
   plain = path.parent / f'.{path.name}.plain{files.TEMPORARY}{os.getpid()}'
   try:
     _write(plain, raw())
     derived = derive(os.fspath(plain))
-    _write(path, _with_derived(plain, derived))
+    _write(path, _with_derived(plain, derived), metadata)
   finally:
     plain.unlink(missing_ok=True)
 
@@ -89,11 +91,11 @@ def _with_derived(path, derived) -> Iterator[dict]:
       at += size
 
 
-def _write(path, groups: Iterable[Mapping]) -> None:
+def _write(path, groups: Iterable[Mapping], metadata=None) -> None:
   with files.atomic_file(path) as file, contextlib.ExitStack() as stack:
     writer = None
     for columns in groups:
-      table = pa.table(dict(columns))
+      table = pa.table(dict(columns), metadata=metadata)
       if writer is None:
         writer = stack.enter_context(_writer(file, table.schema))
       writer.write_table(table, row_group_size=_GROUP_ROWS)
