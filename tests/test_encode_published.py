@@ -179,34 +179,68 @@ def part(hf, text, answer, limit):
 
 
 @pytest.mark.parametrize('style', ['gpt2', 'llama2', 'llama3'])
-@pytest.mark.parametrize('limit', [512, 150])
+@pytest.mark.parametrize('limit', [512, 200, 150])
 def test_cherry(tmp_path, style, limit):
+  """As released, but for its 4, which is the heading in Llama's tokenizer."""
   folder = tiny_tokenizers.make(tmp_path, style)
   encoder = Encoder(
       folder, template='plain', ifd_cherry=True, cherry_limit=limit
   )
-  hf, nulls = encoder.tokenizer.hf, 0
+  hf, nulls = encoder.tokenizer.hf, []
+  four = len(hf.encode('### Response:'))
   for row, encoded in zip(ROWS, encoder.encode(ROWS), strict=True):
     got = by_kind(encoded)
     prompt = alpaca(row)
-    room = limit - len(hf.encode(prompt, truncation=True, max_length=limit)) - 2
-    if room <= 4:
-      assert not {'cherry_alone', 'cherry_cond'} & set(got)
-      assert {'a_cherry_alone', 'a_cherry_cond'} <= set(encoded.nulls)
-      nulls += 1
+    size = len(hf.encode(prompt, truncation=True, max_length=limit))
+    sides = {
+        'cherry_alone': part(
+            hf, '### Response:' + row.answer, row.answer,
+            max(limit - size, 0) + four,
+        ),
+        'cherry_cond': part(hf, prompt + row.answer, row.answer, limit),
+    }
+    lengths = [len(ids) - start for ids, start in sides.values()]
+    skipped = (
+        limit - size <= 0 or min(lengths) <= 0 or size + lengths[0] > limit
+    )
+    if skipped:
+      assert not set(sides) & set(got)
+      assert {f'a_{k}' for k in sides} <= set(encoded.nulls)
+      nulls.append(row.row)
       continue
-    for kind, (ids, start) in (
-        ('cherry_alone', part(hf, '### Response:' + row.answer, row.answer,
-                              room)),
-        ('cherry_cond', part(hf, prompt + row.answer, row.answer, limit)),
-    ):
-      if start >= len(ids):
-        assert kind not in got and f'a_{kind}' in encoded.nulls
-        nulls += 1
-      else:
-        assert got[kind].ids.tolist() == ids
-        assert got[kind].spans == ((f'a_{kind}', start, len(ids)),)
-  assert limit == 512 or nulls
+    scored = []
+    for kind, (ids, start) in sides.items():
+      assert got[kind].ids.tolist() == ids
+      assert got[kind].spans == ((f'a_{kind}', start, len(ids)),)
+      scored.append(ids[start:])
+    assert scored[0] == scored[1]
+  assert bool(nulls) == (limit < 512)
+
+
+def test_cherry_scores_the_same_answer_tokens_up_to_the_limit(tmp_path):
+  """Answers that end before, at and behind the limit, and short room."""
+  folder = tiny_tokenizers.make(tmp_path, 'llama2')
+  hf = Encoder(folder, template='plain').tokenizer.hf
+  row = sample('Write a function.', 'word ' * 90)
+  prompt = len(hf.encode(alpaca(row)))
+  answer = len(hf.encode(alpaca(row) + row.answer)) - prompt
+  for room in (answer + 5, answer, answer - 1, answer - 9, 5, 4, 1, 0, -7):
+    encoder = Encoder(
+        folder, template='plain', ifd_cherry=True, cherry_limit=prompt + room
+    )
+    encoded, = encoder.encode([row])
+    got = by_kind(encoded)
+    if room < 1:
+      assert not {'cherry_alone', 'cherry_cond'} & set(got)
+      assert 'no room' in encoded.nulls['a_cherry_alone']
+      assert 'no room' in encoded.nulls['a_cherry_cond']
+      continue
+    texts = []
+    for kind in ('cherry_alone', 'cherry_cond'):
+      (_, start, stop), = got[kind].spans
+      texts.append(got[kind].ids[start:stop].tolist())
+    assert texts[0] == texts[1]
+    assert len(texts[0]) == min(room, answer)
 
 
 @pytest.mark.parametrize('style', ['gpt2', 'llama2'])

@@ -20,7 +20,7 @@ _ALPACA = (
     + HEADING
 )
 _ALPACA_INPUT = ', paired with an input that provides further context'
-_CHERRY_ROOM = 4  # fewer answer tokens than this leave nothing to score
+_NOTHING_LEFT = 'no answer token is left to score'
 
 
 def alpaca_prompt(instruction: str, extra: str) -> str:
@@ -36,9 +36,12 @@ def cherry(tokenizer: Tokenizer, samples, limit: int) -> list:
   """Cherry LLM, arXiv 2308.12032: ratio of mean losses on A.
 
   Alone: the response heading directly followed by A. Conditional: Alpaca
-  prompt and A, cut to `limit` tokens. The alone text is cut to `limit` minus
-  the prompt's tokens minus 2, as released. Null: no more than 4 tokens would
-  be left of the alone text, or a side has no answer token left.
+  prompt and A, cut to `limit` tokens. The alone text is cut so that as much
+  of A is left as beside the prompt: to `limit` minus the prompt's tokens plus
+  the heading's. (The release adds 4, the heading's tokens and BOS in Llama's
+  tokenizer.) Both sides score the same number of answer tokens, also where a
+  tokenizer joins the heading with the answer. Null: a side has no answer
+  token left, so also where the prompt fills the limit.
 
   Returns:
     For each sample (sequences, term -> reason of a null).
@@ -53,15 +56,18 @@ def cherry(tokenizer: Tokenizer, samples, limit: int) -> list:
   )
   results = []
   for prompt, one, two in zip(prompt_ids, alone, whole, strict=True):
-    room = limit - min(len(prompt), limit) - 2
-    if room <= _CHERRY_ROOM:
-      why = f'prompt of {len(prompt)} tokens leaves no room in {limit}'
-      results.append(
-          ((), {'a_cherry_alone': why, 'a_cherry_cond': why})
+    room = limit - len(prompt)  # for the answer, beside the prompt
+    kept = min(room, len(one) - heading, len(two) - len(prompt))
+    if kept < 1:
+      why = (
+          f'prompt of {len(prompt)} tokens leaves no room in {limit}'
+          if room < 1 else _NOTHING_LEFT
       )
+      results.append(((), {'a_cherry_alone': why, 'a_cherry_cond': why}))
       continue
     results.append(_pair('cherry', [
-        (one[:room], heading), (two[:limit], len(prompt))
+        (one[: heading + kept], heading),
+        (two[: len(prompt) + kept], len(prompt)),
     ]))
   return results
 
@@ -103,7 +109,7 @@ def _pair(form: str, sides) -> tuple[tuple[Sequence, ...], dict[str, str]]:
     term = f'a_{form}_{name}'
     start = max(start, 1)
     if start >= len(ids):
-      nulls[term] = 'no answer token is left to score'
+      nulls[term] = _NOTHING_LEFT
     else:
       sequences.append(
           Sequence(f'{form}_{name}', ids, ((term, start, len(ids)),))
