@@ -70,10 +70,16 @@ def test_qwen3_has_an_empty_thought(folders):
 def test_deepseek_coder(folders):
   form = '### Instruction:\n{u}\n### Response:\n{a}'
   bos = '<｜begin▁of▁sentence｜>'
-  forward, reverse = rendered(folders['deepseek'], 'deepseek-coder')
-  assert forward.startswith(bos + 'You are an AI programming assistant, ')
-  assert forward.endswith('will refuse to answer\n' + both(form)[0])
-  assert reverse.endswith('will refuse to answer\n' + both(form)[1])
+  # Word for word as in tokenizer_config.json of the instruct checkpoints.
+  default = (
+      'You are an AI programming assistant, utilizing the Deepseek Coder '
+      'model, developed by Deepseek Company, and you only answer questions '
+      'related to computer science. For politically sensitive questions, '
+      'security and privacy issues, and other non-computer science questions, '
+      'you will refuse to answer\n'
+  )
+  got = rendered(folders['deepseek'], 'deepseek-coder')
+  assert got == both(bos + default + form)
   got = rendered(folders['deepseek'], 'deepseek-coder', system='S\n')
   assert got == both(f'{bos}S\n{form}')
 
