@@ -272,6 +272,21 @@ def test_superfilter(tmp_path, style, limit):
   assert limit == 1024 or (4, 'superfilter_cond') in nulls
 
 
+def test_published_prompts_hold_a_lone_input_once(tmp_path):
+  folder = tiny_tokenizers.make(tmp_path, 'gpt2')
+  encoder = Encoder(
+      folder, template='plain', ifd_cherry=True, ifd_superfilter=True
+  )
+  encoded, = encoder.encode([sample('1 2', 'three', input='1 2')])
+  texts = {
+      s.kind: encoder.tokenizer.decode(s.ids) for s in encoded.sequences
+  }
+  assert texts['cherry_cond'].endswith(
+      '### Instruction:\n\n\n### Input:\n1 2\n\n### Response:three'
+  )
+  assert texts['superfilter_cond'] == '\n1 2\nthree'
+
+
 def test_published_forms_keep_markers_plain(tmp_path):
   folder = tiny_tokenizers.make(tmp_path, 'qwen')
   encoder = Encoder(

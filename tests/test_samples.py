@@ -73,6 +73,18 @@ def test_alpaca_joins_instruction_and_input(tmp_path):
   assert (c.query, c.status) == ('No input field.', 'ok')
 
 
+@pytest.mark.parametrize('strip', [True, False])
+@pytest.mark.parametrize('blank', ['', ' \n'])
+def test_alpaca_row_with_a_blank_instruction(tmp_path, blank, strip):
+  row, = read_lines(
+      tmp_path, {'instruction': blank, 'input': ' 1 2', 'output': '3'},
+      strip=strip,
+  )
+  assert row.status == 'ok' and row.instruction == ''
+  assert row.query == ('1 2' if strip else f'{blank}\n 1 2')
+  assert row.input.strip() == '1 2'
+
+
 def test_strip_can_be_off(tmp_path):
   row = {'instruction': ' q ', 'input': ' i ', 'output': ' a\n'}
   sample, = read_lines(tmp_path, row, strip=False)

@@ -97,7 +97,9 @@ class Sample:
 
   @property
   def instruction(self) -> str:
-    """The query without its `input` part."""
+    """The query without its `input` part; '' if there is nothing else."""
+    if self.input and self.query.strip() == self.input.strip():
+      return ''  # a blank instruction: the query is the input alone
     if self.input and self.query.endswith('\n' + self.input):
       return self.query[: -len(self.input) - 1]
     return self.query
