@@ -11,12 +11,7 @@ import importlib.resources
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-# Ours: the paper publishes a wording for mathematics only (spec 1, rule 7).
-REVERSE_INSTRUCTION = (
-    'Below is a piece of code. Write the instruction that a user would have '
-    'given to receive exactly this code as the answer. Reply with the '
-    'instruction only.\n\n{answer}'
-)
+from qaq_jax.data.types import REVERSE_INSTRUCTION
 
 
 def get_default() -> ml_collections.ConfigDict:

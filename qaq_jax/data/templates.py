@@ -24,16 +24,10 @@ import numpy as np
 from qaq_jax.data import author, chat, published_ifd, tokenization
 from qaq_jax.data.frames import Frame, Layout
 from qaq_jax.data.sequences import Encoded, Sequence
-from qaq_jax.data.types import Sample
+from qaq_jax.data.types import REVERSE_INSTRUCTION, Sample
 
 __all__ = ['Encoded', 'Encoder', 'Sequence', 'REVERSE_INSTRUCTION']
 
-# Ours: the paper publishes a wording for mathematics only (spec 1, rule 7).
-REVERSE_INSTRUCTION = (
-    'Below is a piece of code. Write the instruction that a user would have '
-    'given to receive exactly this code as the answer. Reply with the '
-    'instruction only.\n\n{answer}'
-)
 ON_LONG = ('skip', 'truncate_context')
 
 

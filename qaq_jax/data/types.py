@@ -9,6 +9,13 @@ COLUMN_ROLES = ('query', 'input', 'answer', 'messages', 'system', 'id')
 TURNS = ('single', 'first', 'last')
 FORMATS = ('auto', 'jsonl', 'json', 'parquet', 'hf')
 
+# Ours: the paper publishes a wording for mathematics only (spec 1, rule 7).
+REVERSE_INSTRUCTION = (
+    'Below is a piece of code. Write the instruction that a user would have '
+    'given to receive exactly this code as the answer. Reply with the '
+    'instruction only.\n\n{answer}'
+)
+
 
 class DataError(ValueError):
   """The input cannot be used; the message says where and what to do."""
