@@ -12,9 +12,9 @@ A missing one is named with its pip line. Other versions work and give other
 pairs, hence other weights; these gave the committed ones. A killed run goes
 on when started again.
 
-Expected (@HOURS@): RMI separates true from
-swapped answers of the held-out packages with AUROC @STRONG@ (strong) and
-@WEAK@ (weak). Curve, figures and limits: docs/demo_models.md.
+Expected (1 hour for strong, 3 minutes for weak, on one CPU core): RMI
+separates true from swapped answers of the held-out packages with AUROC 0.97
+(strong) and 0.70 (weak). Learning curve and limits: docs/demo_models.md.
 """
 
 from ml_collections import config_dict
