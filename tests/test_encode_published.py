@@ -140,6 +140,33 @@ def test_author_compatible_keeps_a_sequence_for_embeddings(author):
   assert forward.ids.tolist() == by_kind(usual)['forward'].ids.tolist()
 
 
+def test_author_compatible_fingerprints_the_whole_template(author, tmp_path):
+  """A template that treats contents alone differently has the same pieces."""
+  changed = QWEN3.replace('m.content', "m.content.replace('1', '2')")
+  fingerprints = []
+  for number, text in enumerate((QWEN3, changed)):
+    path = tmp_path / f'{number}.jinja'
+    path.write_text(text)
+    for compatible in (True, False):
+      encoder = Encoder(
+          author, template=str(path), author_compatible=compatible
+      )
+      fingerprint = encoder.fingerprint()
+      fingerprint['options'].pop('template')  # the path
+      fingerprints.append(fingerprint)
+      if compatible:  # what is fingerprinted is what is used
+        before = encoder.encode([sample('1', '1')])
+        path.write_text('{{ raise_exception() }}')
+        again = encoder.encode([sample('1', '1')])
+        assert [s.ids.tolist() for s in again[0].sequences] == [
+            s.ids.tolist() for s in before[0].sequences
+        ]
+        path.write_text(text)
+  whole, pieces, other, other_pieces = fingerprints
+  assert pieces == other_pieces and 'template_sha256' not in pieces
+  assert whole['pieces'] == other['pieces'] and whole != other
+
+
 def test_author_compatible_refuses_plain(author):
   with pytest.raises(ValueError, match='needs a chat template'):
     Encoder(author, template='plain', author_compatible=True)

@@ -40,19 +40,26 @@ def messages_of(sample, system, reverse_instruction, folded) -> dict:
 
 
 def encode(
-    tokenizer: Tokenizer, messages: dict, *, template, date_string, max_length
+    tokenizer: Tokenizer, messages: dict, *, template: str, date_string,
+    max_length,
 ) -> tuple[list[Sequence], dict[str, str], str]:
   """Sequences 'author_q' and 'author_q_given_a' of one sample.
+
+  Args:
+    tokenizer: the model's.
+    messages: see `messages_of`.
+    template: the Jinja text.
+    date_string: 'DD Mon YYYY', for templates that print the date.
+    max_length: tokens that a sequence is cut to.
 
   Returns:
     The sequences, the terms that have none with the reason, and what was cut
     off ('' if nothing).
   """
-  text, _ = chat.find_template(tokenizer.hf, template)
-
   def render(turns, **options):
     return chat.render(
-        tokenizer.hf, turns, template=text, date_string=date_string, **options
+        tokenizer.hf, turns, template=template, date_string=date_string,
+        **options,
     )
 
   # Qwen3's own default is thinking on, so leaving the option out matters.

@@ -16,6 +16,7 @@ Source: QAQ, arXiv 2603.12165; the sharing of sequences is ours.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from collections.abc import Sequence as AbstractSequence
 
@@ -116,6 +117,11 @@ class Encoder:
       )
     else:
       self._chat = chat.plain_chat(reverse_instruction)
+    # The released scorer renders samples through the template itself, so its
+    # pieces alone do not tell what the ids will be.
+    self._author_template = (
+        chat.find_template(hf, template)[0] if author_compatible else None
+    )
     self._layout = Layout(self.tokenizer, self._chat)
     for frame in self.frames(self._system_prompt):
       if not len(frame.head):
@@ -198,7 +204,7 @@ class Encoder:
         folded=self._chat.system == 'folded',
     )
     sequences, missing, cut = author.encode(
-        self.tokenizer, messages, template=self._options['template'],
+        self.tokenizer, messages, template=self._author_template,
         date_string=self._options['date_string'],
         max_length=self._max_length,
     )
@@ -240,7 +246,11 @@ class Encoder:
   def fingerprint(self) -> dict:
     """All that can change an id: files, rendered pieces, options."""
     with_system = self._system_prompt is not None
+    text = self._author_template
     return {
+        **({} if text is None else {
+            'template_sha256': hashlib.sha256(text.encode()).hexdigest()
+        }),
         'tokenizer_files': dict(self.tokenizer.files),
         'pieces': {
             name: dataclasses.asdict(p)
