@@ -90,6 +90,38 @@ def test_details_of_published_models():
   assert load('openai-community--gpt2').tie_embeddings
 
 
+def without(case, *keys, **changes):
+  config = tiny_models.hf_config(case) | changes
+  return config_lib.from_hf({
+      k: v for k, v in config.items() if k not in (*keys, 'layer_types')
+  })
+
+
+def test_an_absent_key_is_the_familys_default_and_null_is_not():
+  """Expected values: the configuration classes of transformers."""
+  heads = {'num_attention_heads': 32, 'head_dim': 8}
+  for case, default in (
+      ('gemma', 16), ('gemma2', 4), ('llama', 32), ('mistral', 8),
+      ('qwen2', 32), ('qwen3', 32), ('starcoder2', 2),
+  ):
+    got = without(case, **heads, num_key_value_heads=None)
+    assert got.num_kv_heads == 32, case
+    got = without(case, 'num_key_value_heads', **heads)
+    assert got.num_kv_heads == default, case
+  windows = {'use_sliding_window': True, 'max_window_layers': 0}
+  for case, default in (
+      ('mistral', 4096), ('qwen2', 4096), ('qwen3', 4096), ('starcoder2', None)
+  ):
+    got = without(case, 'sliding_window', **windows)
+    assert {k.window for k in got.layers} == {default}, case
+    got = without(case, **windows, sliding_window=None)
+    assert {k.window for k in got.layers} == {None}, case
+  got = without('gemma2', 'sliding_window')
+  assert got.layers[0].window == 4096
+  off = without('qwen2', 'sliding_window', use_sliding_window=False)
+  assert off.layers[0].window is None
+
+
 @pytest.mark.parametrize('case', sorted(tiny_models.CASES))
 def test_written_configs_read_back(case):
   config = config_lib.from_hf(tiny_models.hf_config(case))

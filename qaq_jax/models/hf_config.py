@@ -22,6 +22,18 @@ _GEMMA3_DEFAULTS = {
     'sliding_window': 4096,
 }
 
+# What a key that is not in the file at all means; null in the file stays null
+# (no window; as many key-value heads as query heads).
+_ABSENT = {
+    'gemma': {'num_key_value_heads': 16},
+    'gemma2': {'num_key_value_heads': 4, 'sliding_window': 4096},
+    'gemma3_text': {'num_key_value_heads': 4, 'sliding_window': 4096},
+    'mistral': {'num_key_value_heads': 8, 'sliding_window': 4096},
+    'qwen2': {'num_key_value_heads': 32, 'sliding_window': 4096},
+    'qwen3': {'num_key_value_heads': 32, 'sliding_window': 4096},
+    'starcoder2': {'num_key_value_heads': 2},
+}
+
 
 def read_config(config: Mapping, origin: str) -> ModelConfig:
   """See `config.from_hf`."""
@@ -40,6 +52,7 @@ def read_config(config: Mapping, origin: str) -> ModelConfig:
         f"{origin}: 'model_type' is {family!r}, which is not supported;"
         f' supported families: {", ".join(sorted(FAMILIES))}'
     )
+  config = _ABSENT.get(family, {}) | dict(config)
   reader = Reader(config, origin)
   if config.get('quantization_config') is not None:
     method = dict(config['quantization_config']).get('quant_method', 'unknown')
