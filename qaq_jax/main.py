@@ -4,12 +4,16 @@ Kept short, so that everything else can be imported, called from a notebook
 and tested. `python -m qaq_jax.main` is the same command.
 """
 
+import os
 import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from qaq_jax import pipeline
+# transformers is here for tokenizers; that torch is missing is no news.
+os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
+
+from qaq_jax import pipeline  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config',
