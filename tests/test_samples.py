@@ -551,6 +551,73 @@ def test_incomplete_store_is_refused(tmp_path):
     SampleStore.open(tmp_path / 'store')
 
 
+def flip(path, at):
+  data = bytearray(path.read_bytes())
+  data[at] ^= 4
+  path.write_bytes(data)
+
+
+def test_damaged_samples_are_found_and_written_anew(tmp_path):
+  """One flipped bit anywhere: an error that names the file, or no effect."""
+  source = tmp_path / 'in.jsonl'
+  write_rows(source, 40)
+  store, info = prepared(tmp_path, source, rows_per_part=20)
+  good = list(store.iter_rows())
+  found = 0
+  for name in ('part-000000.parquet', 'part-000001.parquet', 'samples.json'):
+    path = tmp_path / 'store' / name
+    data = path.read_bytes()
+    for at in range(3, len(data), len(data) // 60):
+      flip(path, at)
+      try:
+        assert list(SampleStore.open(tmp_path / 'store').iter_rows()) == good
+      except DataError as e:
+        assert f'{path}: damaged' in str(e) or 'version' in str(e)
+        assert 'run the prepare stage again' in str(e)
+        found += 1
+      path.write_bytes(data)
+  assert found > 100
+  # Rows of the other part are still read; and prepare does not trust a part
+  # that it has not read.
+  path = tmp_path / 'store' / 'part-000001.parquet'
+  raw = pq.ParquetFile(path).metadata.row_group(0).column(8)
+  assert raw.path_in_schema == 'raw'
+  flip(path, raw.data_page_offset + raw.total_compressed_size // 2)
+  store = SampleStore.open(tmp_path / 'store')
+  assert list(store.iter_rows(0, 20)) == good[:20]
+  for read_all in (lambda: list(store.iter_rows()), lambda: list(
+      store.iter_raw(20, 40)), store.check):
+    with pytest.raises(DataError, match='part-000001.parquet: damaged'):
+      read_all()
+  lines = []
+  again = prepare(
+      DataSource(str(source)), tmp_path / 'store', 20, log=lines.append
+  )
+  assert 'part-000001.parquet: damaged' in lines[0]
+  assert 'written anew' in lines[0] and 'unchanged' not in ' '.join(lines)
+  assert again == info
+  assert list(SampleStore.open(tmp_path / 'store').iter_rows()) == good
+
+
+def test_an_open_store_does_not_follow_the_folder(tmp_path):
+  write_rows(tmp_path / 'a.jsonl', 40)
+  write_rows(tmp_path / 'b.jsonl', 40, start=1)
+  store, _ = prepared(tmp_path, tmp_path / 'a.jsonl', rows_per_part=10)
+  good = list(store.iter_rows())
+  # Written anew with the same rows: nothing has changed.
+  os.remove(tmp_path / 'store' / 'samples.json')
+  prepared(tmp_path, tmp_path / 'a.jsonl', rows_per_part=10)
+  assert list(store.iter_rows()) == good
+  half_way = store.iter_rows()
+  next(half_way)
+  prepared(tmp_path, tmp_path / 'b.jsonl', rows_per_part=10)
+  for rows in (half_way, store.iter_rows(), store.iter_raw(5, 6)):
+    with pytest.raises(DataError, match='store: was replaced by other samples'):
+      list(rows)
+  other = SampleStore.open(tmp_path / 'store')
+  assert next(other.iter_rows()).query == 'q1'
+
+
 def test_memory_does_not_grow_with_rows(tmp_path):
   peaks = []
   for n in (2_000, 20_000):

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from qaq_jax.data.types import DataError, Sample
 
 MANIFEST = 'samples.json'
-VERSION = 1  # of the layout; a change makes older folders unreadable
+VERSION = 2  # of the layout; a change makes older folders unreadable
 _GROUP_ROWS = 1024  # rows of a row group, the unit of reading,
 _GROUP_BYTES = 16 << 20  # or this many bytes of text, whichever is first
 
@@ -71,6 +71,7 @@ def write_parts(
       'parts': writer.parts,
       **info,
   }
+  manifest['sha256'] = _seal(manifest)
   (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + '\n')
   _fsync_tree(partial)
   old = out_dir.with_name(out_dir.name + '.old')
@@ -88,6 +89,7 @@ class SampleStore:
 
   directory: pathlib.Path
   info: dict  # the manifest, see `prepare`
+  stamp: tuple = ()  # identity of the manifest's file when it was read
 
   @classmethod
   def open(cls, directory) -> SampleStore:
@@ -98,23 +100,42 @@ class SampleStore:
     """
     directory = pathlib.Path(directory)
     try:
-      info = json.loads((directory / MANIFEST).read_text())
+      with open(directory / MANIFEST, encoding='utf-8') as file:
+        stamp = _identity(os.fstat(file.fileno()))
+        info = json.load(file)
     except FileNotFoundError as e:
       raise DataError(
           f'{directory}: no prepared samples; run the prepare stage first'
       ) from e
+    except ValueError as e:
+      raise _damaged(directory / MANIFEST, e) from e
+    if not isinstance(info, dict):
+      raise _damaged(directory / MANIFEST, 'no JSON object')
     if info.get('version') != VERSION:
       raise DataError(
           f'{directory}: samples of layout version {info.get("version")}, this '
           f'program reads {VERSION}; run the prepare stage again'
       )
+    if info.get('sha256') != _seal(info):
+      raise _damaged(directory / MANIFEST, 'not what was written')
     for part in info['parts']:
       if not (directory / part['file']).is_file():
         raise DataError(
             f'{directory}: {part["file"]} is missing; run the prepare stage '
             'again'
         )
-    return cls(directory, info)
+    return cls(directory, info, stamp)
+
+  def check(self) -> None:
+    """Reads every part and compares its bytes with those once written.
+
+    Raises:
+      DataError: a part is damaged; the message names it.
+    """
+    for part in self.info['parts']:
+      path = self.directory / part['file']
+      if _sha256(path) != part['sha256']:
+        raise _damaged(path, 'other bytes than were written')
 
   @property
   def num_rows(self) -> int:
@@ -137,6 +158,8 @@ class SampleStore:
 
     Raises:
       IndexError: the range is not inside the store.
+      DataError: a part is damaged, or the folder holds other samples than
+        when the store was opened.
     """
     stop = self.num_rows if stop is None else stop
     for table in self._tables(start, stop, None):
@@ -161,14 +184,38 @@ class SampleStore:
       at = part['start']
       if at >= stop:
         return
-      with pq.ParquetFile(self.directory / part['file']) as file:
-        for group in range(file.num_row_groups):
-          rows = file.metadata.row_group(group).num_rows
-          if at < stop and at + rows > start:
-            table = file.read_row_group(group, columns=columns)
-            low, high = max(start - at, 0), min(stop - at, rows)
-            yield table.slice(low, high - low)
-          at += rows
+      path = self.directory / part['file']
+      try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+          self._check_unchanged()
+          if (file.metadata.num_rows, file.schema_arrow) != (
+              part['rows'], _SCHEMA
+          ):  # the footer has no checksum of its own
+            raise pa.ArrowInvalid('other rows or columns than were written')
+          for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if at < stop and at + rows > start:
+              table = file.read_row_group(group, columns=columns)
+              low, high = max(start - at, 0), min(stop - at, rows)
+              yield table.slice(low, high - low)
+            at += rows
+      except (pa.ArrowException, OSError, UnicodeError) as e:
+        self._check_unchanged()
+        raise _damaged(path, e) from e
+
+  def _check_unchanged(self):
+    """Raises if the folder has been replaced by one of other samples."""
+    try:
+      if _identity(os.stat(self.directory / MANIFEST)) == self.stamp:
+        return
+      now = SampleStore.open(self.directory).info
+    except (OSError, DataError):
+      now = {}
+    if now.get('parts') != self.info['parts']:
+      raise DataError(
+          f'{self.directory}: was replaced by other samples while it was being '
+          'read; start this run again, and prepare one folder from one run only'
+      )
 
 
 class _PartWriter:
@@ -188,7 +235,7 @@ class _PartWriter:
       self.parts.append({'file': name, 'start': self.rows, 'rows': 0})
       self._writer = pq.ParquetWriter(
           self._directory / name, _SCHEMA, compression='zstd',
-          write_statistics=False,
+          write_statistics=False, write_page_checksum=True,
       )
     self._group.append(row)
     self._bytes += len(row['raw']) + len(row['query']) + len(row['answer'])
@@ -209,7 +256,32 @@ class _PartWriter:
     if self._writer is not None:
       self._flush()
       self._writer.close()
+      last = self.parts[-1]
+      last['sha256'] = _sha256(self._directory / last['file'])
     self._writer = None
+
+
+def _damaged(path, why) -> DataError:
+  return DataError(
+      f'{path}: damaged on the disk ({why}); run the prepare stage again, it '
+      'writes damaged samples anew. If that fails too, look at the disk'
+  )
+
+
+def _seal(manifest: dict) -> str:
+  """SHA-256 of a manifest's content without the hash itself."""
+  content = {k: v for k, v in manifest.items() if k != 'sha256'}
+  text = json.dumps(content, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _identity(stat: os.stat_result) -> tuple:
+  return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _sha256(path) -> str:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 def _to_row(sample: Sample) -> dict:

@@ -52,8 +52,8 @@ def prepare(
 
   Streams in constant memory. The folder appears (or is replaced) in one step
   when all of it is written, so a killed run leaves nothing half done and can
-  simply be started again. Samples that are there already, of the same options
-  and of files or a commit that have not changed since, are kept.
+  simply be started again. Samples that are there already, undamaged, of the
+  same options and of files or a commit that have not changed since, are kept.
 
   Args:
     source: what to read.
@@ -71,7 +71,7 @@ def prepare(
   """
   resolved = records_lib.resolve(source)
   request = dataclasses.asdict(source)
-  kept = _kept(out_dir, request, resolved)
+  kept = _kept(out_dir, request, resolved, log)
   if kept:
     log(f'{source.path}: unchanged, {kept["rows"]:,} rows are prepared')
     return kept
@@ -92,18 +92,25 @@ def prepare(
   return info
 
 
-def _kept(out_dir, request, resolved) -> dict | None:
+def _kept(out_dir, request, resolved, log) -> dict | None:
   """The manifest in `out_dir`, if it is of this request and unchanged input."""
   if not (resolved.get('files') or resolved.get('commit')):
     return None  # nothing tells whether the input is still the same
   try:
-    info = SampleStore.open(out_dir).info
+    store = SampleStore.open(out_dir)
   except DataError:
     return None
+  info = store.info
   if info.get('request') != request:
     return None
-  same = all(info['source'].get(k) == v for k, v in resolved.items())
-  return info if same else None
+  if not all(info['source'].get(k) == v for k, v in resolved.items()):
+    return None
+  try:
+    store.check()
+  except DataError as e:
+    log(f'{e}. Now written anew')
+    return None
+  return info
 
 
 def _open_samples(source, resolved):
