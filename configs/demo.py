@@ -8,8 +8,9 @@ library, numpy and jax; the models are trained by this project
 paper (arXiv 2603.12165), so this shows the machinery and the direction of its
 effects, not the paper's figures; docs/demo_models.md says what holds.
 
-Expected: rmi_top and diff_high let through less of the swapped, boilerplate
-and nonsense rows than a random quarter does; the table at the end is measured.
+Expected: diff_high and rmi_top let through almost none of the swapped and the
+boilerplate answers, of which a random quarter lets through a quarter; rmi_top
+keeps nearly all echoes, rmi_window almost none.
 """
 
 from qaq_jax import config as config_lib

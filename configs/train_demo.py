@@ -1,6 +1,6 @@
 r"""The models of `make demo`: trained from scratch on mined pairs.
 
-  python -m qaq_jax.finetune.train --config=configs/train_demo.py:strong \
+  python -m qaq_jax.demo.train --config=configs/train_demo.py:strong \
       --workdir=DIR [--config.corpus.site=SITE_PACKAGES]
 
 (or `:weak`). The pairs are mined from the packages below, which need not be

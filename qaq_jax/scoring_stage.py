@@ -89,10 +89,19 @@ class _Model:
         embeddings=self._c.embeddings,
         date_string=self._c.date_string,
     )
-    self._check_positions(name)
+    self._check_fit(name)
 
-  def _check_positions(self, name):
-    positions = checkpoint.read_config(self._source).max_positions
+  def _check_fit(self, name):
+    """Refuses lengths and ids that the model was not made for."""
+    config = checkpoint.read_config(self._source)
+    largest = max(self._encoder.tokenizer.hf.get_vocab().values())
+    if largest >= config.vocab_size:
+      raise ValueError(
+          f'config.models.{name}: the tokenizer of {self._m.path} has ids up '
+          f'to {largest}, the model embeds {config.vocab_size}: the files '
+          'belong to different models'
+      )
+    positions = config.max_positions
     own = f'config.models.{name}.max_length'
     limits = {own: self._m.max_length or self._c.max_length}
     if self._c.ifd_cherry:

@@ -11,6 +11,7 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qaq_jax import config as embedded
 from qaq_jax.data import samples, templates
 from qaq_jax.demo import corpus, measure, mining, separation
 from qaq_jax.demo import tokenizer as tokenizer_lib
@@ -119,7 +120,7 @@ def test_committed_models_separate_true_from_swapped(pairs):
   short = [p for p in pairs if len(p.answer) <= 600]
   sample = mining.draw(short, 120)
   auroc = {
-      name: measure.measure(measure.model_folder(name), sample)['auroc']
+      name: measure.measure(embedded.embedded_model(name), sample)['auroc']
       for name in ('strong', 'weak')
   }
   # On thousands of pairs: docs/demo_models.md. 120 pairs move by about 0.02.
@@ -128,7 +129,10 @@ def test_committed_models_separate_true_from_swapped(pairs):
 
 
 def test_committed_models_are_small_and_share_a_tokenizer():
-  folders = [measure.model_folder(name) for name in ('strong', 'weak')]
+  folders = [
+      pathlib.Path(embedded.embedded_model(name))
+      for name in ('strong', 'weak')
+  ]
   files = [f for folder in folders for f in folder.iterdir()]
   assert sum(f.stat().st_size for f in files) < 16 * 2**20
   texts = {(f / 'tokenizer.json').read_text() for f in folders}
@@ -136,7 +140,7 @@ def test_committed_models_are_small_and_share_a_tokenizer():
 
 
 def test_training_and_scoring_see_the_same_ids(pairs):
-  folder = measure.model_folder('strong')
+  folder = pathlib.Path(embedded.embedded_model('strong'))
   encoder = templates.Encoder(
       folder, template='plain',
       reverse_instruction=corpus.REVERSE_INSTRUCTION, max_length=1024,

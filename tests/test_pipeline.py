@@ -3,6 +3,7 @@
 import gzip
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -331,6 +332,20 @@ def test_empty_input_is_told(inputs, tmp_path):
 def test_object_stores_are_refused(inputs):
   with pytest.raises(ValueError, match='local folders'):
     pipeline.run('run', make_config(inputs), 'gs://bucket/run')
+
+
+def test_tokenizer_of_another_model_is_refused(inputs, tmp_path):
+  folder = tmp_path / 'model'
+  shutil.copytree(inputs['weak'], folder)
+  tokenizer = json.loads((folder / 'tokenizer.json').read_text())
+  tokenizer['added_tokens'].append(
+      tokenizer['added_tokens'][-1] | {'id': 9999, 'content': '<extra>'}
+  )
+  (folder / 'tokenizer.json').write_text(json.dumps(tokenizer))
+  config = make_config(inputs)
+  config.models.weak.path = str(folder)
+  with pytest.raises(ValueError, match='ids up to'):
+    pipeline.run('run', config, str(tmp_path / 'work'))
 
 
 def test_second_command_in_a_work_directory_is_refused(inputs, tmp_path):

@@ -14,8 +14,8 @@ import pytest
 import transformers
 from flax import nnx
 
-from qaq_jax.demo import corpus, mining
-from qaq_jax.finetune import batches, loop, step, train
+from qaq_jax.demo import corpus, mining, train
+from qaq_jax.finetune import batches, loop, step
 from qaq_jax.models import config as config_lib
 from qaq_jax.models.decoder import Decoder
 

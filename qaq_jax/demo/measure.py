@@ -7,7 +7,6 @@ well RMI separates a query's own answer from another answer of about the same
 length, as AUROC, for the strong and the weak model.
 """
 
-import importlib.resources
 import os
 import pathlib
 
@@ -15,17 +14,11 @@ import jax.numpy as jnp
 import tokenizers
 from absl import app, flags
 
+from qaq_jax import config as config_lib
 from qaq_jax.demo import corpus, defects, mining, separation
 from qaq_jax.models import checkpoint
 
 _ROWS = flags.DEFINE_integer('rows', 1000, 'Pairs to measure on.')
-
-
-def model_folder(name: str) -> pathlib.Path:
-  """Folder of the committed model 'strong' or 'weak'."""
-  return pathlib.Path(
-      str(importlib.resources.files('qaq_jax.demo') / 'models' / name)
-  )
 
 
 def measure(
@@ -62,7 +55,7 @@ def main(argv: list[str]) -> None:
   pairs = mining.draw(mined, _ROWS.value)
   print(f'{len(pairs)} pairs, each with its own and with a swapped answer')
   for name in ('strong', 'weak'):
-    result = measure(model_folder(name), pairs)
+    result = measure(config_lib.embedded_model(name), pairs)
     figures = ', '.join(f'{k} {v:.3f}' for k, v in result.items())
     print(f'{name}: {figures}')
 

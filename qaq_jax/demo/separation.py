@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+
+from qaq_jax.scoring import likelihood
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,20 +48,6 @@ def swap_by_length(lengths: Sequence[int]) -> np.ndarray:
   return partner
 
 
-@partial(jax.jit, static_argnums=0)
-def _sums(graphdef, params, tokens_BT, mask_BT):
-  model = nnx.merge(graphdef, params)
-  hidden_BTD = model(tokens_BT)[:, :-1]
-
-  def row(inputs):
-    hidden_TD, targets_T, mask_T = inputs
-    logp_TV = jax.nn.log_softmax(model.logits(hidden_TD))
-    picked = jnp.take_along_axis(logp_TV, targets_T[:, None], 1)[:, 0]
-    return -jnp.sum(picked * mask_T)
-
-  return jax.lax.map(row, (hidden_BTD, tokens_BT[:, 1:], mask_BT[:, 1:]))
-
-
 def nll(
     model: nnx.Module,
     rows: Sequence[tuple[Sequence[int], int]],
@@ -77,6 +64,10 @@ def nll(
     multiple: lengths are rounded up to it.
   """
   graphdef, params = nnx.split(model)
+  chunks = likelihood.HeadChunks.for_platform(jax.default_backend())
+  batch_nll = jax.jit(
+      partial(likelihood.batch_likelihood, graphdef, chunks=chunks)
+  )
   sums = np.zeros(len(rows))
   length_of = {}
   for i, (ids, _) in enumerate(rows):
@@ -86,14 +77,15 @@ def nll(
     for at in range(0, len(members), size):
       part = members[at : at + size]
       tokens = np.zeros((size, length), np.int32)
-      mask = np.zeros((size, length), np.float32)
+      spans = np.zeros((size, 2, 2), np.int32)
+      lengths = np.zeros(size, np.int32)
       for row, i in enumerate(part):
         ids, start = rows[i]
         tokens[row, : len(ids)] = ids
-        mask[row, start : len(ids)] = 1
-      sums[part] = np.asarray(_sums(graphdef, params, tokens, mask))[
-          : len(part)
-      ]
+        spans[row, 0] = start, len(ids)
+        lengths[row] = len(ids)
+      nll_BS = batch_nll(params, tokens, spans, lengths)['nll_BS']
+      sums[part] = np.asarray(nll_BS)[: len(part), 0]
   return sums
 
 

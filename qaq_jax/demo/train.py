@@ -1,6 +1,6 @@
 r"""Trains a demo model from a recipe; see configs/train_demo.py.
 
-  python -m qaq_jax.finetune.train --config=configs/train_demo.py:strong \
+  python -m qaq_jax.demo.train --config=configs/train_demo.py:strong \
       --workdir=DIR
 
 A killed run continues when started again. Learning curve in
