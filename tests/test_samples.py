@@ -401,6 +401,73 @@ def test_offline_hub_says_what_it_tried(tmp_path, monkeypatch):
     read('some-owner/some-data')
 
 
+COMMIT = 'c0ffee' + '0' * 34
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+  """An empty hub cache, offline; gives a function that puts a file in it."""
+  monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
+  monkeypatch.setattr('datasets.config.HF_HUB_OFFLINE', True)
+  root = tmp_path / 'hub'
+  monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(root))
+  folder = root / 'datasets--owner--pairs'
+  (folder / 'refs').mkdir(parents=True)
+  (folder / 'refs' / 'main').write_text(COMMIT)
+  (folder / 'blobs').mkdir()
+
+  def put(name, data):
+    path = folder / 'snapshots' / COMMIT / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    blob = folder / 'blobs' / name.replace('/', '_')
+    blob.write_bytes(data)
+    path.symlink_to(os.path.relpath(blob, path.parent))
+
+  return put
+
+
+def test_cached_hub_data_set_offline(tmp_path, cache):
+  for i in range(2):
+    cache(f'data/train-{i:05d}-of-00002.jsonl', _line(
+        {**PAIR, 'instruction': f'q{i}'}) + b'\n')
+  cache('data/test-00000-of-00003.jsonl', _line(PAIR) + b'\n')
+  for revision in (None, COMMIT):
+    rows = read('owner/pairs', revision=revision)
+    assert [(r.query, r.answer) for r in rows] == [
+        ('q0', 'a + b'), ('q1', 'a + b')
+    ]
+  store, info = prepared(tmp_path, 'owner/pairs')
+  assert store.num_rows == 2
+  assert info['source']['commit'] == COMMIT and info['source']['offline']
+  # A part that is not there is missed, not passed over.
+  with pytest.raises(DataError, match='test-00001-of-00003.jsonl is not in'):
+    read('owner/pairs', split='test')
+  with pytest.raises(DataError, match="data.split='dev'"):
+    read('owner/pairs', split='dev')
+  with pytest.raises(DataError, match='hf download --repo-type dataset owner'):
+    read('owner/pairs', revision='1' * 40)
+
+
+def test_cached_parquet_and_configurations_offline(tmp_path, cache):
+  pq.write_table(pa.Table.from_pylist([PAIR]), tmp_path / 'x')
+  cache('en/a.parquet', (tmp_path / 'x').read_bytes())
+  pq.write_table(pa.Table.from_pylist([PAIR] * 3), tmp_path / 'x')
+  cache('fr/a.parquet', (tmp_path / 'x').read_bytes())
+  cache('README.md', textwrap.dedent('''\
+      ---
+      configs:
+      - config_name: en
+        data_files: en/*
+      - config_name: fr
+        data_files: fr/*
+      ---
+  ''').encode())
+  assert len(read('owner/pairs', name='fr')) == 3
+  assert len(read('owner/pairs', name='en')) == 1
+  with pytest.raises(DataError, match=r"(?s)data.name=None.*'en', 'fr'"):
+    read('owner/pairs')
+
+
 # Parquet and saved data sets.
 
 

@@ -39,18 +39,25 @@ def resolve(source: DataSource) -> dict:
         'arrow_fingerprint': data._fingerprint,
         'rows': len(data),
     }
+  commit, offline = _commit(source)
   return {
       'hub_id': source.path,
       'name': source.name,
       'split': source.split or 'train',
-      'commit': _commit(source),
+      'commit': commit,
+      'offline': offline,
   }
 
 
 def read(source: DataSource, resolved: dict) -> Iterator[Record]:
-  """Records of a saved or hub data set; hub data sets are streamed."""
+  """Records of a saved or hub data set; hub data sets are streamed.
+
+  Without a way to the hub, from the files of the commit in the hub's cache.
+  """
   if 'saved' in resolved:
     data = _load_saved(source)
+  elif resolved['offline']:
+    data = _load_cached(source, resolved)
   else:
     data = _load_hub(source, resolved)
   # Arrow tables: images and sounds are then not decoded.
@@ -93,10 +100,60 @@ def _load_hub(source, resolved):
     ) from e
 
 
-def _commit(source) -> str:
-  """The commit that the wanted revision is at."""
+def _load_cached(source, resolved):
+  """Streams the files of a commit that are in the hub's cache."""
+  import datasets
+
+  split = resolved['split']
+  folder = _cache_folder(source) / 'snapshots' / resolved['commit']
+  what = f'hub data set {source.path!r}, offline'
+  get = (
+      f'with a connection, run: hf download --repo-type dataset {source.path} '
+      f'--revision {resolved["commit"]}'
+  )
+  if not folder.is_dir():
+    raise DataError(f'{what}: {folder} is not there; {get}')
+  try:
+    builder = datasets.load_dataset_builder(str(folder), source.name)
+    files = builder.config.data_files or {}
+    data = builder.as_streaming_dataset(split=split)
+  except Exception as e:  # noqa: BLE001 the library raises many kinds
+    raise DataError(
+        f'{what}: cannot read {folder} (data.name={source.name!r}, '
+        f'data.split={split!r}): {type(e).__name__}: {e}. If files are '
+        f'missing: {get}'
+    ) from e
+  missing = _missing_files(files.get(split, ()))
+  if missing:
+    raise DataError(f'{what}: {missing[0]} is not in the cache; {get}')
+  return data
+
+
+def _missing_files(paths) -> list[str]:
+  """Files that are not there, by links and by names like x-00000-of-00002."""
+  wanted = set(paths)
+  for path in paths:
+    part = re.fullmatch(r'(.*-)(\d{5,})(-of-)(\d{5,})(\D[^/]*)', path)
+    if part:
+      start, number, of, count, end = part.groups()
+      wanted |= {
+          f'{start}{i:0{len(number)}d}{of}{count}{end}'
+          for i in range(int(count))
+      }
+  return sorted(p for p in wanted if not os.path.exists(p))
+
+
+def _cache_folder(source) -> pathlib.Path:
+  from huggingface_hub import constants
+
+  folder = 'datasets--' + source.path.replace('/', '--')
+  return pathlib.Path(constants.HF_HUB_CACHE, folder)
+
+
+def _commit(source) -> tuple[str, bool]:
+  """The commit that the wanted revision is at; whether only the cache says."""
   import huggingface_hub
-  from huggingface_hub import constants, errors
+  from huggingface_hub import errors
 
   wanted = source.revision or 'main'
   page = f'https://huggingface.co/datasets/{source.path}'
@@ -119,14 +176,13 @@ def _commit(source) -> str:
         f'shows; a private one ({page}) needs HF_TOKEN'
     ) from e
   except Exception as e:  # noqa: BLE001 offline, or no way to the hub
-    folder = 'datasets--' + source.path.replace('/', '--')
-    ref = pathlib.Path(constants.HF_HUB_CACHE, folder, 'refs', wanted)
+    ref = _cache_folder(source) / 'refs' / wanted
     if ref.is_file():
-      return ref.read_text().strip()
+      return ref.read_text().strip(), True
     if re.fullmatch('[0-9a-f]{40}', wanted):
-      return wanted
+      return wanted, True
     raise DataError(
         f'{source.path!r} is no local path, and the hub was not reached '
         f'({type(e).__name__}); check the path or the connection'
     ) from e
-  return info.sha
+  return info.sha, False

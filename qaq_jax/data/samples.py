@@ -103,7 +103,10 @@ def _kept(out_dir, request, resolved, log) -> dict | None:
   info = store.info
   if info.get('request') != request:
     return None
-  if not all(info['source'].get(k) == v for k, v in resolved.items()):
+  before = info['source']
+  if before.get('offline') and not resolved.get('offline'):
+    return None  # read from a cache, which may have held a part only
+  if any(before.get(k) != v for k, v in resolved.items() if k != 'offline'):
     return None
   try:
     store.check()
