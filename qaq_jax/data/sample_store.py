@@ -188,14 +188,18 @@ class SampleStore:
       try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
           self._check_unchanged()
-          if (file.metadata.num_rows, file.schema_arrow) != (
-              part['rows'], _SCHEMA
-          ):  # the footer has no checksum of its own
+          groups = [
+              file.metadata.row_group(i).num_rows
+              for i in range(file.num_row_groups)
+          ]
+          if (sum(groups), file.schema_arrow) != (part['rows'], _SCHEMA):
+            # The footer has no checksum of its own.
             raise pa.ArrowInvalid('other rows or columns than were written')
-          for group in range(file.num_row_groups):
-            rows = file.metadata.row_group(group).num_rows
+          for group, rows in enumerate(groups):
             if at < stop and at + rows > start:
               table = file.read_row_group(group, columns=columns)
+              if table.num_rows != rows:
+                raise pa.ArrowInvalid(f'{table.num_rows} of {rows} rows')
               low, high = max(start - at, 0), min(stop - at, rows)
               yield table.slice(low, high - low)
             at += rows
