@@ -159,14 +159,6 @@ def test_logp_is_zero_outside_the_spans_and_sums_to_nll(batch, result):
     assert (logp[b, inside] < 0).all()
 
 
-def test_counts(batch):
-  _, spans, _ = batch
-  counts = likelihood.span_counts(spans)
-  assert counts.dtype == np.int32
-  np.testing.assert_array_equal(counts, spans[..., 1] - spans[..., 0])
-  assert likelihood.span_counts(np.zeros((1, 2, 2), np.int32)).sum() == 0
-
-
 def test_no_span_is_zero_and_edges_are_scored(model):
   """Spans from token 1 to the end, one token long, adjacent, and absent."""
   tokens, _, lengths = make_batch(1, [64] * 8, 64)

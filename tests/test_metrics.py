@@ -7,7 +7,6 @@ import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import numpy as np
 import pyarrow as pa
-import pytest
 
 from qaq_jax.scoring import metrics
 
@@ -65,23 +64,3 @@ def test_r_ifd_is_exp_of_minus_rmi_and_swapping_negates(nll, n):
     np.testing.assert_allclose(
         metrics.r_ifd(nll[0], n, nll[1], n), np.exp(-rmi), rtol=1e-12
     )
-
-
-def test_derive_takes_what_the_columns_allow():
-  columns = {
-      'nll_q_m': [4.0], 'n_q_m': [2], 'nll_q_given_a_m': [2.0],
-      'n_q_given_a_m': [2], 'nll_a_m': [9.0], 'n_a_m': [3],
-      'nll_a_given_q_m': [3.0],
-  }
-  derived = metrics.derive(columns, 'm')
-  assert set(derived) == {'rmi_m', 'ifd_m', 'r_ifd_m'}
-  assert derived['rmi_m'] == [1.0]
-  np.testing.assert_allclose(derived['ifd_m'], [1 / 3])
-  columns |= {
-      'nll_a_cherry_alone_m': [8.0], 'n_a_cherry_alone_m': [4],
-      'nll_a_cherry_cond_m': [4.0], 'n_a_cherry_cond_m': [4],
-  }
-  assert metrics.derive(columns, 'm')['ifd_cherry_m'] == [0.5]
-  del columns['n_a_m']
-  with pytest.raises(KeyError, match='n_a_m.*scored'):
-    metrics.derive(columns, 'm')

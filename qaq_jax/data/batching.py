@@ -13,10 +13,7 @@ import numpy as np
 
 from qaq_jax.data.shapes import BatchPlan, cut, plan_shapes
 
-__all__ = [
-    'Batch', 'BatchPlan', 'length_histogram', 'make_batches', 'plan_shapes',
-    'waste_of',
-]
+__all__ = ['Batch', 'BatchPlan', 'make_batches', 'plan_shapes']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,26 +35,6 @@ class Batch:
   lengths_B: np.ndarray
   row_B: np.ndarray
   slot_B: np.ndarray
-
-
-def length_histogram(encoded, histogram=None) -> np.ndarray:
-  """Adds the lengths of all sequences of `encoded` rows to a histogram.
-
-  Args:
-    encoded: an iterable of `Encoded`.
-    histogram: int64 [longest + 1], counts by length; None is empty.
-
-  Returns:
-    The histogram, grown where needed.
-  """
-  lengths = [len(s.ids) for e in encoded for s in e.sequences]
-  counts = np.bincount(np.asarray(lengths, np.int64))
-  if histogram is None or not len(histogram):
-    return counts
-  size = max(len(counts), len(histogram))
-  return np.pad(counts, (0, size - len(counts))) + np.pad(
-      histogram, (0, size - len(histogram))
-  )
 
 
 def make_batches(
@@ -92,13 +69,6 @@ def make_batches(
       _fill(items[start:stop], shape, plan.shapes[shape])
       for start, stop, shape in cut(lengths, plan.shapes)
   ]
-
-
-def waste_of(batches: AbstractSequence[Batch]) -> float:
-  """Share of positions in `batches` that hold no token of a sequence."""
-  real = sum(int(b.lengths_B.sum()) for b in batches)
-  total = sum(b.tokens_BT.size for b in batches)
-  return 1 - real / total if total else 0.0
 
 
 def _fill(items, index, shape) -> Batch:

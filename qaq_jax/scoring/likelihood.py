@@ -15,7 +15,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.sharding import PartitionSpec
 
@@ -59,12 +58,6 @@ class Outputs:
 
   logp: bool = False
   embeddings: bool = False
-
-
-def span_counts(spans_BS2: np.ndarray) -> np.ndarray:
-  """Number of scored tokens per span, int32 [B, S]; spans are exact."""
-  spans_BS2 = np.asarray(spans_BS2)
-  return (spans_BS2[..., 1] - spans_BS2[..., 0]).astype(np.int32)
 
 
 def batch_likelihood(

@@ -8,8 +8,6 @@ sentinel numbers. Writers turn NaN into null.
 Letters: NLL in nats (sums), n in tokens, `log PPL = NLL / n`.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 
 # The four terms of QAQ and the terms of the two published IFD forms; a term's
@@ -109,45 +107,3 @@ def ifd_superfilter(nll_cond, n_cond, nll_alone, n_alone) -> np.ndarray:
   """
   with np.errstate(over='ignore'):
     return np.exp(log_ppl(nll_cond, n_cond) - log_ppl(nll_alone, n_alone))
-
-
-def derive(columns: Mapping, model: str) -> dict[str, np.ndarray]:
-  """The metrics of one model that its columns allow.
-
-  Args:
-    columns: name -> column, of one score table (raw sums and counts).
-    model: the model's name in the column names.
-
-  Returns:
-    `rmi_<m>`, `r_ifd_<m>` and `ifd_<m>`; `ifd_cherry_<m>` and
-    `ifd_superfilter_<m>` where their terms were scored. NaN for null.
-
-  Raises:
-    KeyError: a column of the four shared terms is missing.
-  """
-
-  def term(name):
-    keys = nll_column(name, model), count_column(name, model)
-    for key in keys:
-      if key not in columns:
-        raise KeyError(
-            f'no column {key!r} in the score table: was model {model!r} '
-            'scored in this work directory?'
-        )
-    return columns[keys[0]], columns[keys[1]]
-
-  q, q_given_a = term('q'), term('q_given_a')
-  a, a_given_q = term('a'), term('a_given_q')
-  derived = {
-      f'rmi_{model}': rmi(*q, *q_given_a),
-      f'ifd_{model}': ifd(a_given_q[0], a[0], a[1]),
-      f'r_ifd_{model}': r_ifd(*q, *q_given_a),
-  }
-  for name, terms, function in (
-      ('ifd_cherry', CHERRY_TERMS, ifd_cherry),
-      ('ifd_superfilter', SUPERFILTER_TERMS, ifd_superfilter),
-  ):
-    if nll_column(terms[0], model) in columns:
-      alone, cond = term(terms[0]), term(terms[1])
-      derived[f'{name}_{model}'] = function(*cond, *alone)
-  return derived
