@@ -115,3 +115,14 @@ def test_command_line_mistakes_are_told(args, words, tmp_path):
   )
   assert done.returncode not in (0, None)
   assert words in done.stdout + done.stderr
+
+
+def test_every_hub_model_of_a_recipe_has_its_true_config_as_a_fixture():
+  fixtures = ROOT / 'tests' / 'fixtures' / 'hf_configs'
+  found = 0
+  for recipe in RECIPES:
+    for model in resolve(recipe).models.values():
+      if model.path.count('/') == 1:  # owner/name
+        assert (fixtures / f'{model.path.replace("/", "--")}.json').exists()
+        found += 1
+  assert found >= 6
