@@ -8,6 +8,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,9 +33,9 @@ from qaq_jax.scoring import (
     store,
 )
 
-# Sums of up to some hundred float32 log-probabilities, in other batches, orders
-# and shardings: measured 3e-6 relative at most; the bound leaves room.
-TOLERANCE = dict(rtol=2e-5, atol=2e-5)
+# The stated tolerance of float32 sums in other batches, orders and shardings.
+# Measured: 2e-7 relative at most; ten times that is left for other machines.
+TOLERANCE = dict(rtol=2e-6, atol=1e-5)
 NLL = [metrics.nll_column(t, 'm') for t in metrics.SHARED_TERMS]
 EXACT = ['row', 'n_q_m', 'n_q_given_a_m', 'n_a_m', 'status_m', 'reason_m']
 
@@ -445,13 +446,18 @@ def test_killed_again_and_again_it_ends_bit_identical(folder, summary,
     process = start(tmp_path, step)
     _, err = process.communicate()
     assert process.returncode == -signal.SIGKILL, err
-  process = start(tmp_path, 0)
-  before = len(list((tmp_path / 'scores').glob('part-*')))
-  while process.poll() is None:  # from outside, when one more part is there
-    if len(list((tmp_path / 'scores').glob('part-*'))) > before:
-      process.kill()
-    time.sleep(0.005)
-  process.communicate()
+  for _ in range(3):
+    process = start(tmp_path, 0)
+    before = len(list((tmp_path / 'scores').glob('part-*')))
+    while process.poll() is None:  # from outside, when there is one more part
+      if len(list((tmp_path / 'scores').glob('part-*'))) > before:
+        process.kill()
+      time.sleep(0.005)
+    _, err = process.communicate()
+    if process.returncode != 0:
+      break
+    shutil.rmtree(tmp_path / 'scores')  # it was faster than the kill
+  assert process.returncode == -signal.SIGKILL, err
   process = start(tmp_path, 0)
   out, err = process.communicate()
   assert 'finished' in out, err
