@@ -6,6 +6,7 @@ a two-layer model, scored in windows of 8 rows; see `scoring_rig`.
 
 import dataclasses
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -424,6 +425,7 @@ def start(folder, step):
   return subprocess.Popen(
       [sys.executable, 'tests/scoring_rig.py', str(folder), str(step)],
       cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+      env={**os.environ, 'PYTHONPATH': str(ROOT)},  # installed or not
   )
 
 
