@@ -16,8 +16,10 @@ Compared are, in one run, one after the other in turn, medians of --repeats:
 
 torch gets the fastest of one row at a time and length-sorted batches, found
 on --probe rows; no attention mask, so that it takes its causal fast path. RMI
-alone is two terms: two passes for torch, the trimmed sequences for us. All
-figures are seconds of wall time, so run it on an idle machine.
+alone is two terms: two passes for torch, the trimmed sequences for us.
+
+Figures are seconds of wall time, for an idle machine. On a busy one pin the
+process to one core and count its CPU time: `taskset -c 0 ... --clock=cpu`.
 """
 
 import argparse
@@ -90,11 +92,11 @@ class Ours:
 class Torch:
   """A pass per term with transformers."""
 
-  def __init__(self, folder):
+  def __init__(self, folder, clock):
     import torch
     import transformers
 
-    self._torch = torch
+    self._torch, self._clock = torch, clock
     self._model = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32
     ).eval()
@@ -105,7 +107,7 @@ class Torch:
     torch = self._torch
     order = sorted(range(len(passes)), key=lambda i: len(passes[i][0]))
     nll = np.zeros(len(passes))
-    start = time.perf_counter()
+    start = self._clock()
     with torch.inference_mode():
       for at in range(0, len(order), batch_size):
         group = [passes[i] for i in order[at : at + batch_size]]
@@ -130,10 +132,10 @@ class Torch:
           nll[order[at + row]] = torch.nn.functional.cross_entropy(
               logits[row, scored], ids[row, span], reduction='sum'
           )
-    return nll, time.perf_counter() - start
+    return nll, self._clock() - start
 
 
-def machine_rate() -> dict[str, float]:
+def machine_rate(clock) -> dict[str, float]:
   """float32 operations per second of the model's two largest products."""
   rates = {}
   d, f, v = (CONFIG[k] for k in
@@ -145,9 +147,9 @@ def machine_rate() -> dict[str, float]:
     product(a, b).block_until_ready()
     times = []
     for _ in range(3 if name == 'head' else 15):
-      start = time.perf_counter()
+      start = clock()
       product(a, b).block_until_ready()
-      times.append(time.perf_counter() - start)
+      times.append(clock() - start)
     rates[name] = 2 * np.prod(shape, dtype=float) / statistics.median(times)
   return rates
 
@@ -200,7 +202,10 @@ def main():
   parser.add_argument('--tokens-per-batch', type=int, default=0)
   parser.add_argument('--max-shapes', type=int, default=24)
   parser.add_argument('--no-torch', action='store_true')
+  parser.add_argument('--clock', choices=('wall', 'cpu'), default='wall')
   args = parser.parse_args()
+  clock = time.perf_counter if args.clock == 'wall' else time.process_time
+  taken = {'wall': 'scoring_seconds', 'cpu': 'scoring_cpu_seconds'}[args.clock]
 
   folder = pathlib.Path(tempfile.mkdtemp(prefix='score_cpu_'))
   prepare_tokenizer(args.tokenizer, folder / 'tokenizer')
@@ -224,7 +229,7 @@ def main():
   theirs, best = None, {}
   if not args.no_torch:
     checkpoint.save_hf(model, folder / 'hf', dtype=jnp.float32)
-    theirs = Torch(folder / 'hf')
+    theirs = Torch(folder / 'hf', clock)
     step = max(len(encoded) // args.probe, 1)
     for terms, label in ((metrics.SHARED_TERMS, 'four terms'), (RMI, 'RMI')):
       _, few = passes_of(encoded[::step], terms)
@@ -242,12 +247,12 @@ def main():
   for repeat in range(args.repeats):
     print(f'repeat {repeat + 1} of {args.repeats}', flush=True)
     for label, terms in (('four terms', None), ('RMI', RMI)):
-      before = machine_rate()
+      before = machine_rate(clock)
       summary = ours(terms)
-      after = machine_rate()
-      note(f'ours, {label}', summary['scoring_seconds'])
+      after = machine_rate(clock)
+      note(f'ours, {label}', summary[taken])
       if terms is None:
-        rate = operations / summary['scoring_seconds']
+        rate = operations / summary[taken]
         shares.append({k: 2 * rate / (before[k] + after[k]) for k in before})
         print(
             f'  {rate / 1e9:.1f} useful GFLOP/s; the machine: head '

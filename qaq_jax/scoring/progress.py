@@ -31,6 +31,7 @@ class Progress:
     self.rows = rows_done
     self._total_rows = rows
     self._start = time.perf_counter()
+    self._cpu_start = time.process_time()
     terminal = sys.stderr.isatty()
     self._bar = tqdm.tqdm(
         total=tokens,
@@ -68,6 +69,11 @@ class Progress:
   def seconds(self) -> float:
     """Since the start."""
     return time.perf_counter() - self._start
+
+  @property
+  def cpu_seconds(self) -> float:
+    """Of all threads, since the start."""
+    return time.process_time() - self._cpu_start
 
   def close(self) -> None:
     """Ends the bar."""

@@ -67,7 +67,8 @@ def score(
   Returns:
     A JSON-serialisable summary: `rows`, `statuses`, `sequences`, `tokens`,
     `merge_rate`, `windows`, `windows_reused`; and of this run, None where
-    nothing was left to score, `seconds`, `tokens_scored`,
+    nothing was left to score, `seconds`, `scoring_seconds` (without loading
+    and compiling), `scoring_cpu_seconds` (of all threads), `tokens_scored`,
     `tokens_per_second`, `padding_waste`, `compile_seconds`, `programs`,
     `tokens_per_batch`.
 
@@ -206,6 +207,7 @@ class _Run:
         {
             'seconds': time.perf_counter() - started,
             'scoring_seconds': bar.seconds,
+            'scoring_cpu_seconds': bar.cpu_seconds,
             'tokens_scored': bar.tokens,
             'tokens_per_second': bar.tokens / max(bar.seconds, 1e-9),
             'padding_waste': bar.waste,
@@ -270,8 +272,9 @@ class _Run:
   def _summary(self, survey, done, run) -> dict:
     """What `score` returns."""
     names = (
-        'seconds', 'scoring_seconds', 'tokens_scored', 'tokens_per_second',
-        'padding_waste', 'compile_seconds', 'programs', 'tokens_per_batch',
+        'seconds', 'scoring_seconds', 'scoring_cpu_seconds', 'tokens_scored',
+        'tokens_per_second', 'padding_waste', 'compile_seconds', 'programs',
+        'tokens_per_batch',
     )
     return {
         'rows': survey['rows'],
