@@ -31,7 +31,9 @@ def test_causality_by_gradients(case):
   @jax.jit
   @jax.grad
   def of_table(params):
-    return nnx.merge(graphdef, params)(tokens_BT)[0, 40].sum()
+    hidden_D = nnx.merge(graphdef, params)(tokens_BT)[0, 40]
+    # Not the plain sum, which a layer norm makes a constant.
+    return hidden_D @ jnp.sin(jnp.arange(hidden_D.shape[0]))
 
   gradient_VD = np.asarray(of_table(params)['embedding'].get_value())
   reached = np.abs(gradient_VD).sum(axis=1) > 0
