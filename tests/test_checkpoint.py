@@ -116,6 +116,27 @@ def test_missing_shard(llama):
     checkpoint.load(llama, mesh=None)
 
 
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda data: b'',
+        lambda data: data[:5],
+        lambda data: data[:200],  # within the header
+        lambda data: data[:-1],
+        lambda data: b'<html>Not found</html>',  # a failed download
+    ],
+    ids=['empty', 'stub', 'header', 'tail', 'junk'],
+)
+def test_damaged_file_is_named(llama, change):
+  path = llama / 'model.safetensors'
+  path.write_bytes(change(path.read_bytes()))
+  with pytest.raises(
+      tensors.CheckpointError,
+      match=f'{path}: damaged or incomplete.*download or save it again',
+  ):
+    checkpoint.load(llama, mesh=None)
+
+
 class Recorder:
   """A tensor that counts the numbers read from it."""
 

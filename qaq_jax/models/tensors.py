@@ -4,7 +4,7 @@ import json
 import pathlib
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from qaq_jax.models.families import Family
 
@@ -78,6 +78,17 @@ def instead(names: list[str]) -> str:
   return f'. Found: {", ".join(names[:10]) or "nothing"}'
 
 
+def _open_file(path: pathlib.Path):
+  """Opens one file; its header and length are checked, numbers unread."""
+  try:
+    return safe_open(path, 'np')
+  except SafetensorError as e:
+    raise CheckpointError(
+        f'{path}: damaged or incomplete safetensors ({e}): download or save it'
+        ' again'
+    ) from e
+
+
 class Tensors:
   """Lazy access to every tensor of a checkpoint by its canonical name.
 
@@ -90,7 +101,7 @@ class Tensors:
     self._where = {}
     self._handles = {}
     for path in weight_files(self.directory):
-      handle = safe_open(path, 'np')
+      handle = _open_file(path)
       self._handles[path] = handle
       for name in handle.keys():  # noqa: SIM118 (not a mapping)
         if family.is_skipped(name):
