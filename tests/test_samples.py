@@ -749,8 +749,14 @@ def test_bad_selections_write_nothing(tmp_path):
   for rows in ([3, 1], [1, 1], [5], [-1]):
     with pytest.raises(ValueError, match='increasing'):
       write_selected(store, rows, tmp_path / 'out.jsonl')
-  with pytest.raises(DataError, match='Parquet input'):
-    write_selected(store, [1], tmp_path / 'out.parquet')
+  parquet = tmp_path / 'out.parquet'
+  with pytest.raises(DataError, match=f'^{parquet}: .*Parquet input'):
+    write_selected(store, [1], parquet)
+  for name in ('out.csv', 'out.csv.gz', 'out', 'out.JSON.txt'):
+    with pytest.raises(
+        DataError, match=f'{name}: config.select.output .*.jsonl.gz, .json, .p'
+    ):
+      write_selected(store, [1], tmp_path / name)
   assert not list(tmp_path.glob('*out*'))
 
 

@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 from qaq_jax.data.sample_store import SampleStore, fsync
 from qaq_jax.data.types import DataError
 
+_ENDINGS = ('.jsonl', '.jsonl.gz', '.json', '.parquet')
+
 
 def write_selected(store: SampleStore, rows, path) -> None:
   """Writes the raw records of `rows`, in row order, in one step.
@@ -28,7 +30,8 @@ def write_selected(store: SampleStore, rows, path) -> None:
 
   Raises:
     ValueError: rows are not increasing or not in the store.
-    DataError: .parquet for other input, or the input changed since.
+    DataError: another ending, .parquet for other input, or the input changed
+      since.
   """
   rows = np.asarray(rows, np.int64)
   if rows.size and (
@@ -38,7 +41,18 @@ def write_selected(store: SampleStore, rows, path) -> None:
         f'rows must be increasing and within 0..{store.num_rows - 1}'
     )
   path = pathlib.Path(path)
+  if not path.name.endswith(_ENDINGS):
+    raise DataError(
+        f'{path}: config.select.output must end in one of '
+        f'{", ".join(_ENDINGS)}, which says the format to write'
+    )
   if path.suffix == '.parquet':
+    form = store.info['source'].get('format')
+    if form != 'parquet':
+      raise DataError(
+          f'{path}: Parquet output needs Parquet input; the input was {form}. '
+          'Let config.select.output end in .jsonl'
+      )
     with _atomic_path(path) as temporary:
       _write_parquet(store, rows, temporary)
     return
@@ -73,15 +87,9 @@ def _raw_lines(store, rows, window=4096) -> Iterator[bytes]:
 
 def _write_parquet(store, rows, path):
   """Takes `rows` out of the Parquet input itself, so that types stay."""
-  source = store.info['source']
-  if source.get('format') != 'parquet':
-    raise DataError(
-        f'{path}: Parquet output needs Parquet input; the input was '
-        f'{source.get("format")}. Use a name ending in .jsonl'
-    )
   writer, at = None, 0
   try:
-    for file in source['files']:
+    for file in store.info['source']['files']:
       stat = os.stat(file['path'])
       if (stat.st_size, stat.st_mtime_ns) != (file['size'], file['mtime_ns']):
         raise DataError(
