@@ -26,15 +26,30 @@ _WORKDIR = flags.DEFINE_string(
 )
 
 
+_USAGE = """\
+usage: qaq STAGE --config=FILE.py[:arg] --workdir=DIR [--config.field=value ...]
+
+stages:
+  run      all that the config lists
+  prepare  input data -> prepared samples
+  score    samples and models -> scores.parquet
+  select   scores.parquet -> chosen samples
+  report   report/index.html
+  audit    what each rule lets through, by a label in the input
+  mine     the demo's input
+
+example:
+  qaq run --config=configs/demo.py --workdir=workdir/demo
+
+--config comes before its fields; qaq_jax/config.py lists them all."""
+
+
 def main(argv: list[str]) -> None:
   """Runs one stage, or with `run` all that the config lists."""
-  stages = ('run', *pipeline.STAGES)
-  given = len(argv) == 2 and argv[1] in stages
-  if not (given and _CONFIG.value and _WORKDIR.value):
-    raise app.UsageError(
-        'one stage, a config and a work directory, please:\n  qaq '
-        f'{{{"|".join(stages)}}} --config=configs/demo.py --workdir=DIR'
-    )
+  if len(argv) != 2 or not (_CONFIG.value and _WORKDIR.value):
+    sys.exit(f'qaq: error: a stage, --config and --workdir, please\n{_USAGE}')
+  if argv[1] not in ('run', *pipeline.STAGES):
+    sys.exit(f'qaq: error: there is no stage {argv[1]!r}\n{_USAGE}')
   pipeline.keep_programs()
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.ERROR)  # jax says much at INFO
@@ -50,11 +65,16 @@ def _parse(argv: list[str]) -> list[str]:
   try:
     return app.parse_flags_with_usage(argv)
   except AttributeError as e:
-    sys.exit(f'qaq: error: a --config.FIELD does not exist: {e}')
+    cause = e.args[0]
+    cause = cause.args[0] if isinstance(cause, Exception) else cause
+    sys.exit(f'qaq: error: no such field of the config: {cause}')
 
 
 def run() -> None:
   """Entry point of the `qaq` command."""
+  if {'-h', '--help', 'help'} & set(sys.argv[1:]):
+    print(_USAGE)
+    return
   app.run(main, flags_parser=_parse)
 
 

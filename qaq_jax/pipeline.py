@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import sys
 
 import jax
 import ml_collections
@@ -24,7 +25,7 @@ _NEXT = """
 next: open {report}
       read docs/selection.md, or list the rules: python -m qaq_jax.selection
       choose again, without a model: qaq select --workdir={workdir} \\
-        --config=THE_SAME --config.select.rule=rmi_window
+        {config} --config.select.rule=rmi_window
       look at single samples: notebooks/probe_rmi.ipynb"""
 
 
@@ -62,7 +63,12 @@ def run(
     if lock:
       lock.release()
   if stage == 'run' and jax.process_index() == 0:
-    print(_NEXT.format(workdir=workdir.path, report=workdir.report))
+    given = [a for a in sys.argv if a.startswith('--config=')]
+    print(_NEXT.format(
+        workdir=workdir.path,
+        report=workdir.report,
+        config=(given or ['--config=THE_SAME'])[0],
+    ))
   return workdir.path
 
 

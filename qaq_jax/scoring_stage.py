@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from qaq_jax import stages
 from qaq_jax.data import samples as samples_lib
 from qaq_jax.data import templates
 from qaq_jax.models import checkpoint, sharding
@@ -18,8 +19,6 @@ from qaq_jax.models import source as source_lib
 from qaq_jax.scoring import join, parts, scorer
 from qaq_jax.selection import derived
 from qaq_jax.workdir import SAMPLES_KEY, WorkDir
-
-DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 
 def score(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
@@ -36,7 +35,7 @@ def score(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
     ValueError: an artifact in the work directory belongs to other inputs,
       or a model or template cannot be used; says what to do.
   """
-  store = samples_lib.SampleStore.open(workdir.samples)
+  store = stages.open_samples(config, workdir)
   mesh = sharding.make_mesh(**config.score.mesh.to_dict())
   targets = _prepare_targets(config, workdir)
   # All of them first: what is wrong with the last should not be found hours
@@ -68,11 +67,6 @@ class _Model:
   def __init__(self, config, name, mesh):
     self._c, self._m = config.score, config.models[name]
     self._name, self._mesh = name, mesh
-    if self._m.dtype not in DTYPES:
-      raise ValueError(
-          f'config.models.{name}.dtype is {self._m.dtype!r}; it is one of '
-          + ', '.join(DTYPES)
-      )
     self._source = source_lib.resolve(self._m.path, self._m.revision or None)
     self._encoder = templates.Encoder(
         self._source.directory,
@@ -120,7 +114,7 @@ class _Model:
     return checkpoint.load(
         self._source,
         mesh=self._mesh,
-        dtype=DTYPES[self._m.dtype],
+        dtype=jnp.dtype(self._m.dtype),
         attention=self._c.attention,
     )
 

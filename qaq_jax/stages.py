@@ -6,8 +6,10 @@ score stage is in scoring_stage.py. ConfigDicts stop here: what the stages call
 takes plain arguments.
 """
 
+import dataclasses
 import json
 import os
+import shutil
 
 import ml_collections
 import pyarrow.parquet as pq
@@ -27,6 +29,9 @@ from qaq_jax.selection import (
 from qaq_jax.selection import select as select_lib
 from qaq_jax.workdir import SAMPLES_KEY, WorkDir
 
+_MAX_LABELS = 20  # columns of the audit's table
+DTYPES = ('float32', 'bfloat16')
+
 
 def check(config: ml_collections.ConfigDict) -> None:
   """Finds what can be known to be wrong before any work is done.
@@ -43,6 +48,11 @@ def check(config: ml_collections.ConfigDict) -> None:
   for name, model in config.models.items():
     if not model.path:
       raise ValueError(f'config.models.{name}.path is empty')
+    if model.dtype not in DTYPES:
+      raise ValueError(
+          f'config.models.{name}.dtype is {model.dtype!r}; it is one of '
+          + ', '.join(DTYPES)
+      )
   if config.strata.by not in strata.BY:
     raise ValueError(
         f'config.strata.by is {config.strata.by!r}; it is one of '
@@ -71,19 +81,23 @@ def mine(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
 
 def prepare(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   """Input data -> prepared samples."""
-  c = config.data
-  source = samples.DataSource(
-      path=workdir.data_path(config.data.path),
-      format=c.format,
-      split=c.split,
-      name=c.name,
-      revision=c.revision,
-      columns=c.columns.to_dict(),
-      turns=c.turns,
-      strip=c.strip,
-      limit=c.limit,
-  )
-  info = samples.prepare(source, workdir.samples)
+  source = data_source(config, workdir)
+  scored = {f.get('samples') for f in workdir.fingerprints().values()}
+  if not scored or samples.is_current(source, workdir.samples):
+    info = samples.prepare(source, workdir.samples)
+  else:
+    # There are scores: other samples must not take the place of theirs.
+    candidate = workdir.samples.with_name('samples.candidate')
+    info = samples.prepare(source, candidate)
+    if info['content_hash'] not in scored:
+      shutil.rmtree(candidate)
+      raise ValueError(
+          f'{workdir.path} holds scores of other samples than {source.path} '
+          f'has now ({info["rows"]:,} rows): use another --workdir, or delete '
+          'its folder "scores" to score these'
+      )
+    shutil.rmtree(workdir.samples, ignore_errors=True)
+    candidate.rename(workdir.samples)
   if not info['rows']:
     raise ValueError(f'{source.path} has no rows: there is nothing to score')
   return {k: info[k] for k in ('rows', 'statuses', 'content_hash')}
@@ -98,8 +112,9 @@ def score(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
 
 def select(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   """Score table -> chosen samples, in the input's own schema."""
-  store = samples.SampleStore.open(workdir.samples)
+  store = open_samples(config, workdir)
   selection = _selection(config, workdir)
+  before = files.read_json(workdir.selection)
   path = workdir.path / config.select.output
   samples.write_selected(store, selection.rows, path)
   report = selection.report | {
@@ -108,17 +123,34 @@ def select(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   }
   files.write_json(workdir.selection, report)
   print(summary.format_selection(selection.report))
+  if not len(selection.rows):
+    print('! Nothing was kept.')
   print(f'wrote {path} and {workdir.selection}')
+  if before and before['rows_sha256'] != report['rows_sha256']:
+    print(f'(before: {before["rule"]}, {before["counts"]["kept"]} rows)')
+    if workdir.report.exists():
+      print(f'{workdir.report} shows that one still: qaq report makes it anew')
   return {'rule': config.select.rule, 'kept': len(selection.rows)}
 
 
 def audit(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   """What each rule lets through, by a label in the input's records."""
-  store = samples.SampleStore.open(workdir.samples)
+  store = open_samples(config, workdir)
   label, share = config.audit.label, config.audit.share
+  if not label:
+    raise ValueError(
+        'config.audit.label is empty: name the field of the input that labels '
+        'its rows, as in --config.audit.label=defect'
+    )
   labels = [
       _label(line, label, row) for row, line in enumerate(store.iter_raw())
   ]
+  kinds = len(set(labels))
+  if kinds > _MAX_LABELS:
+    raise ValueError(
+        f'config.audit.label: {label!r} has {kinds} different values; a label '
+        f'has at most {_MAX_LABELS}'
+    )
   table = score_columns(config, workdir)
   named = tuple(config.audit.rules)
   chosen, left_out = {}, {}
@@ -150,11 +182,19 @@ def report(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   from qaq_jax import report as report_lib
 
   path = workdir.report
+  selection = _selection(config, workdir)
+  chosen = files.read_json(workdir.selection) or {}
+  if chosen.get('rows_sha256') != selection.report['rows_sha256']:
+    raise ValueError(
+        f'{workdir.selection} is of another selection than this config makes '
+        f'(there: {chosen.get("rule", "none yet")}; config: '
+        f'{config.select.rule}): run the select stage with this config first'
+    )
   report_lib.write_report(
       path,
       score_columns(config, workdir),
-      _selection(config, workdir),
-      samples.SampleStore.open(workdir.samples),
+      selection,
+      open_samples(config, workdir),
       title=f'{config.select.rule} on {os.path.basename(config.data.path)}',
       info={
           f'{model}: {name}': str(value)
@@ -167,6 +207,40 @@ def report(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   return {'path': str(path)}
 
 
+def data_source(config, workdir: WorkDir) -> samples.DataSource:
+  """`config.data` as the reader takes it."""
+  c = config.data
+  return samples.DataSource(
+      path=workdir.data_path(c.path),
+      format=c.format,
+      split=c.split,
+      name=c.name,
+      revision=c.revision,
+      columns=c.columns.to_dict(),
+      turns=c.turns,
+      strip=c.strip,
+      limit=c.limit,
+  )
+
+
+def open_samples(config, workdir: WorkDir) -> samples.SampleStore:
+  """The prepared samples, refused if `config.data` says something else.
+
+  Raises:
+    ValueError: nothing is prepared, or from another source or options.
+  """
+  store = samples.SampleStore.open(workdir.samples)
+  wanted = dataclasses.asdict(data_source(config, workdir))
+  changed = files.differences(store.info['request'], wanted)
+  if changed:
+    raise ValueError(
+        f'{workdir.samples} was prepared with other settings of config.data '
+        f'(then -> now): {"; ".join(changed)}. Run the prepare stage, or give '
+        'the config of before'
+    )
+  return store
+
+
 def score_columns(config, workdir: WorkDir) -> columns.ScoreColumns:
   """The finished score table, stratified as the config says.
 
@@ -177,7 +251,7 @@ def score_columns(config, workdir: WorkDir) -> columns.ScoreColumns:
   if not path.exists():
     raise ValueError(f'{path} does not exist: run the score stage first')
   made_from = (pq.read_schema(path).metadata or {}).get(SAMPLES_KEY.encode())
-  prepared = samples.SampleStore.open(workdir.samples).content_hash
+  prepared = open_samples(config, workdir).content_hash
   if made_from != prepared.encode():
     raise ValueError(
         f'{path} was made from other samples than {workdir.samples} holds '

@@ -99,9 +99,10 @@ def test_every_option_of_every_rule_can_be_set():
 
 
 @pytest.mark.parametrize('args, words', [
-    ([], 'one stage'),
-    (['run'], '--config'),
-    (['runn', '--config=configs/magpie_coder.py', '--workdir=w'], 'one stage'),
+    ([], 'usage: qaq STAGE'),
+    (['run'], 'a stage, --config and --workdir, please'),
+    (['runn', '--config=configs/magpie_coder.py', '--workdir=w'],
+     "no stage 'runn'"),
     (
         ['select', '--config=configs/magpie_coder.py', '--workdir=w',
          '--config.select.rul=ifd'],

@@ -13,10 +13,12 @@ import pytest
 import tiny_tokenizers
 
 from qaq_jax import config as config_lib
-from qaq_jax import pipeline
+from qaq_jax import pipeline, stages
+from qaq_jax.data import samples
 from qaq_jax.models import checkpoint
 from qaq_jax.models import config as model_config
 from qaq_jax.scoring import files
+from qaq_jax.workdir import WorkDir
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -242,20 +244,51 @@ def test_changed_scoring_is_refused_by_name(inputs, finished, change, words):
   assert (finished / 'scores.parquet').read_bytes() == before
 
 
-def test_changed_input_is_refused(inputs, finished, tmp_path):
+def test_changed_input_is_refused_and_the_old_samples_stay(
+    inputs, finished, tmp_path
+):
   data = tmp_path / 'data.jsonl'
   data.write_bytes(b'\n'.join(inputs['lines'][1:]))
   config = make_config(inputs)
   config.data.path = str(data)
-  before = (finished / 'selected.jsonl').read_bytes()
-  try:
+  before = (finished / 'samples' / 'samples.json').read_bytes()
+  with pytest.raises(ValueError, match='scores of other samples'):
     pipeline.run('prepare', config, str(finished))
-    for stage in ('score', 'select', 'audit', 'report'):
-      with pytest.raises(ValueError, match='samples'):
-        pipeline.run(stage, config, str(finished))
-    assert (finished / 'selected.jsonl').read_bytes() == before
-  finally:
-    pipeline.run('prepare', make_config(inputs), str(finished))
+  for stage in ('score', 'select', 'audit', 'report'):
+    with pytest.raises(ValueError, match=r'config.data .*path: '):
+      pipeline.run(stage, config, str(finished))
+  assert (finished / 'samples' / 'samples.json').read_bytes() == before
+
+
+def test_scores_of_other_samples_are_refused(inputs, finished, tmp_path):
+  work = tmp_path / 'work'
+  shutil.copytree(finished, work)
+  data = tmp_path / 'data.jsonl'
+  data.write_bytes(b'\n'.join(inputs['lines'][1:]))
+  config = make_config(inputs)
+  config.data.path = str(data)
+  shutil.rmtree(work / 'samples')
+  samples.prepare(stages.data_source(config, WorkDir(work)), work / 'samples')
+  for stage in ('score', 'select', 'audit', 'report'):
+    with pytest.raises(ValueError, match='samples'):
+      pipeline.run(stage, config, str(work))
+
+
+def test_report_of_another_selection_is_refused(inputs, finished, capsys):
+  config = make_config(inputs)
+  config.select.rule = 'random'
+  pipeline.run('select', config, str(finished))
+  assert 'qaq report makes it anew' in capsys.readouterr().out
+  with pytest.raises(ValueError, match='there: random; config: diff_high'):
+    pipeline.run('report', make_config(inputs), str(finished))
+  pipeline.run('report', config, str(finished))
+
+
+def test_label_with_too_many_values_is_refused(inputs, finished):
+  config = make_config(inputs)
+  config.audit.label = 'output'
+  with pytest.raises(ValueError, match="'output' has .* different values"):
+    pipeline.run('audit', config, str(finished))
 
 
 @pytest.mark.parametrize('stage, words', [

@@ -92,6 +92,13 @@ def prepare(
   return info
 
 
+def is_current(source: DataSource, out_dir) -> bool:
+  """Whether `out_dir` holds the samples that `prepare` would write there."""
+  resolved = records_lib.resolve(source)
+  request = dataclasses.asdict(source)
+  return bool(_kept(out_dir, request, resolved, log=lambda line: None))
+
+
 def _kept(out_dir, request, resolved, log) -> dict | None:
   """The manifest in `out_dir`, if it is of this request and unchanged input."""
   if not (resolved.get('files') or resolved.get('commit')):
