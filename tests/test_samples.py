@@ -578,6 +578,56 @@ def test_prepare_prints_what_it_chose(tmp_path):
   assert "query = 'instruction'" in lines[0]
   assert "answer = 'output'" in lines[0]
   assert '2 rows (2 ok)' in lines[1]
+  assert len(lines) == 2  # no word of problems where there are none
+
+
+def prepare_log(tmp_path, *rows):
+  path = tmp_path / 'in.jsonl'
+  path.write_bytes(b''.join(_line(x) + b'\n' for x in rows))
+  lines = []
+  info = prepare(DataSource(str(path)), tmp_path / 's', log=lines.append)
+  assert SampleStore.open(tmp_path / 's').info == info
+  return lines[2:], info
+
+
+def test_prepare_says_why_rows_cannot_be_scored(tmp_path):
+  blank = PAIR | {'output': ''}
+  rows = [PAIR] * 20 + [b'{"instruction": ', blank, b'[1]', b'{"instruction": ']
+  lines, info = prepare_log(tmp_path, *rows)
+  assert [(r['rows'], r['first']) for r in info['reasons']] == [
+      (2, 20), (1, 21), (1, 22)
+  ]
+  # Numbers of one row only are shown.
+  assert lines[0].startswith('  2 x malformed JSON') and 'line N' in lines[0]
+  assert '(first: row 20, counted from 0)' in lines[0]
+  assert lines[1].startswith('  1 x empty_answer (first: row 21')
+  assert 'a list at line 23' in lines[2]
+  assert lines[3].startswith('! 4 of 24 rows (17%) cannot be scored')
+  again = []
+  source = DataSource(str(tmp_path / 'in.jsonl'))
+  prepare(source, tmp_path / 's', log=again.append)
+  assert 'unchanged' in again[0] and again[1:] == lines
+
+
+def test_a_tenth_of_bad_rows_is_no_warning(tmp_path):
+  lines, _ = prepare_log(tmp_path, *[PAIR] * 9, PAIR | {'output': ''})
+  assert len(lines) == 1 and lines[0].startswith('  1 x empty_answer')
+
+
+def test_reasons_are_bounded(tmp_path):
+  chats = [
+      {'messages': [{'role': f'r{i}', 'content': 'x'}]} for i in range(300)
+  ]
+  good = {'messages': [
+      {'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'a'}
+  ]}
+  lines, info = prepare_log(tmp_path, good, *chats)
+  assert len(info['reasons']) == 101
+  assert sum(r['rows'] for r in info['reasons']) == 300
+  assert info['reasons'][0] == {
+      'reason': 'other reasons', 'rows': 200, 'first': 101
+  }
+  assert len(lines) == 9 and '94 more reasons' in lines[7]
 
 
 def test_killed_prepare_leaves_the_old_store_and_starts_again(tmp_path):

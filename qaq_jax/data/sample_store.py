@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from qaq_jax.data.types import DataError, Sample
+from qaq_jax.data.unscorable import ReasonCounter
 
 MANIFEST = 'samples.json'
 VERSION = 2  # of the layout; a change makes older folders unreadable
@@ -54,11 +55,13 @@ def write_parts(
   partial.mkdir(parents=True)
   writer = _PartWriter(partial, rows_per_part)
   digest, statuses, has_id = hashlib.sha256(), collections.Counter(), False
+  reasons = ReasonCounter()
   for sample in samples:
     group = _to_row(sample)
     for value in group.values():
       digest.update(_hashable(value))
     statuses[sample.status] += 1
+    reasons.add(sample)
     has_id |= sample.id is not None
     writer.add(group)
   writer.close()
@@ -67,6 +70,7 @@ def write_parts(
       'rows': writer.rows,
       'content_hash': digest.hexdigest(),
       'statuses': dict(sorted(statuses.items())),
+      'reasons': reasons.result(),
       'has_id': has_id,
       'parts': writer.parts,
       **info,

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 
 from qaq_jax.data import columns as columns_lib
 from qaq_jax.data import records as records_lib
+from qaq_jax.data import unscorable
 from qaq_jax.data.sample_store import SampleStore, write_parts
 from qaq_jax.data.selected import write_selected
 from qaq_jax.data.types import DataError, DataSource, Sample
@@ -59,11 +60,13 @@ def prepare(
     source: what to read.
     out_dir: folder of the result, for `SampleStore.open`.
     rows_per_part: rows per Parquet file. Does not change `content_hash`.
-    log: is told which columns were chosen and how many rows there are.
+    log: is told which columns were chosen, how many rows there are and why
+      some of them cannot be scored.
 
   Returns:
     `rows`, `content_hash` (SHA-256 over every row's content), `columns` (role
-    -> column used), `statuses` (status -> rows), `has_id`, and `source` (path,
+    -> column used), `statuses` (status -> rows), `reasons` (list of `reason`,
+    `rows` and `first` row, most frequent first), `has_id`, and `source` (path,
     format, files or commit, options).
 
   Raises:
@@ -74,6 +77,8 @@ def prepare(
   kept = _kept(out_dir, request, resolved, log)
   if kept:
     log(f'{source.path}: unchanged, {kept["rows"]:,} rows are prepared')
+    for line in unscorable.describe(kept):
+      log(line)
     return kept
   columns, samples = _open_samples(source, resolved)
   shown = ', '.join(f'{r} = {c!r}' for r, c in columns.items())
@@ -89,6 +94,8 @@ def prepare(
   info = write_parts(samples, out_dir, rows_per_part, info)
   counts = ', '.join(f'{n} {s}' for s, n in sorted(info['statuses'].items()))
   log(f'{info["rows"]} rows ({counts or "none"})')
+  for line in unscorable.describe(info):
+    log(line)
   return info
 
 
