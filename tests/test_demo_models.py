@@ -25,8 +25,8 @@ def pairs():
   root = mining.package_folder('stdlib')
   found = []
   for name in ('argparse', 'ast', 'calendar', 'fractions', 'ftplib',
-               'imaplib', 'ipaddress', 'mailbox', 'pathlib', 'random',
-               'shutil', 'statistics', 'tarfile', 'textwrap', 'zipfile'):
+               'imaplib', 'ipaddress', 'mailbox', 'smtplib', 'random',
+               'shutil', 'statistics', 'tarfile', 'textwrap', 'zipapp'):
     text = (root / f'{name}.py').read_text(encoding='utf-8')
     found += mining.mine_source(text, 'stdlib', f'{name}.py', mining.Limits())
   return mining.deduplicate(found)
