@@ -9,6 +9,7 @@ import pytest
 from selection_tables import make_table
 
 from qaq_jax.report import svg, write_report
+from qaq_jax.report.text import prose
 from qaq_jax.selection.columns import ScoreColumns
 from qaq_jax.selection.select import select
 
@@ -175,6 +176,30 @@ def test_a_name_of_a_model_is_escaped(tmp_path):
   selection = select(table, roles={'strong': '<a>', 'weak': 'b&c'})
   write_report(path, table, selection, Samples())
   assert 'a' not in Page(path.read_text()).tags
+
+
+def test_names_in_backticks_are_code(tmp_path):
+  text, _, selection = write(tmp_path, make_table(50), rule='drop_low')
+  assert '`drop`' in selection.report['keeps']
+  assert '<code>drop</code>' in text and '`drop`' not in text
+  table = {k: np.repeat(v[:1], 50) if k.startswith(('nll', 'n_', 'status'))
+           else v for k, v in make_table(50, not_ok=0).items()}
+  text, _, selection = write(tmp_path, table, rule='rmi_top')
+  assert any('hash of `row`' in note for note in selection.report['notes'])
+  assert 'hash of <code>row</code>' in text
+  assert prose('<`a<b`> and ` alone') == (
+    '&lt;<code>a&lt;b</code>&gt; and ` alone'
+  )
+
+
+def test_what_ifd_is_stands_by_the_papers_number(tmp_path):
+  sentence = 'IFD is a ratio where lower means easier'
+  assert sentence in write(tmp_path, make_table(100))[0]
+  table = make_table(100)
+  for name in ('strong', 'weak'):
+    for term in ('nll_a', 'nll_a_given_q', 'n_a'):
+      table[f'{term}_{name}'] = np.full(100, np.nan)
+  assert sentence not in write(tmp_path, table)[0]
 
 
 def test_many_rows_do_not_make_a_big_page(tmp_path):

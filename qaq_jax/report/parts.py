@@ -30,7 +30,7 @@ def head(title, report) -> str:
   return (
     f'<h1>{text.escape(title)}</h1>'
     f'<p class="soft">Rule <b>{text.escape(report["rule"])}</b>: keeps '
-    f'{text.escape(report["keeps"])} [{text.escape(report["source"])}]. '
+    f'{text.prose(report["keeps"])} [{text.escape(report["source"])}]. '
     f'Budget: {text.escape(budget) or "all that qualify"}. '
     f'Seed {report["seed"]}.</p>'
     '<div class="tiles">'
@@ -39,7 +39,7 @@ def head(title, report) -> str:
       for value, name in tiles
     )
     + '</div>'
-    + ''.join(f'<div class="note">{text.escape(note)}</div>' for note in notes)
+    + ''.join(f'<div class="note">{text.prose(note)}</div>' for note in notes)
   )
 
 
@@ -119,7 +119,7 @@ def correlations(columns) -> str:
         scores[name, model] = read(model)
       except MissingColumn:
         continue
-  rows = []
+  rows, ratio = [], ''
   models = text.models_of(columns)
   for i, model in enumerate(models):
     if ('RMI', model) not in scores:
@@ -132,6 +132,11 @@ def correlations(columns) -> str:
       value = analyses.spearman(scores['RMI', model], scores[key])
       if value is not None:
         paper = '0.252' if key[0] == 'IFD' and i == 0 else ''
+        if paper:
+          ratio = (
+            ' IFD is a ratio where lower means easier, so the sign and size of '
+            'its correlation with RMI vary with models and data.'
+          )
         rows.append([
           f'RMI ({text.role_name(columns, model)})',
           f'{text.escape(key[0])} ({text.role_name(columns, key[1])})',
@@ -141,7 +146,7 @@ def correlations(columns) -> str:
     return ''
   return (
     '<h2>Rank correlations</h2><p>Spearman, over rows that have both. The '
-    'paper\u2019s value is for its own data and models.</p>'
+    'paper\u2019s value is for its own data and models.' + ratio + '</p>'
     + text.table(['of', 'with', 'Spearman', 'paper'], rows)
   )
 

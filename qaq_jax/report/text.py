@@ -1,6 +1,7 @@
 """Words and numbers as HTML."""
 
 import html
+import re
 
 import numpy as np
 
@@ -11,6 +12,11 @@ _CONTROL[127] = '\u2421'
 def escape(text) -> str:
   """Text for HTML; control characters become visible symbols."""
   return html.escape(str(text).replace('\r\n', '\n').translate(_CONTROL))
+
+
+def prose(words) -> str:
+  """`escape`, with names in backticks as code."""
+  return re.sub(r'`([^`\n]+)`', r'<code>\1</code>', escape(words))
 
 
 def number(value, digits=3) -> str:
