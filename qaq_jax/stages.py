@@ -83,9 +83,10 @@ def prepare(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   """Input data -> prepared samples."""
   source = data_source(config, workdir)
   scored = {f.get('samples') for f in workdir.fingerprints().values()}
-  if not scored or samples.is_current(source, workdir.samples):
+  info = samples.current(source, workdir.samples)
+  if info is None and not scored:
     info = samples.prepare(source, workdir.samples)
-  else:
+  elif info is None:
     # There are scores: other samples must not take the place of theirs.
     candidate = workdir.samples.with_name('samples.candidate')
     info = samples.prepare(source, candidate)
@@ -113,7 +114,7 @@ def score(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
 def select(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   """Score table -> chosen samples, in the input's own schema."""
   store = open_samples(config, workdir)
-  selection = _selection(config, workdir)
+  selection = _selection(config, workdir, score_columns(config, workdir))
   before = files.read_json(workdir.selection)
   path = workdir.path / config.select.output
   samples.write_selected(store, selection.rows, path)
@@ -182,7 +183,8 @@ def report(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   from qaq_jax import report as report_lib
 
   path = workdir.report
-  selection = _selection(config, workdir)
+  table = score_columns(config, workdir)
+  selection = _selection(config, workdir, table)
   chosen = files.read_json(workdir.selection) or {}
   if chosen.get('rows_sha256') != selection.report['rows_sha256']:
     raise ValueError(
@@ -192,7 +194,7 @@ def report(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
     )
   report_lib.write_report(
       path,
-      score_columns(config, workdir),
+      table,
       selection,
       open_samples(config, workdir),
       title=f'{config.select.rule} on {os.path.basename(config.data.path)}',
@@ -268,9 +270,9 @@ def score_columns(config, workdir: WorkDir) -> columns.ScoreColumns:
   )
 
 
-def _selection(config, workdir: WorkDir) -> select_lib.Selection:
+def _selection(config, workdir: WorkDir, table) -> select_lib.Selection:
   return select_lib.select(
-      score_columns(config, workdir),
+      table,
       rule=config.select.rule,
       budget=config.select.budget.to_dict(),
       seed=config.seed,

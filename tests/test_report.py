@@ -146,7 +146,8 @@ def test_any_rule_can_be_reported(tmp_path, rule):
 
 @pytest.mark.parametrize('size', [0, 1, 2, 30])
 def test_tiny_tables(tmp_path, size):
-  write(tmp_path, make_table(size, not_ok=0.0), Samples())
+  _, page, _ = write(tmp_path, make_table(size, not_ok=0.0), Samples())
+  assert page.text
 
 
 def test_nothing_eligible(tmp_path):

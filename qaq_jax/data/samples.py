@@ -74,11 +74,8 @@ def prepare(
   """
   resolved = records_lib.resolve(source)
   request = dataclasses.asdict(source)
-  kept = _kept(out_dir, request, resolved, log)
+  kept = current(source, out_dir, log)
   if kept:
-    log(f'{source.path}: unchanged, {kept["rows"]:,} rows are prepared')
-    for line in unscorable.describe(kept):
-      log(line)
     return kept
   columns, samples = _open_samples(source, resolved)
   shown = ', '.join(f'{r} = {c!r}' for r, c in columns.items())
@@ -99,11 +96,17 @@ def prepare(
   return info
 
 
-def is_current(source: DataSource, out_dir) -> bool:
-  """Whether `out_dir` holds the samples that `prepare` would write there."""
+def current(
+    source: DataSource, out_dir, log: Callable[[str], None] = print
+) -> dict | None:
+  """What `prepare` returned, if it would write the same samples again."""
   resolved = records_lib.resolve(source)
-  request = dataclasses.asdict(source)
-  return bool(_kept(out_dir, request, resolved, log=lambda line: None))
+  kept = _kept(out_dir, dataclasses.asdict(source), resolved, log)
+  if kept:
+    log(f'{source.path}: unchanged, {kept["rows"]:,} rows are prepared')
+    for line in unscorable.describe(kept):
+      log(line)
+  return kept
 
 
 def _kept(out_dir, request, resolved, log) -> dict | None:
