@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from qaq_jax import stages
+from qaq_jax import artifacts
 from qaq_jax.data import samples as samples_lib
 from qaq_jax.data import templates
 from qaq_jax.models import checkpoint, sharding
@@ -35,7 +35,7 @@ def score(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
     ValueError: an artifact in the work directory belongs to other inputs,
       or a model or template cannot be used; says what to do.
   """
-  store = stages.open_samples(config, workdir)
+  store = artifacts.open_samples(config, workdir)
   mesh = sharding.make_mesh(**config.score.mesh.to_dict())
   targets = _prepare_targets(config, workdir)
   # All of them first: what is wrong with the last should not be found hours

@@ -6,28 +6,19 @@ score stage is in scoring_stage.py. ConfigDicts stop here: what the stages call
 takes plain arguments.
 """
 
-import dataclasses
 import json
 import os
 import shutil
 
 import ml_collections
-import pyarrow.parquet as pq
 
+from qaq_jax import artifacts
 from qaq_jax.data import samples
 from qaq_jax.demo import defects
 from qaq_jax.scoring import files
+from qaq_jax.selection import analyses, budget, registry, strata, summary
 from qaq_jax.selection import audit as audit_lib
-from qaq_jax.selection import (
-  budget,
-  columns,
-  external,
-  registry,
-  strata,
-  summary,
-)
-from qaq_jax.selection import select as select_lib
-from qaq_jax.workdir import SAMPLES_KEY, WorkDir
+from qaq_jax.workdir import WorkDir
 
 _MAX_LABELS = 20  # columns of the audit's table
 DTYPES = ('float32', 'bfloat16')
@@ -60,7 +51,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     )
   rule = registry.get_rule(config.select.rule)
   budget.Budget.of(config.select.budget.to_dict())
-  registry.resolve_options(rule, _given_options(config))
+  registry.resolve_options(rule, artifacts.given_options(config))
   for name in config.audit.rules:
     registry.get_rule(name)
 
@@ -81,7 +72,7 @@ def mine(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
 
 def prepare(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   """Input data -> prepared samples."""
-  source = data_source(config, workdir)
+  source = artifacts.data_source(config, workdir)
   scored = {f.get('samples') for f in workdir.fingerprints().values()}
   info = samples.current(source, workdir.samples)
   if info is None and not scored:
@@ -113,8 +104,9 @@ def score(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
 
 def select(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   """Score table -> chosen samples, in the input's own schema."""
-  store = open_samples(config, workdir)
-  selection = _selection(config, workdir, score_columns(config, workdir))
+  store = artifacts.open_samples(config, workdir)
+  table = artifacts.score_columns(config, workdir)
+  selection = artifacts.selection(config, workdir, table)
   before = files.read_json(workdir.selection)
   path = workdir.path / config.select.output
   samples.write_selected(store, selection.rows, path)
@@ -136,7 +128,7 @@ def select(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
 
 def audit(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   """What each rule lets through, by a label in the input's records."""
-  store = open_samples(config, workdir)
+  store = artifacts.open_samples(config, workdir)
   label, share = config.audit.label, config.audit.share
   if not label:
     raise ValueError(
@@ -152,22 +144,15 @@ def audit(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
         f'config.audit.label: {label!r} has {kinds} different values; a label '
         f'has at most {_MAX_LABELS}'
     )
-  table = score_columns(config, workdir)
-  named = tuple(config.audit.rules)
-  chosen, left_out = {}, {}
-  for name in named or [rule for rule in registry.RULES if rule != 'all']:
-    try:
-      chosen[name] = select_lib.select(
-          table,
-          rule=name,
-          budget=budget.Budget(share=share),
-          seed=config.seed,
-          **rule_options(config, workdir, name),
-      ).rows
-    except ValueError as e:
-      if named:
-        raise
-      left_out[name] = str(e)
+  table = artifacts.score_columns(config, workdir)
+  found, left_out = analyses.select_all(
+      table,
+      tuple(config.audit.rules),
+      budget={'share': share},
+      seed=config.seed,
+      options=lambda name: artifacts.rule_options(config, workdir, name),
+  )
+  chosen = {name: selection.rows for name, selection in found.items()}
   print(f'share of each {label!r} kept at {share:.0%}')
   print(audit_lib.format_audit(chosen, labels))
   if left_out:
@@ -183,8 +168,8 @@ def report(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   from qaq_jax import report as report_lib
 
   path = workdir.report
-  table = score_columns(config, workdir)
-  selection = _selection(config, workdir, table)
+  table = artifacts.score_columns(config, workdir)
+  selection = artifacts.selection(config, workdir, table)
   chosen = files.read_json(workdir.selection) or {}
   if chosen.get('rows_sha256') != selection.report['rows_sha256']:
     raise ValueError(
@@ -196,7 +181,7 @@ def report(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
       path,
       table,
       selection,
-      open_samples(config, workdir),
+      artifacts.open_samples(config, workdir),
       title=f'{config.select.rule} on {os.path.basename(config.data.path)}',
       info={
           f'{model}: {name}': str(value)
@@ -207,117 +192,6 @@ def report(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   )
   print(f'wrote {path}')
   return {'path': str(path)}
-
-
-def data_source(config, workdir: WorkDir) -> samples.DataSource:
-  """`config.data` as the reader takes it."""
-  c = config.data
-  return samples.DataSource(
-      path=workdir.data_path(c.path),
-      format=c.format,
-      split=c.split,
-      name=c.name,
-      revision=c.revision,
-      columns=c.columns.to_dict(),
-      turns=c.turns,
-      strip=c.strip,
-      limit=c.limit,
-  )
-
-
-def open_samples(config, workdir: WorkDir) -> samples.SampleStore:
-  """The prepared samples, refused if `config.data` says something else.
-
-  Raises:
-    ValueError: nothing is prepared, or from another source or options.
-  """
-  store = samples.SampleStore.open(workdir.samples)
-  wanted = dataclasses.asdict(data_source(config, workdir))
-  changed = files.differences(store.info['request'], wanted)
-  if changed:
-    raise ValueError(
-        f'{workdir.samples} was prepared with other settings of config.data '
-        f'(then -> now): {"; ".join(changed)}. Run the prepare stage, or give '
-        'the config of before'
-    )
-  return store
-
-
-def score_columns(config, workdir: WorkDir) -> columns.ScoreColumns:
-  """The finished score table, stratified as the config says.
-
-  Raises:
-    ValueError: there is no score table, or it is of other samples.
-  """
-  path = workdir.scores
-  if not path.exists():
-    raise ValueError(f'{path} does not exist: run the score stage first')
-  made_from = (pq.read_schema(path).metadata or {}).get(SAMPLES_KEY.encode())
-  prepared = open_samples(config, workdir).content_hash
-  if made_from != prepared.encode():
-    raise ValueError(
-        f'{path} was made from other samples than {workdir.samples} holds '
-        f'now (content {(made_from or b"unknown").decode()[:16]}, now '
-        f'{prepared[:16]}): prepare the old input again, or score the new one '
-        'in another --workdir'
-    )
-  return columns.ScoreColumns(
-      path,
-      roles=config.roles.to_dict(),
-      num_strata=config.strata.num_strata,
-      by=config.strata.by,
-      include_truncated=config.select.include_truncated,
-  )
-
-
-def _selection(config, workdir: WorkDir, table) -> select_lib.Selection:
-  return select_lib.select(
-      table,
-      rule=config.select.rule,
-      budget=config.select.budget.to_dict(),
-      seed=config.seed,
-      **rule_options(config, workdir, config.select.rule),
-  )
-
-
-def rule_options(config, workdir: WorkDir, name: str) -> dict:
-  """The options of a rule that `config.select` sets, and what it reads."""
-  own = registry.get_rule(name).options
-  options = {k: v for k, v in _given_options(config).items() if k in own}
-  if name == 'rds_plus':
-    model = options.get('model', 'strong')
-    model = config.roles.get(model, model)
-    embeddings = workdir.embeddings(model)
-    targets = workdir.embeddings(model, 'targets')
-    if not (embeddings.exists() and targets.exists()):
-      raise ValueError(
-          'rule rds_plus needs embeddings of the samples and of examples of '
-          'the target tasks: score with config.score.embeddings=True and '
-          'config.score.targets_path=FILE'
-      )
-    options |= {
-        'embeddings': embeddings,
-        'targets': targets,
-        'targets_path': config.score.targets_path,
-    }
-  if name == 'scar' and 'path' not in options:
-    options['scores'] = _input_scores(workdir, options.get('column', 'scar'))
-  return options
-
-
-def _given_options(config) -> dict:
-  fixed = ('rule', 'output', 'budget', 'include_truncated')
-  return {
-      name: value
-      for name, value in config.select.items()
-      if name not in fixed and value is not None
-  }
-
-
-def _input_scores(workdir: WorkDir, field: str):
-  """A numeric field of the input's own records, one value per row."""
-  store = samples.SampleStore.open(workdir.samples)
-  return external.scores_of_samples(store.iter_rows(), store.num_rows, field)
 
 
 def _label(line: bytes, field: str, row: int) -> str:

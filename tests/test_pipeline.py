@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_tokenizers
 
+from qaq_jax import artifacts, pipeline
 from qaq_jax import config as config_lib
-from qaq_jax import pipeline, stages
 from qaq_jax.data import samples
 from qaq_jax.models import checkpoint
 from qaq_jax.models import config as model_config
@@ -268,7 +268,8 @@ def test_scores_of_other_samples_are_refused(inputs, finished, tmp_path):
   config = make_config(inputs)
   config.data.path = str(data)
   shutil.rmtree(work / 'samples')
-  samples.prepare(stages.data_source(config, WorkDir(work)), work / 'samples')
+  source = artifacts.data_source(config, WorkDir(work))
+  samples.prepare(source, work / 'samples')
   for stage in ('score', 'select', 'audit', 'report'):
     with pytest.raises(ValueError, match='samples'):
       pipeline.run(stage, config, str(work))

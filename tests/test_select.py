@@ -220,15 +220,19 @@ def test_overlap_of_rules():
 
 def test_all_rules_with_columns_are_run():
   columns = ScoreColumns(make_table(50))
-  found = analyses.select_all(columns, budget={'rows': 5}, seed=2)
+  found, left_out = analyses.select_all(
+    columns, budget={'rows': 5}, seed=2)
+  assert set(found) | set(left_out) == set(registry.RULES) - {'all'}
   assert list(found) == [
     name for name in registry.RULES if name in RULES and name != 'all'
   ]
   for name, selection in found.items():
     alone = select(columns, rule=name, budget={'rows': 5}, seed=2)
     np.testing.assert_array_equal(selection.rows, alone.rows)
-  found = analyses.select_all(columns, budget={'threshold': 0.2})
-  assert 'diff_high' in found and 'random' not in found
+  found, left_out = analyses.select_all(columns, budget={'threshold': 0.2})
+  assert 'diff_high' in found and 'random' in left_out
+  with pytest.raises(ValueError, match='threshold'):
+    analyses.select_all(columns, ['random'], budget={'threshold': 0.2})
 
 
 def test_spearman_of_two_tables_matches_rows():

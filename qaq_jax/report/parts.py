@@ -153,7 +153,7 @@ def correlations(columns) -> str:
 
 def overlaps(columns, budget, seed) -> str:
   """How much the rules' choices have in common."""
-  found = analyses.select_all(columns, budget=budget, seed=seed)
+  found, _ = analyses.select_all(columns, budget=budget, seed=seed)
   if len(found) < 2:
     return ''
   names = list(found)

@@ -52,34 +52,43 @@ def rmi_spearman_between(before, after, model: str) -> float | None:
   return spearman(before.rmi(model)[first], after.rmi(model)[second])
 
 
-def select_all(columns, names=None, *, budget=None, seed: int = 0):
-  """Runs every rule that the table has the columns for.
+def select_all(
+    columns, names=(), *, budget=None, seed: int = 0, options=None
+):
+  """Runs rules on one table, by default all that it has the columns for.
 
   Args:
     columns: ScoreColumns.
-    names: rules to try; None = all but `all`.
+    names: rules that must run; () = every rule but `all`, where it can.
     budget: of every rule; None = each rule's own. A threshold leaves out the
       rules without a score.
     seed: of the hash.
+    options: function from a rule's name to its options; None = its defaults.
 
   Returns:
-    Name -> Selection, in the registry's order.
+    Name -> Selection in the registry's order, and name -> why it is not there
+    of the rules left out.
+
+  Raises:
+    ValueError: a rule of `names` can't run; says what it needs.
   """
   budget = budget_lib.Budget.of(budget)
-  if names is None:
-    names = [name for name in registry.RULES if name != 'all']
-  found = {}
-  for name in names:
+  found, left_out = {}, {}
+  for name in names or [name for name in registry.RULES if name != 'all']:
     rule = registry.get_rule(name)
-    if budget.threshold is not None and not rule.threshold:
+    if not names and budget.threshold is not None and not rule.threshold:
+      left_out[name] = 'has no score to compare with a threshold'
       continue
     try:
+      own = options(name) if options else {}
       found[name] = select_lib.select(
-        columns, rule=name, budget=budget, seed=seed
+        columns, rule=name, budget=budget, seed=seed, **own
       )
-    except columns_lib.MissingColumn:
-      continue
-  return found
+    except columns_lib.MissingColumn as e:
+      if names:
+        raise
+      left_out[name] = str(e)
+  return found, left_out
 
 
 def overlap(rows_by_rule: Mapping[str, np.ndarray], of: str = 'union'):

@@ -10,6 +10,8 @@ import pyarrow.csv as pa_csv
 import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
+from qaq_jax.selection import columns
+
 
 def _read_table(path: str) -> pa.Table:
   readers = {
@@ -114,5 +116,7 @@ def scores_of_samples(samples, num_rows: int, field: str):
       )
     out[sample.row] = value
   if num_rows and np.isnan(out).all():
-    raise ValueError(f'No row of the input has a field {field!r}.')
+    raise columns.MissingColumn(
+      f'No row of the input has a field {field!r}.'
+    )
   return out

@@ -1,0 +1,128 @@
+"""Artifacts of a work directory, as a config asks for them.
+
+A stage opens its inputs here: prepared samples, the score table, a selection.
+What was made from other settings or inputs is refused, naming the difference.
+"""
+
+import dataclasses
+
+import pyarrow.parquet as pq
+
+from qaq_jax.data import samples
+from qaq_jax.scoring import files
+from qaq_jax.selection import columns, external, registry
+from qaq_jax.selection import select as select_lib
+from qaq_jax.workdir import SAMPLES_KEY, WorkDir
+
+
+def data_source(config, workdir: WorkDir) -> samples.DataSource:
+  """`config.data` as the reader takes it."""
+  c = config.data
+  return samples.DataSource(
+      path=workdir.data_path(c.path),
+      format=c.format,
+      split=c.split,
+      name=c.name,
+      revision=c.revision,
+      columns=c.columns.to_dict(),
+      turns=c.turns,
+      strip=c.strip,
+      limit=c.limit,
+  )
+
+
+def open_samples(config, workdir: WorkDir) -> samples.SampleStore:
+  """The prepared samples, refused if `config.data` says something else.
+
+  Raises:
+    ValueError: nothing is prepared, or from another source or options.
+  """
+  store = samples.SampleStore.open(workdir.samples)
+  wanted = dataclasses.asdict(data_source(config, workdir))
+  changed = files.differences(store.info['request'], wanted)
+  if changed:
+    raise ValueError(
+        f'{workdir.samples} was prepared with other settings of config.data '
+        f'(then -> now): {"; ".join(changed)}. Run the prepare stage, or give '
+        'the config of before'
+    )
+  return store
+
+
+def score_columns(config, workdir: WorkDir) -> columns.ScoreColumns:
+  """The finished score table, stratified as the config says.
+
+  Raises:
+    ValueError: there is no score table, or it is of other samples.
+  """
+  path = workdir.scores
+  if not path.exists():
+    raise ValueError(f'{path} does not exist: run the score stage first')
+  made_from = (pq.read_schema(path).metadata or {}).get(SAMPLES_KEY.encode())
+  prepared = open_samples(config, workdir).content_hash
+  if made_from != prepared.encode():
+    raise ValueError(
+        f'{path} was made from other samples than {workdir.samples} holds '
+        f'now (content {(made_from or b"unknown").decode()[:16]}, now '
+        f'{prepared[:16]}): prepare the old input again, or score the new one '
+        'in another --workdir'
+    )
+  return columns.ScoreColumns(
+      path,
+      roles=config.roles.to_dict(),
+      num_strata=config.strata.num_strata,
+      by=config.strata.by,
+      include_truncated=config.select.include_truncated,
+  )
+
+
+def selection(config, workdir: WorkDir, table) -> select_lib.Selection:
+  """What `config.select` chooses from the score table."""
+  return select_lib.select(
+      table,
+      rule=config.select.rule,
+      budget=config.select.budget.to_dict(),
+      seed=config.seed,
+      **rule_options(config, workdir, config.select.rule),
+  )
+
+
+def rule_options(config, workdir: WorkDir, name: str) -> dict:
+  """The options of a rule that `config.select` sets, and what it reads."""
+  own = registry.get_rule(name).options
+  options = {k: v for k, v in given_options(config).items() if k in own}
+  if name == 'rds_plus':
+    model = options.get('model', 'strong')
+    model = config.roles.get(model, model)
+    embeddings = workdir.embeddings(model)
+    targets = workdir.embeddings(model, 'targets')
+    if not (embeddings.exists() and targets.exists()):
+      raise columns.MissingColumn(
+          'rule rds_plus needs embeddings of the samples and of examples of '
+          'the target tasks: score with config.score.embeddings=True and '
+          'config.score.targets_path=FILE'
+      )
+    options |= {
+        'embeddings': embeddings,
+        'targets': targets,
+        'targets_path': config.score.targets_path,
+    }
+  if name == 'scar' and 'path' not in options:
+    options['scores'] = _input_scores(workdir, options.get('column', 'scar'))
+  return options
+
+
+def given_options(config) -> dict:
+  """Options of single rules that `config.select` sets."""
+  fixed = ('rule', 'output', 'budget', 'include_truncated')
+  return {
+      name: value
+      for name, value in config.select.items()
+      if name not in fixed and value is not None
+  }
+
+
+def _input_scores(workdir: WorkDir, field: str):
+  """A numeric field of the input's own records, one value per row."""
+  store = samples.SampleStore.open(workdir.samples)
+  return external.scores_of_samples(store.iter_rows(), store.num_rows, field)
