@@ -22,10 +22,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from qaq_jax.models import attention as attention_lib
-from qaq_jax.models import embedding, sharding
+from qaq_jax.models import embedding, layers, sharding
 from qaq_jax.models import params as params_lib
-from qaq_jax.models.config import LayerKind, ModelConfig
-from qaq_jax.models.rope import rotate
+from qaq_jax.models.config import ModelConfig
 
 PAD_LOGIT = -1e30  # of ids beyond the vocabulary: finite, exp gives 0
 
@@ -73,6 +72,7 @@ class Decoder(nnx.Module):
     rules = rules or sharding.ShardingRules()
     self.rules = rules.resolve(config, mesh) if mesh is not None else rules
     self.has_mesh = mesh is not None
+    self._layer = layers.Layer(config, self.dtype, self.rules, attention)
     specs = params_lib.param_specs(config)
     abstract = {
         path: jax.ShapeDtypeStruct(
@@ -147,7 +147,7 @@ class Decoder(nnx.Module):
     final = {'scale': self.final_norm_scale[...]}
     if config.norm == 'layer':
       final['bias'] = self.final_norm_bias[...]
-    return self._norm(x_BTD, **final)
+    return self._layer.norm(x_BTD, **final)
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """Returns float32 logits [..., V] of hidden states [..., D].
@@ -155,12 +155,12 @@ class Decoder(nnx.Module):
     Accumulated in float32; ids beyond the vocabulary have PAD_LOGIT.
     """
     table_VD = self.embedding if self.config.tie_embeddings else self.head
-    table_VD = self._weight(table_VD[...], 'vocab', 'embed')
+    table_VD = self._layer.weight(table_VD[...], 'vocab', 'embed')
     logits = jnp.einsum(
         '...d,vd->...v',
         hidden.astype(self.dtype),
         table_VD,
-        precision=self._precision,
+        precision=self._layer.precision,
         preferred_element_type=jnp.float32,
     )
     cap = self.config.final_soft_cap
@@ -174,12 +174,6 @@ class Decoder(nnx.Module):
       logits = jnp.where(ids < self.config.vocab_size, logits, PAD_LOGIT)
     return logits
 
-  @property
-  def _precision(self):
-    # Otherwise TPU and GPU would multiply float32 in bfloat16 or TF32.
-    highest = self.dtype == jnp.float32
-    return jax.lax.Precision.HIGHEST if highest else None
-
   def _check_call(self, tokens_BT):
     if self.has_mesh and sharding.current_mesh() is None:
       raise ValueError(
@@ -192,130 +186,19 @@ class Decoder(nnx.Module):
           f' {limit} learned positions: set max_length to at most {limit}'
       )
 
-  def _weight(self, value, *axes):
-    """Gathers a parameter over fsdp, in the dtype of the computation."""
-    return sharding.reshard(
-        value.astype(self.dtype), self.rules.gathered(*axes)
-    )
-
-  def _out(self, *axes):
-    meshed = sharding.current_mesh() is not None
-    return self.rules.spec(*axes) if meshed else None
-
-  def _einsum(self, expression, x, w, *out_axes):
-    return jnp.einsum(
-        expression,
-        x,
-        w,
-        precision=self._precision,
-        out_sharding=self._out(*out_axes),
-    )
-
   def _embed(self, tokens_BT, positions_BT):
-    table_VD = self._weight(self.embedding[...], 'vocab', 'embed')
+    table_VD = self._layer.weight(self.embedding[...], 'vocab', 'embed')
     x_BTD = embedding.lookup(table_VD, tokens_BT, self.rules)
     if self.config.embed_scale:
       x_BTD = x_BTD * jnp.asarray(
           math.sqrt(self.config.hidden_size), self.dtype
       )
     if self.config.learned_positions:
-      table_PD = self._weight(self.position_embedding[...], None, 'embed')
+      table_PD = self._layer.weight(self.position_embedding[...], None, 'embed')
       x_BTD = x_BTD + embedding.lookup(
           table_PD, positions_BT, dataclasses.replace(self.rules, vocab=None)
       )
     return x_BTD
-
-  def _norm(self, x, scale, bias=None):
-    """RMS or layer norm over the last axis, computed in float32."""
-    config = self.config
-    x = x.astype(jnp.float32)
-    if config.norm == 'layer':
-      x = x - jnp.mean(x, axis=-1, keepdims=True)
-    x = x * jax.lax.rsqrt(
-        jnp.mean(x * x, axis=-1, keepdims=True) + config.norm_eps
-    )
-    scale = scale.astype(jnp.float32)
-    if config.norm == 'rms_plus_one':
-      scale = scale + 1.0
-    x = x * scale
-    if bias is not None:
-      x = x + bias.astype(jnp.float32)
-    return x.astype(self.dtype)
-
-  def _layer(self, p, kind: LayerKind, x_BTD, tables, segment_ids_BT):
-    def norm(name, x):
-      if f'{name}_scale' not in p:
-        return x
-      return self._norm(x, p[f'{name}_scale'], p.get(f'{name}_bias'))
-
-    h_BTD = self._attend(p, kind, norm('attn_norm', x_BTD), tables, norm,
-                         segment_ids_BT)
-    x_BTD = x_BTD + norm('post_attn_norm', h_BTD)
-    h_BTD = self._mlp(p, norm('mlp_norm', x_BTD))
-    return x_BTD + norm('post_mlp_norm', h_BTD)
-
-  def _attend(self, p, kind, x_BTD, tables, norm, segment_ids_BT):
-    config = self.config
-
-    def project(name, heads):
-      kernel = self._weight(p[f'{name}_kernel'], 'embed', heads, None)
-      y = self._einsum('btd,dnk->btnk', x_BTD, kernel, 'batch', None, heads,
-                       None)
-      if f'{name}_bias' in p:
-        y = y + self._weight(p[f'{name}_bias'], heads, None)
-      return norm(f'{name}_norm', y)
-
-    q_BTNK = project('q', 'heads')
-    k_BTGK = project('k', 'kv_heads')
-    v_BTGK = project('v', 'kv_heads')
-    if tables is not None:
-      q_BTNK, k_BTGK = rotate(q_BTNK, *tables), rotate(k_BTGK, *tables)
-    y_BTNK = attention_lib.attention(
-        q_BTNK,
-        k_BTGK,
-        v_BTGK,
-        segment_ids_BT,
-        scale=config.query_scale,
-        window=kind.window,
-        soft_cap=config.attn_soft_cap,
-        rules=self.rules,
-        implementation=self.attention,
-    )
-    kernel = self._weight(p['o_kernel'], 'heads', None, 'embed')
-    # Not einsum: it would contract K before N and transpose both for that.
-    y_BTD = jax.lax.dot_general(
-        y_BTNK,
-        kernel,
-        (((2, 3), (0, 1)), ((), ())),
-        precision=self._precision,
-        out_sharding=self._out('batch', None, None),
-    )
-    if 'o_bias' in p:
-      y_BTD = y_BTD + p['o_bias'].astype(self.dtype)
-    return y_BTD
-
-  def _mlp(self, p, x_BTD):
-    def project(name):
-      kernel = self._weight(p[f'{name}_kernel'], 'embed', 'mlp')
-      y = self._einsum('btd,df->btf', x_BTD, kernel, 'batch', None, 'mlp')
-      if f'{name}_bias' in p:
-        y = y + self._weight(p[f'{name}_bias'], 'mlp')
-      return y
-
-    activation = {
-        'silu': jax.nn.silu,
-        'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
-        'gelu': lambda x: jax.nn.gelu(x, approximate=False),
-    }[self.config.activation]
-    if self.config.gated_mlp:
-      h_BTF = activation(project('gate')) * project('up')
-    else:
-      h_BTF = activation(project('up'))
-    kernel = self._weight(p['down_kernel'], 'mlp', 'embed')
-    y_BTD = self._einsum('btf,fd->btd', h_BTF, kernel, 'batch', None, None)
-    if 'down_bias' in p:
-      y_BTD = y_BTD + p['down_bias'].astype(self.dtype)
-    return y_BTD
 
 
 def _sharding_of(x):

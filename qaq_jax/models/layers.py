@@ -1,0 +1,158 @@
+"""The arithmetic of one layer: norms, attention, MLP.
+
+Letters of dimensions: see `decoder.py`.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from qaq_jax.models import attention as attention_lib
+from qaq_jax.models import sharding
+from qaq_jax.models.config import LayerKind, ModelConfig
+from qaq_jax.models.rope import rotate
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+  """How every layer of a model computes; its parameters come with the call.
+
+  Attributes:
+    config: sizes and switches.
+    dtype: of the computation; float32 also sets matmul precision 'highest'.
+    rules: logical to mesh axes, resolved.
+    attention: implementation, see `attention.choose`.
+  """
+
+  config: ModelConfig
+  dtype: jnp.dtype
+  rules: sharding.ShardingRules
+  attention: str
+
+  @property
+  def precision(self):
+    """Matmul precision: TPU and GPU would multiply float32 in less."""
+    highest = self.dtype == jnp.float32
+    return jax.lax.Precision.HIGHEST if highest else None
+
+  def weight(self, value, *axes):
+    """Gathers a parameter over fsdp, in the dtype of the computation."""
+    return sharding.reshard(
+        value.astype(self.dtype), self.rules.gathered(*axes)
+    )
+
+  def einsum(self, expression, x, w, *out_axes):
+    """Multiplies, the result split as `out_axes` say where a mesh is set."""
+    return jnp.einsum(
+        expression,
+        x,
+        w,
+        precision=self.precision,
+        out_sharding=self._out(*out_axes),
+    )
+
+  def _out(self, *axes):
+    meshed = sharding.current_mesh() is not None
+    return self.rules.spec(*axes) if meshed else None
+
+  def norm(self, x, scale, bias=None):
+    """RMS or layer norm over the last axis, computed in float32."""
+    config = self.config
+    x = x.astype(jnp.float32)
+    if config.norm == 'layer':
+      x = x - jnp.mean(x, axis=-1, keepdims=True)
+    x = x * jax.lax.rsqrt(
+        jnp.mean(x * x, axis=-1, keepdims=True) + config.norm_eps
+    )
+    scale = scale.astype(jnp.float32)
+    if config.norm == 'rms_plus_one':
+      scale = scale + 1.0
+    x = x * scale
+    if bias is not None:
+      x = x + bias.astype(jnp.float32)
+    return x.astype(self.dtype)
+
+  def __call__(self, p, kind: LayerKind, x_BTD, tables, segment_ids_BT):
+    """Returns the residual stream [B, T, D] after one layer.
+
+    Args:
+      p: the layer's parameters by name, see `params.layer_specs`.
+      kind: its window and rotary embedding.
+      x_BTD: the residual stream before it.
+      tables: (cos, sin) of its rotary embedding, or None.
+      segment_ids_BT: tokens attend within equal ids; None: one segment.
+    """
+    def norm(name, x):
+      if f'{name}_scale' not in p:
+        return x
+      return self.norm(x, p[f'{name}_scale'], p.get(f'{name}_bias'))
+
+    h_BTD = self._attend(p, kind, norm('attn_norm', x_BTD), tables, norm,
+                         segment_ids_BT)
+    x_BTD = x_BTD + norm('post_attn_norm', h_BTD)
+    h_BTD = self._mlp(p, norm('mlp_norm', x_BTD))
+    return x_BTD + norm('post_mlp_norm', h_BTD)
+
+  def _attend(self, p, kind, x_BTD, tables, norm, segment_ids_BT):
+    config = self.config
+
+    def project(name, heads):
+      kernel = self.weight(p[f'{name}_kernel'], 'embed', heads, None)
+      y = self.einsum('btd,dnk->btnk', x_BTD, kernel, 'batch', None, heads,
+                       None)
+      if f'{name}_bias' in p:
+        y = y + self.weight(p[f'{name}_bias'], heads, None)
+      return norm(f'{name}_norm', y)
+
+    q_BTNK = project('q', 'heads')
+    k_BTGK = project('k', 'kv_heads')
+    v_BTGK = project('v', 'kv_heads')
+    if tables is not None:
+      q_BTNK, k_BTGK = rotate(q_BTNK, *tables), rotate(k_BTGK, *tables)
+    y_BTNK = attention_lib.attention(
+        q_BTNK,
+        k_BTGK,
+        v_BTGK,
+        segment_ids_BT,
+        scale=config.query_scale,
+        window=kind.window,
+        soft_cap=config.attn_soft_cap,
+        rules=self.rules,
+        implementation=self.attention,
+    )
+    kernel = self.weight(p['o_kernel'], 'heads', None, 'embed')
+    # Not einsum: it would contract K before N and transpose both for that.
+    y_BTD = jax.lax.dot_general(
+        y_BTNK,
+        kernel,
+        (((2, 3), (0, 1)), ((), ())),
+        precision=self.precision,
+        out_sharding=self._out('batch', None, None),
+    )
+    if 'o_bias' in p:
+      y_BTD = y_BTD + p['o_bias'].astype(self.dtype)
+    return y_BTD
+
+  def _mlp(self, p, x_BTD):
+    def project(name):
+      kernel = self.weight(p[f'{name}_kernel'], 'embed', 'mlp')
+      y = self.einsum('btd,df->btf', x_BTD, kernel, 'batch', None, 'mlp')
+      if f'{name}_bias' in p:
+        y = y + self.weight(p[f'{name}_bias'], 'mlp')
+      return y
+
+    activation = {
+        'silu': jax.nn.silu,
+        'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
+        'gelu': lambda x: jax.nn.gelu(x, approximate=False),
+    }[self.config.activation]
+    if self.config.gated_mlp:
+      h_BTF = activation(project('gate')) * project('up')
+    else:
+      h_BTF = activation(project('up'))
+    kernel = self.weight(p['down_kernel'], 'mlp', 'embed')
+    y_BTD = self.einsum('btf,fd->btd', h_BTF, kernel, 'batch', None, None)
+    if 'down_bias' in p:
+      y_BTD = y_BTD + p['down_bias'].astype(self.dtype)
+    return y_BTD
