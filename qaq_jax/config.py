@@ -97,15 +97,80 @@ def get_default() -> ml_collections.ConfigDict:
   c.select.path = placeholder(str)
   c.select.key = placeholder(str)
 
+  # Fine-tunes on the choice of every rule, from the same start with the
+  # settings above, and compares held-out losses.
+  c.compare = ml_collections.ConfigDict()
+  # (rule, budget, amount, seeds); budget is 'share', 'rows', 'tokens', or
+  # 'token_share' (of the tokens of all eligible rows).
+  c.compare.table = ()
+  c.compare.held_out = ''  # samples to judge by, in any format
+  c.compare.baseline = 'random'  # subtracted from lines of the same budget
+  c.compare.keep_models = False  # export the model of every cell
+
   # What every rule lets through, by a label in the input's records.
   c.audit = ml_collections.ConfigDict()
   c.audit.label = ''  # name of the field, 'defect' say
   c.audit.share = 0.25  # budget of every rule
   c.audit.rules = ()  # () = every rule that the score table can serve
 
+  c.finetune = ml_collections.ConfigDict()
+  # Where training starts: a role or name of config.models, whose path,
+  # revision, template and system prompt are then used.
+  c.finetune.model = 'strong'
+  c.finetune.path = ''  # or any other model: a folder or a hub id
+  c.finetune.revision = ''
+  c.finetune.chat_template = ''  # '' = the model's own setting
+  c.finetune.system_prompt = ''  # '' = the model's, else the score section's
+  # 'selected' (what the select stage chose), 'all' (every prepared sample), or
+  # a file or data set in any format that data.path has.
+  c.finetune.data = 'selected'
+  # Held-out samples, in any format; '' = validation_rows of the data.
+  c.finetune.validation = ''
+  c.finetune.validation_rows = 0  # drawn by the seed; 0 = no validation
+  c.finetune.max_length = 2048  # tokens of a sample, and of a packed row
+  c.finetune.on_long = 'skip'  # or 'truncate': cut the answer's end
+  c.finetune.prompt_weight = 0.0  # of a prompt token's loss
+  c.finetune.response_weight = 1.0  # of an answer token's and its end-of-turn
+  c.finetune.packing = 'packed'  # or 'padded': one sample per row
+  c.finetune.batch_size = 256  # samples per update, on any number of devices
+  c.finetune.tokens_per_device = 8192  # of a micro-batch, padding included
+  c.finetune.epochs = 3
+  c.finetune.max_steps = 0  # updates; 0 = as many as the epochs have
+  c.finetune.dtype = 'bfloat16'  # of the computation; the masters are float32
+  c.finetune.remat = True  # recompute layers in the backward pass
+  c.finetune.attention = 'auto'
+  c.finetune.optimizer = ml_collections.ConfigDict()
+  c.finetune.optimizer.name = 'adamw'  # or 'muon'
+  c.finetune.optimizer.learning_rate = 1e-5  # peak
+  c.finetune.optimizer.schedule = 'cosine'  # 'linear', 'constant', 'wsd'
+  c.finetune.optimizer.warmup_ratio = 0.03  # of all updates
+  c.finetune.optimizer.decay_ratio = 0.2  # of all updates; wsd only
+  c.finetune.optimizer.final_ratio = 0.0  # last rate over the peak
+  c.finetune.optimizer.weight_decay = 0.0  # of matrices
+  c.finetune.optimizer.b1 = 0.9
+  c.finetune.optimizer.b2 = 0.999
+  c.finetune.optimizer.eps = 1e-8
+  c.finetune.optimizer.clip = 1.0  # global norm of the gradient
+  c.finetune.lora = ml_collections.ConfigDict()
+  c.finetune.lora.rank = 0  # 0 = train all parameters
+  c.finetune.lora.alpha = 16.0  # the update is scaled by alpha / rank
+  c.finetune.lora.targets = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
+  c.finetune.mesh = ml_collections.ConfigDict()
+  c.finetune.mesh.data = 1
+  c.finetune.mesh.fsdp = -1  # -1 = all devices that the other axes leave
+  c.finetune.mesh.tensor = 1
+  c.finetune.log_every = 10  # updates between lines of the learning curve
+  c.finetune.eval_every = 0  # updates between validations; 0 = every epoch
+  c.finetune.save_every = 200  # updates between checkpoints
+  c.finetune.keep = 2  # latest checkpoints kept, besides the best
+  c.finetune.looks = 2  # samples generated from validation at each look
+  c.finetune.export_dtype = 'bfloat16'  # of the exported weights
+  c.finetune.trackers = ()  # 'tensorboard', 'wandb', as well as metrics.jsonl
+
   # Only configs/demo.py mines its input.
   c.mine = ml_collections.ConfigDict()
   c.mine.rows = 0
+  c.mine.held_out = 0  # clean pairs that are not in the input, for compare
   c.mine.defects = ml_collections.ConfigDict()  # defect -> share of the rows
   return c
 
@@ -204,3 +269,9 @@ def shrink(config: ml_collections.ConfigDict) -> None:
   config.data.limit = 64
   config.score.max_length = 512
   config.score.reverse_instruction = '{answer}'
+  config.finetune.max_length = 512
+  config.finetune.dtype = 'float32'
+  config.finetune.batch_size = 8
+  config.finetune.tokens_per_device = 2048
+  config.finetune.max_steps = 4
+  config.finetune.validation_rows = 8

@@ -63,10 +63,14 @@ def mine(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
       rows=config.mine.rows,
       shares=config.mine.defects.to_dict(),
       seed=config.seed,
+      held_out=config.mine.held_out,
+      held_out_path=workdir.held_out,
   )
   print(f'mined {info["source"]}')
   planted = ', '.join(f'{n} {name}' for name, n in info['defects'].items())
   print(f'kept {info["rows"]} pairs (hash {info["content_hash"]}): {planted}')
+  if info['held_out']:
+    print(f'held out {info["held_out"]} other pairs: {workdir.held_out}')
   return info
 
 

@@ -34,6 +34,21 @@ class WorkDir:
     return self.path / 'run.log'
 
   @property
+  def held_out(self) -> pathlib.Path:
+    """The demo's clean pairs that are not in its input."""
+    return self.path / 'held_out.jsonl'
+
+  @property
+  def finetune(self) -> pathlib.Path:
+    """The fine-tuning run: samples, checkpoints, metrics, exported model."""
+    return self.path / 'finetune'
+
+  @property
+  def compare(self) -> pathlib.Path:
+    """The comparison of rules: cells, results."""
+    return self.path / 'compare'
+
+  @property
   def samples(self) -> pathlib.Path:
     """Prepared samples."""
     return self.path / 'samples'

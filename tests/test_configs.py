@@ -36,7 +36,7 @@ def test_every_recipe_resolves_to_a_complete_config(recipe):
   config = resolve(recipe)
   default = config_lib.get_default()
   assert set(config) == set(default)
-  assert {config.roles.strong, config.roles.weak} <= set(config.models)
+  assert {config.roles.strong, config.roles.weak} - {''} <= set(config.models)
   for model in config.models.values():
     assert set(model) == {
         'path', 'revision', 'dtype', 'chat_template', 'system_prompt',

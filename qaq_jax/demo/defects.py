@@ -184,6 +184,8 @@ def write_demo_data(
     seed: int = 0,
     packages: Sequence[str] = mining.DEMO_PACKAGES,
     limits: mining.Limits = DEMO_LIMITS,
+    held_out: int = 0,
+    held_out_path: str | os.PathLike | None = None,
 ) -> dict:
   """Mines, plants defects and writes the demo's JSONL, atomically.
 
@@ -194,27 +196,41 @@ def write_demo_data(
     seed: of the defects.
     packages: where to mine, see `mining.mine`.
     limits: see `mining.Limits`.
+    held_out: clean pairs to write besides, none of them among the rows.
+    held_out_path: where to.
 
   Returns:
-    `rows`, `defects` (name -> rows), `source` (one line: counts, versions and
-    content hash of the mined pairs), `content_hash` of the drawn pairs.
+    `rows`, `held_out`, `defects` (name -> rows), `source` (one line: counts,
+    versions and content hash of the mined pairs), `content_hash` of the drawn
+    pairs.
   """
   mined = mining.mine(packages, limits=limits)
   drawn = mining.draw(mined, rows)
   records = plant(drawn, shares=shares, seed=seed)
+  _write_lines(path, records)
+  rest = []
+  if held_out:
+    used = {(pair.query, pair.answer) for pair in drawn}
+    left = [pair for pair in mined if (pair.query, pair.answer) not in used]
+    rest = plant(mining.draw(left, held_out), shares={})
+    _write_lines(held_out_path, rest)
+  counts = count_defects(record['defect'] for record in records)
+  return {
+      'rows': len(records),
+      'held_out': len(rest),
+      'defects': counts,
+      'source': mining.describe(mined),
+      'content_hash': mining.content_hash(drawn),
+  }
+
+
+def _write_lines(path, records) -> None:
   path = pathlib.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   part = path.with_name(path.name + '.part')
   lines = (json.dumps(record) + '\n' for record in records)
   part.write_text(''.join(lines), encoding='utf-8')
   part.replace(path)
-  counts = count_defects(record['defect'] for record in records)
-  return {
-      'rows': len(records),
-      'defects': counts,
-      'source': mining.describe(mined),
-      'content_hash': mining.content_hash(drawn),
-  }
 
 
 def count_defects(defects: Iterable[str]) -> dict[str, int]:
