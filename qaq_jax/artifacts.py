@@ -19,7 +19,7 @@ def data_source(config, workdir: WorkDir) -> samples.DataSource:
   """`config.data` as the reader takes it."""
   c = config.data
   return samples.DataSource(
-      path=workdir.data_path(c.path),
+      path=workdir.filled(c.path),
       format=c.format,
       split=c.split,
       name=c.name,

@@ -97,6 +97,9 @@ def get_default() -> ml_collections.ConfigDict:
   c.select.path = placeholder(str)
   c.select.key = placeholder(str)
 
+  c.analyse = ml_collections.ConfigDict()
+  c.analyse.share = 0.25  # budget of every rule whose overlap is shown
+
   # Fine-tunes on the choice of every rule, from the same start with the
   # settings above, and compares held-out losses.
   c.compare = ml_collections.ConfigDict()

@@ -36,6 +36,7 @@ stages:
   select   scores.parquet -> chosen samples
   report   report/index.html
   audit    what each rule lets through, by a label in the input
+  analyse  rank correlations of scores, overlaps of rules
   mine     the demo's input
 
 example:

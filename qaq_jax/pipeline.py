@@ -18,6 +18,7 @@ STAGES = {
     'score': stages.score,
     'select': stages.select,
     'audit': stages.audit,
+    'analyse': stages.analyse,
     'report': stages.report,
 }
 

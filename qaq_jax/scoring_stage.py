@@ -40,7 +40,9 @@ def score(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   targets = _prepare_targets(config, workdir)
   # All of them first: what is wrong with the last should not be found hours
   # later. Weights are loaded one model at a time, and only if they are needed.
-  models = {name: _Model(config, name, mesh) for name in config.models}
+  models = {
+      name: _Model(config, name, mesh, workdir) for name in config.models
+  }
   summaries = {}
   for name in config.models:
     model = models.pop(name)
@@ -64,10 +66,12 @@ def score(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
 class _Model:
   """One model of the config: its files, its encoder, its weights on demand."""
 
-  def __init__(self, config, name, mesh):
+  def __init__(self, config, name, mesh, workdir):
     self._c, self._m = config.score, config.models[name]
     self._name, self._mesh = name, mesh
-    self._source = source_lib.resolve(self._m.path, self._m.revision or None)
+    self._source = source_lib.resolve(
+        workdir.filled(self._m.path), self._m.revision or None
+    )
     self._encoder = templates.Encoder(
         self._source.directory,
         template=self._m.chat_template,

@@ -59,7 +59,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 def mine(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   """The demo's input: mined pairs with planted defects -> data.path."""
   info = defects.write_demo_data(
-      workdir.data_path(config.data.path),
+      workdir.filled(config.data.path),
       rows=config.mine.rows,
       shares=config.mine.defects.to_dict(),
       seed=config.seed,
@@ -165,6 +165,45 @@ def audit(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
       'let_through': audit_lib.let_through(chosen, labels),
       'left_out': left_out,
   }
+
+
+def analyse(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
+  """Rank correlations of scores and overlaps of rules."""
+  table = artifacts.score_columns(config, workdir)
+  correlations = analyses.correlations(table)
+  print('Spearman rank correlations:')
+  for c in correlations:
+    print(
+        f'  RMI ({c["model"]}) with {c["score"]} ({c["other"]}): '
+        f'{c["spearman"]:+.4f}'
+    )
+  share = config.analyse.share
+  found, left_out = analyses.select_all(
+      table,
+      budget={'share': share},
+      seed=config.seed,
+      options=lambda name: artifacts.rule_options(config, workdir, name),
+  )
+  rows = {name: selection.rows for name, selection in found.items()}
+  shared = analyses.overlap(rows, of='first')
+  print(
+      f'Overlap at {share:.0%}: of the rows that the rule on the left keeps, '
+      'those that the rule above keeps too:'
+  )
+  print(analyses.format_overlap(list(rows), shared))
+  result = {
+      'spearman': correlations,
+      'overlap': {
+          'share': share,
+          'of': 'rows of the first rule',
+          'rules': list(rows),
+          'matrix': [[round(float(x), 6) for x in line] for line in shared],
+          'left_out': left_out,
+      },
+  }
+  files.write_json(workdir.analyses, result)
+  print(f'wrote {workdir.analyses}')
+  return {'spearman': correlations}
 
 
 def report(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:

@@ -81,8 +81,13 @@ class WorkDir:
     """A model's pooled embeddings: .npy, float16 [rows, D]."""
     return self.path / 'embeddings' / f'{model}.{of}.npy'
 
-  def data_path(self, path: str) -> str:
-    """`config.data.path` with '{workdir}' filled in."""
+  @property
+  def analyses(self) -> pathlib.Path:
+    """Correlations and overlaps."""
+    return self.path / 'analyses.json'
+
+  def filled(self, path: str) -> str:
+    """A path of the config with '{workdir}' filled in."""
     return path.replace('{workdir}', str(self.path))
 
   def fingerprints(self) -> dict[str, dict]:

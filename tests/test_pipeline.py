@@ -116,6 +116,17 @@ def test_every_input_row_has_one_output_row_with_a_status(inputs, finished):
   assert table['id'].to_pylist()[9:16] == [9, 7, 7, 8, 9, None, 10]
 
 
+def test_analyses_are_printed_and_written(inputs, finished, capsys):
+  pipeline.run('analyse', make_config(inputs), str(finished))
+  out = capsys.readouterr().out
+  assert 'RMI (strong) with RMI (weak)' in out
+  found = json.loads((finished / 'analyses.json').read_text())
+  overlap = found['overlap']
+  assert len(overlap['matrix']) == len(overlap['rules']) > 10
+  assert set(overlap['left_out']) >= {'rds_plus', 'scar'}
+  assert all(line[i] == 1 for i, line in enumerate(overlap['matrix']))
+
+
 def test_columns_are_those_of_the_architecture(finished):
   names = pq.read_schema(finished / 'scores.parquet').names
   per_model = [

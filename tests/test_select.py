@@ -241,3 +241,29 @@ def test_spearman_of_two_tables_matches_rows():
   before, after = ScoreColumns(table), ScoreColumns(reorder(table, order))
   value = analyses.rmi_spearman_between(before, after, 'strong')
   assert value == pytest.approx(1.0)
+
+
+def test_correlations_pair_each_rmi_with_scores_and_with_other_models():
+  models = ('strong', 'weak', 'finetuned')
+  columns = ScoreColumns(make_table(300, models=models))
+  found = {
+    (c['model'], c['score'], c['other']): c['spearman']
+    for c in analyses.correlations(columns)
+  }
+  assert len(found) == 3 * 3 + 3
+  both = np.isfinite(columns.rmi('strong')) & np.isfinite(
+    columns.rmi('finetuned'))
+  assert found['strong', 'RMI', 'finetuned'] == pytest.approx(
+    scipy.stats.spearmanr(
+      columns.rmi('strong')[both], columns.rmi('finetuned')[both]
+    ).statistic)
+  assert found['weak', 'IFD', 'weak'] == pytest.approx(
+    analyses.rmi_ifd_spearman(columns, 'weak'))
+
+
+def test_overlap_as_text_has_a_line_per_rule():
+  rows = {'a': [1, 2, 3, 4], 'none': []}
+  text = analyses.format_overlap(
+    list(rows), analyses.overlap(rows, of='first')).splitlines()
+  assert [line.split() for line in text] == [
+    ['a', 'none'], ['a', '100%', '0%'], ['none', '-', '-']]

@@ -4,7 +4,6 @@ import numpy as np
 
 from qaq_jax.report import text
 from qaq_jax.selection import analyses
-from qaq_jax.selection.columns import MissingColumn
 
 
 def head(title, report) -> str:
@@ -107,41 +106,22 @@ def strata(report) -> str:
 
 def correlations(columns) -> str:
   """Spearman correlations between scores."""
-  scores = {}
-  for model in text.models_of(columns):
-    for name, read in (
-      ('RMI', columns.rmi),
-      ('IFD', lambda m: columns.ifd(m, required=False)),
-      ('log PPL(Q)', columns.log_ppl_q),
-      ('answer tokens', columns.length),
-    ):
-      try:
-        scores[name, model] = read(model)
-      except MissingColumn:
-        continue
-  rows, ratio = [], ''
   models = text.models_of(columns)
-  for i, model in enumerate(models):
-    if ('RMI', model) not in scores:
-      continue
-    pairs = [(n, model) for n in ('IFD', 'log PPL(Q)', 'answer tokens')]
-    pairs += [('RMI', other) for other in models[i + 1 :]]
-    for key in pairs:
-      if key not in scores:
-        continue
-      value = analyses.spearman(scores['RMI', model], scores[key])
-      if value is not None:
-        paper = '0.252' if key[0] == 'IFD' and i == 0 else ''
-        if paper:
-          ratio = (
-            ' IFD is a ratio where lower means easier, so the sign and size of '
-            'its correlation with RMI vary with models and data.'
-          )
-        rows.append([
-          f'RMI ({text.role_name(columns, model)})',
-          f'{text.escape(key[0])} ({text.role_name(columns, key[1])})',
-          text.number(value), paper,
-        ])
+  rows, ratio = [], ''
+  for found in analyses.correlations(columns, models):
+    paper = ''
+    if found['score'] == 'IFD' and found['model'] == models[0]:
+      paper = '0.252'
+      ratio = (
+        ' IFD is a ratio where lower means easier, so the sign and size of its '
+        'correlation with RMI vary with models and data.'
+      )
+    rows.append([
+      f'RMI ({text.role_name(columns, found["model"])})',
+      f'{text.escape(found["score"])} '
+      f'({text.role_name(columns, found["other"])})',
+      text.number(found['spearman']), paper,
+    ])
   if not rows:
     return ''
   return (

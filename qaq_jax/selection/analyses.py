@@ -1,6 +1,6 @@
 """Analyses of a score table that the paper reports (arXiv 2603.12165)."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -29,6 +29,41 @@ def spearman(x_N, y_N) -> float | None:
   y = strata.rank_in_strata(y_N[both], one) - 0.5
   scale = np.sqrt(np.dot(x, x) * np.dot(y, y))
   return float(np.dot(x, y) / scale) if scale > 0 else None
+
+
+def correlations(columns, models=None) -> list[dict]:
+  """Spearman of each model's RMI with its other scores and other models' RMI.
+
+  A model scored before and after fine-tuning stands in one table under two
+  names: the paper reports 0.9539 for that pair, and 0.252 for RMI and IFD.
+
+  Args:
+    columns: ScoreColumns.
+    models: names, in this order; None = all of the table.
+
+  Returns:
+    One record per pair: `model`, `score` ('IFD', 'log PPL(Q)', 'answer tokens'
+    or 'RMI'), `other` (the model of that score), `spearman`.
+  """
+  readers = {
+    'IFD': lambda model: columns.ifd(model, required=False),
+    'log PPL(Q)': columns.log_ppl_q,
+    'answer tokens': columns.length,
+  }
+  found, models = [], models or columns.models
+  for i, model in enumerate(models):
+    pairs = [(name, model, read) for name, read in readers.items()]
+    pairs += [('RMI', other, columns.rmi) for other in models[i + 1 :]]
+    for name, other, read in pairs:
+      try:
+        value = spearman(columns.rmi(model), read(other))
+      except columns_lib.MissingColumn:
+        continue
+      if value is not None:
+        found.append(
+          {'model': model, 'score': name, 'other': other, 'spearman': value}
+        )
+  return found
 
 
 def rmi_ifd_spearman(columns, model: str) -> float | None:
@@ -113,3 +148,20 @@ def overlap(rows_by_rule: Mapping[str, np.ndarray], of: str = 'union'):
       if base:
         out[i, j] = common / base
   return out
+
+
+def format_overlap(names: Sequence[str], matrix) -> str:
+  """An overlap matrix as text, a line per rule, in percent."""
+  first = max(map(len, names), default=0)
+  widths = [max(len(name), 5) for name in names]
+
+  def line(name, cells):
+    cells = zip(cells, widths, strict=True)
+    return name.ljust(first) + ''.join('  ' + c.rjust(w) for c, w in cells)
+
+  rows = [line('', names)]
+  for name, values in zip(names, matrix, strict=True):
+    rows.append(line(
+        name, ['-' if not np.isfinite(v) else f'{v:.0%}' for v in values]
+    ))
+  return '\n'.join(rows)
