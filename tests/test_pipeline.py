@@ -123,7 +123,7 @@ def test_analyses_are_printed_and_written(inputs, finished, capsys):
   found = json.loads((finished / 'analyses.json').read_text())
   overlap = found['overlap']
   assert len(overlap['matrix']) == len(overlap['rules']) > 10
-  assert set(overlap['left_out']) >= {'rds_plus', 'scar'}
+  assert set(overlap['left_out']) >= {'scar'}
   assert all(line[i] == 1 for i, line in enumerate(overlap['matrix']))
 
 
