@@ -94,6 +94,31 @@ class Layout:
     view = self._tokenizer.plain if self._plain else self._tokenizer.middle
     return view.encode(pieces.between)
 
+  def ending(self, system: str | None) -> np.ndarray:
+    """Ids that end an answer, int32: what a trained model stops with.
+
+    What the template puts behind the answer, up to its last marker (ChatML:
+    `<|im_end|>`, DeepSeek-Coder: a newline and `<|EOT|>`); EOS for `plain` and
+    for templates that put no marker there.
+
+    Raises:
+      TemplateError: it should be EOS, and the tokenizer names none.
+    """
+    tokens = self._tokenizer
+    if not self._plain:
+      ids = tokens.middle.encode(self._pieces(system)[0].after)
+      markers = np.flatnonzero(np.isin(ids, list(tokens.marker_ids)))
+      if len(markers):
+        return ids[: markers[-1] + 1]
+    eos = tokens.hf.eos_token_id
+    if eos is None:
+      raise chat.TemplateError(
+          f'{tokens.hf.name_or_path}: the chat template ({self._chat.origin}) '
+          'puts no special token behind an answer, so an answer ends with EOS, '
+          'and the tokenizer names none; add eos_token to tokenizer_config.json'
+      )
+    return np.array([eos], np.int32)
+
   def rendered(
       self, query: str, answer: str, system: str | None
   ) -> tuple[str, str]:

@@ -237,6 +237,11 @@ class Encoder:
     """Ids around the slots of the forward and the reverse sequence."""
     return self._layout.frames(system)
 
+  def turn(self, sample: Sample) -> tuple[Frame, np.ndarray]:
+    """Frame of the forward sequence, and the ids that end its answer."""
+    system = sample.system or self._system_prompt
+    return self.frames(system)[0], self._layout.ending(system)
+
   def rendered(self, sample: Sample) -> tuple[str, str]:
     """Text of the forward and the reverse sequence, up to the scored end."""
     return self._layout.rendered(
