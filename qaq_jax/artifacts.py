@@ -15,11 +15,19 @@ from qaq_jax.selection import select as select_lib
 from qaq_jax.workdir import SAMPLES_KEY, WorkDir
 
 
-def data_source(config, workdir: WorkDir) -> samples.DataSource:
-  """`config.data` as the reader takes it."""
+def data_source(
+    config, workdir: WorkDir, path: str = ''
+) -> samples.DataSource:
+  """`config.data` as the reader takes it.
+
+  Args:
+    config: the config.
+    workdir: the work directory.
+    path: of other data that is read by the same rules; '' = the config's own.
+  """
   c = config.data
   return samples.DataSource(
-      path=workdir.filled(c.path),
+      path=workdir.filled(path or c.path),
       format=c.format,
       split=c.split,
       name=c.name,
@@ -85,6 +93,21 @@ def selection(config, workdir: WorkDir, table) -> select_lib.Selection:
       seed=config.seed,
       **rule_options(config, workdir, config.select.rule),
   )
+
+
+def check_selection(config, workdir: WorkDir, selection) -> None:
+  """Refuses a selection that is not what `qaq select` wrote.
+
+  Raises:
+    ValueError: the work directory holds another selection, or none.
+  """
+  written = files.read_json(workdir.selection) or {}
+  if written.get('rows_sha256') != selection.report['rows_sha256']:
+    raise ValueError(
+        f'{workdir.selection} is of another selection than this config makes '
+        f'(there: {written.get("rule", "none yet")}; config: '
+        f'{config.select.rule}): run the select stage with this config first'
+    )
 
 
 def rule_options(config, workdir: WorkDir, name: str) -> dict:

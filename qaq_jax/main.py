@@ -34,6 +34,8 @@ stages:
   prepare  input data -> prepared samples
   score    samples and models -> scores.parquet
   select   scores.parquet -> chosen samples
+  finetune chosen samples -> finetune/model, trained and exported
+  compare  what each rule is worth: fine-tunes on the choice of each
   report   report/index.html
   audit    what each rule lets through, by a label in the input
   analyse  rank correlations of scores, overlaps of rules

@@ -17,6 +17,8 @@ STAGES = {
     'prepare': stages.prepare,
     'score': stages.score,
     'select': stages.select,
+    'finetune': stages.finetune,
+    'compare': stages.compare,
     'audit': stages.audit,
     'analyse': stages.analyse,
     'report': stages.report,

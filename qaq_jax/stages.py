@@ -167,6 +167,20 @@ def audit(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   }
 
 
+def finetune(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
+  """Chosen samples -> trained and exported model."""
+  from qaq_jax import finetune_stage  # loads flax and transformers
+
+  return finetune_stage.finetune(config, workdir)
+
+
+def compare(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
+  """Rules x budgets x seeds -> one table of held-out losses."""
+  from qaq_jax import compare_stage  # loads flax and transformers
+
+  return compare_stage.run(config, workdir)
+
+
 def analyse(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   """Rank correlations of scores and overlaps of rules."""
   table = artifacts.score_columns(config, workdir)
@@ -213,13 +227,7 @@ def report(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   path = workdir.report
   table = artifacts.score_columns(config, workdir)
   selection = artifacts.selection(config, workdir, table)
-  chosen = files.read_json(workdir.selection) or {}
-  if chosen.get('rows_sha256') != selection.report['rows_sha256']:
-    raise ValueError(
-        f'{workdir.selection} is of another selection than this config makes '
-        f'(there: {chosen.get("rule", "none yet")}; config: '
-        f'{config.select.rule}): run the select stage with this config first'
-    )
+  artifacts.check_selection(config, workdir, selection)
   report_lib.write_report(
       path,
       table,

@@ -242,6 +242,11 @@ class Encoder:
     system = sample.system or self._system_prompt
     return self.frames(system)[0], self._layout.ending(system)
 
+  @property
+  def stop_id(self) -> int:
+    """The last of the ids that end an answer: a model that wrote it is done."""
+    return int(self._layout.ending(self._system_prompt)[-1])
+
   def rendered(self, sample: Sample) -> tuple[str, str]:
     """Text of the forward and the reverse sequence, up to the scored end."""
     return self._layout.rendered(

@@ -124,7 +124,7 @@ def _own_filter(found, eligible):
   return {reason: n for reason, n in reasons.items() if n}, candidate
 
 
-def _token_model(table):
+def token_model(table):
   """Whose tokens a token budget counts: the strong model's."""
   if 'strong' in table.roles:
     return table.roles['strong']
@@ -136,13 +136,13 @@ def _cut(table, rule, budget, limit, seed, found, candidate):
   tokens = max_tokens = None
   if budget.tokens is not None:
     max_tokens = budget.tokens
-    tokens = table.tokens(_token_model(table))
+    tokens = table.tokens(token_model(table))
     unknown = candidate & ~np.isfinite(tokens)
     if unknown.any():
       row = table.row[np.flatnonzero(unknown)[0]]
       raise ValueError(
         f'select.budget.tokens: row {row} has no token count (n_q or n_a of '
-        f'model {_token_model(table)!r} is null): set share or rows.'
+        f'model {token_model(table)!r} is null): set share or rows.'
       )
   if found.picks is not None:
     return _cut_picks(found.picks, limit, budget, tokens)

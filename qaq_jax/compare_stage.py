@@ -1,0 +1,255 @@
+"""The compare stage: fine-tune on the choice of every rule, judge, tabulate.
+
+A cell (rule, budget, seed) is trained in a folder named by the fingerprint of
+all that its result depends on, so nothing is computed twice: two rules that
+choose the same rows share a cell, and a killed comparison goes on where it was.
+"""
+
+import hashlib
+import json
+import pathlib
+import shutil
+
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from qaq_jax import artifacts, compare, finetune_stage
+from qaq_jax.finetune import identity
+from qaq_jax.models import checkpoint
+from qaq_jax.scoring import files, parts, scorer
+from qaq_jax.selection import budget as budget_lib
+from qaq_jax.selection import registry
+from qaq_jax.selection import select as select_lib
+from qaq_jax.workdir import WorkDir
+
+# Part of every cell's fingerprint: raise it when a change here moves a result.
+VERSION = 1
+_TERM = 'a_given_q'
+
+
+def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
+  """Makes every cell of `config.compare.table` and the table of results.
+
+  Args:
+    config: the resolved config; `compare` says what, `finetune` how.
+    workdir: with a score table.
+
+  Returns:
+    The records of the table, for the run log.
+
+  Raises:
+    ValueError: the table, a rule or the held-out samples cannot be used.
+  """
+  lines = compare.parse_table(config.compare.table)
+  if not lines:
+    raise ValueError(
+        'config.compare.table is empty: list what to compare, as '
+        'configs/compare.py does'
+    )
+  for line in lines:
+    registry.get_rule(line.rule)
+  cells = _Cells(config, workdir)
+  total = sum(line.seeds for line in lines)
+  print(
+      f'{total} cells of {len(lines)} lines; start {cells.job.source.path}; '
+      f'judged by {len(cells.tokens):,} held-out answers, '
+      f'{int(cells.tokens.sum()):,} tokens'
+  )
+  start = compare.Loss(cells.loss_of_start()[None], cells.tokens)
+  losses, facts, number = {}, {}, 0
+  for line in lines:
+    made = []
+    for seed in range(line.seeds):
+      number += 1
+      made.append(cells.make(line, seed, f'{number}/{total}'))
+    losses[line] = compare.Loss(
+        np.array([cell['nll'] for cell in made]), cells.tokens
+    )
+    facts[line] = {
+        key: float(np.mean([cell[key] for cell in made]))
+        for key in ('rows', 'tokens', 'steps', 'seconds')
+    }
+  records = compare.summarise(losses, facts, config.compare.baseline)
+  table = compare.format_table(records, config.compare.baseline, start)
+  path = workdir.compare / 'results.json'
+  files.write_json(path, {
+      'start': float(start.by_seed.mean()),
+      'held_out': {
+          'rows': len(cells.tokens), 'tokens': int(cells.tokens.sum())
+      },
+      'lines': records,
+  })
+  files.write_atomic(workdir.compare / 'results.md', f'{table}\n'.encode())
+  print(table)
+  print(f'wrote {path} and {path.with_suffix(".md")}')
+  return {'start': float(start.by_seed.mean()), 'lines': records}
+
+
+class _Cells:
+  """Makes cells, or finds them made."""
+
+  def __init__(self, config, workdir):
+    self._config, self._folder = config, workdir.compare
+    self._workdir = workdir
+    self._store = artifacts.open_samples(config, workdir)
+    self._table = artifacts.score_columns(config, workdir)
+    self.job = finetune_stage.Job(config, workdir)
+    if not config.compare.held_out:
+      raise ValueError(
+          'config.compare.held_out is empty: name a file of samples to judge '
+          'by, none of which is in the training data'
+      )
+    self._held_out = finetune_stage.prepared(
+        config, workdir, config.compare.held_out, self._folder / 'held_out'
+    )
+    _check_apart(self._store, self._held_out, config.compare.held_out)
+    self._rows, self.tokens = self._usable()
+    self._trainer = None
+
+  def _usable(self):
+    """Rows of the held-out samples that can be judged, and their tokens."""
+    encoded = self.job.encoder.encode(list(self._held_out.iter_rows()))
+    found = {}
+    for one in encoded:
+      for sequence in one.sequences:
+        for term, begin, end in sequence.spans:
+          if term == _TERM:
+            found[one.row] = end - begin
+    if not found:
+      raise ValueError(
+          f'{self._config.compare.held_out}: none of the '
+          f'{self._held_out.num_rows} samples can be judged; the first is '
+          f'{encoded[0].status} ({encoded[0].reason})'
+      )
+    rows = np.array(sorted(found))
+    return rows, np.array([found[row] for row in rows.tolist()])
+
+  def loss_of_start(self) -> np.ndarray:
+    """Held-out losses before any training, nats [R]."""
+    folder = self._folder / 'start'
+    self._fresh_if_changed(folder)
+
+    def model():
+      return checkpoint.load(
+          self.job.source, mesh=self.job.mesh, dtype=jnp.float32
+      )
+
+    return self._judge(model, folder)
+
+  def _fresh_if_changed(self, folder):
+    wanted = {'held_out': self._held_out.content_hash, **self.job.fingerprint}
+    if files.read_json(folder / 'of.json') != wanted:
+      shutil.rmtree(folder, ignore_errors=True)
+      folder.mkdir(parents=True)
+      files.write_json(folder / 'of.json', wanted)
+
+  def make(self, line: compare.Line, seed: int, number: str) -> dict:
+    """One cell's result, computed if it is not there."""
+    rows = self._select(line, seed)
+    chosen = list(finetune_stage.chosen(self._store, rows))
+    fingerprint = self._fingerprint(rows, seed)
+    name = hashlib.sha256(
+        json.dumps(fingerprint, sort_keys=True).encode()
+    ).hexdigest()[:16]
+    folder = self._folder / 'cells' / name
+    result = files.read_json(folder / 'result.json')
+    label = f'[{number}] {line.rule}, {line.budget}, seed {seed}'
+    if result is None:
+      result = self._train(chosen, seed, folder, label)
+      files.write_json(folder / 'result.json', result)
+      files.write_json(folder / 'fingerprint.json', fingerprint)
+      shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
+    loss = sum(result['nll']) / self.tokens.sum()
+    print(
+        f'{label}: {result["rows"]:,} rows, {result["steps"]:,} updates, '
+        f'{result["seconds"]:.0f} s, held-out loss {loss:.4f}  ({name})',
+        flush=True,
+    )
+    return result
+
+  def _select(self, line, seed) -> np.ndarray:
+    tokens = self._eligible_tokens() if line.kind == 'token_share' else 0
+    return select_lib.select(
+        self._table,
+        rule=line.rule,
+        budget=budget_lib.Budget.of(line.selection_budget(tokens)),
+        seed=self._config.seed + seed,
+        **artifacts.rule_options(self._config, self._workdir, line.rule),
+    ).rows
+
+  def _eligible_tokens(self) -> int:
+    """Query and answer tokens of the rows usable under every role's model."""
+    table = self._table
+    usable = table.usable_under(list(table.roles.values()))
+    return int(table.tokens(select_lib.token_model(table))[usable].sum())
+
+  def _fingerprint(self, rows, seed) -> dict:
+    options = self._config.finetune.to_dict()
+    for free in ('data', 'model', 'path', 'log_every', 'trackers', 'looks'):
+      options.pop(free)
+    return {
+        'version': VERSION,
+        'training': identity.VERSION,
+        'scoring': scorer.VERSION,
+        'samples': self._store.content_hash,
+        'rows': hashlib.sha256(rows.astype('<i8').tobytes()).hexdigest(),
+        'held_out': self._held_out.content_hash,
+        'start': self.job.fingerprint,
+        'encoder': self.job.encoder.fingerprint(),
+        'finetune': options,
+        'seed': seed,
+        'base_seed': self._config.seed,
+    }
+
+  def _train(self, chosen, seed, folder, label) -> dict:
+    print(f'{label}: training', flush=True)
+    examples = self.job.examples(chosen, 'training')
+    trainer, state = self.job.start()
+    result = self.job.fit(
+        trainer, state, examples, folder, seed=self._config.seed + seed,
+        quiet=True,
+    )
+    if self._config.compare.keep_models:
+      self.job.export(trainer, result.state, folder)
+    nll = self._judge(lambda: trainer.model(result.state), folder)
+    return {
+        'rows': len(examples),
+        'tokens': sum(len(e.ids) for e in examples),
+        'steps': result.steps,
+        'trained_tokens': result.tokens,
+        'seconds': round(result.seconds, 2),
+        'nll': nll.tolist(),
+    }
+
+  def _judge(self, model, folder: pathlib.Path) -> np.ndarray:
+    """Sum of -log p of each held-out answer given its query, nats [R]."""
+    scorer.score(
+        self._held_out,
+        self.job.encoder,
+        model,
+        name='cell',
+        out_dir=folder / 'held_out',
+        fingerprint={'held_out': self._held_out.content_hash},
+        options=scorer.ScoreOptions(
+            terms=(_TERM,), max_shapes=6, progress=False
+        ),
+        mesh=self.job.mesh,
+    )
+    found = {}
+    for part in parts.read_parts(folder / 'held_out'):
+      rows = part.column('row').to_pylist()
+      values = part.column(f'nll_{_TERM}_cell').to_pylist()
+      found.update(zip(rows, values, strict=True))
+    return np.array([found[row] for row in self._rows.tolist()], np.float64)
+
+
+def _check_apart(store, held_out, path) -> None:
+  """Refuses held-out samples that are in the training data."""
+  known = {(s.query, s.answer) for s in held_out.iter_rows()}
+  for sample in store.iter_rows():
+    if sample.status == 'ok' and (sample.query, sample.answer) in known:
+      raise ValueError(
+          f'{path} holds row {sample.row} of the training data: a comparison '
+          'judged by what was trained on says nothing; take it out'
+      )

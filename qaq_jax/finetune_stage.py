@@ -1,0 +1,343 @@
+"""The finetune stage: chosen samples to a trained, exported model.
+
+`Job` holds what a config says about fine-tuning; the comparison of rules
+trains its cells with it too.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from qaq_jax import artifacts
+from qaq_jax.data import chat, samples, templates, training
+from qaq_jax.finetune import loop, optimizer, step
+from qaq_jax.finetune import lora as lora_lib
+from qaq_jax.models import checkpoint, export, sharding
+from qaq_jax.models import source as source_lib
+from qaq_jax.scoring import files
+from qaq_jax.workdir import WorkDir
+
+_SPLIT_SEED = 0x5EED  # keeps the draw of validation rows apart from others
+
+
+def finetune(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
+  """Fine-tunes on the chosen samples and exports the model.
+
+  Args:
+    config: the resolved config; `config.finetune` above all.
+    workdir: with prepared samples, and a selection where that is the data.
+
+  Returns:
+    Summary for the run log.
+
+  Raises:
+    ValueError: data, model or options cannot be used; says what to do.
+  """
+  job = Job(config, workdir)
+  data, origin = _training_samples(config, workdir)
+  train, validation = _split(config, workdir, data)
+  if jax.process_index() == 0:
+    print(f'fine-tuning {job.source.path} on {origin}')
+  train = job.examples(train, 'training')
+  validation = job.examples(validation, 'validation') if validation else []
+  folder = workdir.finetune
+  trainer, state = job.start()
+  result = job.fit(trainer, state, train, folder, validation=validation)
+  if result.best_loss is not None and result.best_step != result.steps:
+    print(
+        f'best validation loss {result.best_loss:.4f} after update '
+        f'{result.best_step:,}: that checkpoint is exported'
+    )
+    state = result.load_best()
+  else:
+    state = result.state
+  exported = job.export(trainer, state, folder)
+  summary = {
+      'examples': len(train),
+      'updates': result.steps,
+      'tokens': result.tokens,
+      'seconds': round(result.seconds, 1),
+      'best_step': result.best_step,
+      'validation_loss': result.best_loss,
+      'exported': [str(path) for path in exported],
+  }
+  if jax.process_index() == 0:
+    files.write_json(folder / 'result.json', summary)
+    print('wrote ' + ' and '.join(map(str, exported)))
+  return summary
+
+
+class Job:
+  """Fine-tuning as a config describes it: a start, and settings."""
+
+  def __init__(self, config: ml_collections.ConfigDict, workdir: WorkDir):
+    """Resolves the start and its tokenizer; loads no weights yet.
+
+    Raises:
+      ValueError: the start is not known or its files cannot be used.
+    """
+    c = self._c = config.finetune
+    self._seed = config.seed
+    model = _start(config)
+    self.source = source_lib.resolve(
+        workdir.filled(model['path']), model['revision'] or None
+    )
+    self._template = model['chat_template']
+    self.encoder = templates.Encoder(
+        self.source.directory,
+        template=self._template,
+        system_prompt=model['system_prompt'],
+        reverse_instruction=config.score.reverse_instruction,
+        max_length=c.max_length,
+        date_string=config.score.date_string,
+    )
+    self._lora = None
+    if c.lora.rank:
+      self._lora = lora_lib.LoraOptions(
+          rank=c.lora.rank, alpha=c.lora.alpha, targets=tuple(c.lora.targets)
+      )
+    self.mesh = sharding.make_mesh(**c.mesh.to_dict())
+    self.optimizer_options = optimizer.OptimizerOptions(
+        **c.optimizer.to_dict()
+    )
+    model_config = checkpoint.read_config(self.source)
+    if c.max_length > model_config.max_positions:
+      raise ValueError(
+          f'config.finetune.max_length={c.max_length} is more than the '
+          f'{model_config.max_positions} positions of {self.source.path}'
+      )
+
+  def examples(self, data, what: str) -> list[training.Example]:
+    """Renders samples, tells what became of them.
+
+    Raises:
+      ValueError: none is left.
+    """
+    rendered = training.make_examples(
+        data,
+        self.encoder,
+        training.TrainingOptions(
+            max_length=self._c.max_length,
+            prompt_weight=self._c.prompt_weight,
+            response_weight=self._c.response_weight,
+            on_long=self._c.on_long,
+        ),
+    )
+    if jax.process_index() == 0:
+      for line in rendered.describe():
+        print(f'{what}: {line}')
+    if not rendered.examples:
+      raise ValueError(
+          f'no {what} sample can be used: {dict(rendered.skipped)}; '
+          'config.finetune.max_length and on_long decide about long ones'
+      )
+    return rendered.examples
+
+  def start(self):
+    """Loads the start.
+
+    Returns:
+      The Trainer and its state before the first update.
+    """
+    model = checkpoint.load(
+        self.source, mesh=self.mesh, dtype=jnp.float32,
+        attention=self._c.attention,
+    )
+    if self._lora:
+      model = lora_lib.add(model, self._lora, seed=self._seed)
+    trainer = step.Trainer(
+        model,
+        optimizer.make_optimizer(self.optimizer_options),
+        step.StepOptions(
+            dtype=self._c.dtype,
+            remat=self._c.remat,
+            clip=self.optimizer_options.clip,
+        ),
+    )
+    return trainer, trainer.state
+
+  def fit(
+      self,
+      trainer,
+      state,
+      examples: Sequence[training.Example],
+      folder: pathlib.Path,
+      *,
+      validation: Sequence[training.Example] = (),
+      seed: int | None = None,
+      name: str = '',
+      quiet: bool = False,
+  ) -> loop.FitResult:
+    """Trains in `folder`, going on from what is there.
+
+    Args:
+      trainer: from `start`.
+      state: from `start`; donated.
+      examples: to train on.
+      folder: of the run.
+      validation: to evaluate on.
+      seed: of the order; None is the config's.
+      name: of the run.
+      quiet: print no plan and no bar.
+    """
+    c = self._c
+    return loop.fit(
+        trainer,
+        state,
+        examples,
+        folder,
+        options=loop.FitOptions(
+            batch_size=c.batch_size,
+            epochs=c.epochs,
+            max_steps=c.max_steps,
+            max_length=c.max_length,
+            packing=c.packing,
+            tokens_per_device=c.tokens_per_device,
+            seed=self._seed if seed is None else seed,
+            log_every=c.log_every,
+            eval_every=c.eval_every,
+            save_every=c.save_every,
+            keep=c.keep,
+            trackers=tuple(c.trackers),
+            progress=not quiet,
+        ),
+        optimizer_options=self.optimizer_options,
+        validation=validation,
+        fingerprint=self.fingerprint,
+        name=name,
+        say=(lambda line: None) if quiet else print,
+    )
+
+  @functools.cached_property
+  def fingerprint(self) -> dict:
+    """What the weights depend on besides examples and options."""
+    model = source_lib.fingerprint(self.source)
+    return {
+        'model': {f['name']: f['sha256'] for f in model['files']},
+        'commit': model['commit'],
+        'lora': dataclasses.asdict(self._lora) if self._lora else None,
+    }
+
+  def export(self, trainer, state, folder: pathlib.Path) -> list[pathlib.Path]:
+    """Writes folder/model, and for LoRA folder/adapter before it is merged.
+
+    Returns:
+      The folders.
+    """
+    model, written = trainer.model(state), []
+    if self._lora:
+      if model.config.family != 'gpt2':  # whose layout PEFT adapts otherwise
+        export.save_adapter(
+            model, folder / 'adapter', base=self.source.path,
+            rank=self._lora.rank, alpha=self._lora.alpha,
+        )
+        written.append(folder / 'adapter')
+      model = lora_lib.merge(model)
+    template = None
+    if self._template not in (chat.AUTO, chat.PLAIN):
+      template, _ = chat.find_template(
+          self.encoder.tokenizer.hf, self._template
+      )
+    export.save_model(
+        model, folder / 'model', source=self.source,
+        dtype=jnp.dtype(self._c.export_dtype), chat_template=template,
+        stop_ids=(self.encoder.stop_id,),
+    )
+    return [folder / 'model', *written]
+
+
+def _start(config) -> dict:
+  """path, revision, chat_template, system_prompt of the start."""
+  c = config.finetune
+  name = config.roles.get(c.model) or c.model
+  model = config.models.get(name)
+  if model is None and not c.path:
+    raise ValueError(
+        f'config.finetune.model is {c.model!r}; it is a role or one of '
+        f'config.models ({", ".join(config.models) or "none"}), or give '
+        'config.finetune.path'
+    )
+  own = model if model is not None and not c.path else None
+  return {
+      'path': c.path or own.path,
+      'revision': c.revision or (own.revision if own else ''),
+      'chat_template': (
+          c.chat_template or (own.chat_template if own else chat.AUTO)
+      ),
+      'system_prompt': (
+          c.system_prompt or (own.system_prompt if own else '')
+          or config.score.system_prompt
+      ),
+  }
+
+
+def _training_samples(config, workdir):
+  """An iterator over the samples to train on, and what they are, in words."""
+  data = config.finetune.data
+  if data == 'all':
+    store = artifacts.open_samples(config, workdir)
+    return store.iter_rows(), f'all {store.num_rows:,} prepared samples'
+  if data == 'selected':
+    store = artifacts.open_samples(config, workdir)
+    table = artifacts.score_columns(config, workdir)
+    selection = artifacts.selection(config, workdir, table)
+    artifacts.check_selection(config, workdir, selection)
+    rows = selection.rows
+    if not len(rows):
+      raise ValueError(
+          f'{workdir.selection}: the selection is empty; there is nothing to '
+          'fine-tune on'
+      )
+    return chosen(store, rows), (
+        f'{len(rows):,} of {store.num_rows:,} samples, chosen by '
+        f'{config.select.rule}'
+    )
+  store = prepared(config, workdir, data, workdir.finetune / 'samples')
+  return store.iter_rows(), f'{store.num_rows:,} samples of {data}'
+
+
+def chosen(store, rows) -> Iterator[samples.Sample]:
+  """Samples of increasing row numbers."""
+  wanted = set(np.asarray(rows).tolist())
+  return (s for s in store.iter_rows() if s.row in wanted)
+
+
+def prepared(config, workdir, path, folder) -> samples.SampleStore:
+  """Samples of other data, read by the rules of `config.data`."""
+  source = artifacts.data_source(config, workdir, path)
+  samples.prepare(dataclasses.replace(source, limit=None), folder)
+  return samples.SampleStore.open(folder)
+
+
+def _split(config, workdir, data):
+  """Training and validation samples."""
+  c = config.finetune
+  if c.validation and c.validation_rows:
+    raise ValueError(
+        'config.finetune.validation and validation_rows are both given: a '
+        'validation set comes from its own file or from the data'
+    )
+  if c.validation:
+    folder = workdir.finetune / 'validation'
+    store = prepared(config, workdir, c.validation, folder)
+    return data, list(store.iter_rows())
+  if not c.validation_rows:
+    return data, []
+  data = [s for s in data if s.status == 'ok']
+  if c.validation_rows >= len(data):
+    raise ValueError(
+        f'config.finetune.validation_rows={c.validation_rows} leaves nothing '
+        f'of {len(data):,} samples to train on'
+    )
+  rng = np.random.default_rng((_SPLIT_SEED, config.seed))
+  held = set(rng.permutation(len(data))[: c.validation_rows].tolist())
+  return (
+      [s for i, s in enumerate(data) if i not in held],
+      [s for i, s in enumerate(data) if i in held],
+  )
