@@ -1,200 +1,337 @@
-"""One training step: loss, gradients, optimiser update. Pure and jitted."""
+"""One training step: loss, gradient, accumulation, optimiser update.
 
+A batch is one update. It comes as micro-batches of fixed shape: dicts of
+`tokens` int32 [B, T], `segment_ids` int32 [B, T] (1, 2, ... within a row, 0 is
+padding, at the end) and `weights` float32 [B, T], of each token as a target.
+Sums, not means, are accumulated over them, so that the update is the same
+however the batch is cut up.
+
+The functions are jitted at module level with a hashable static argument: two
+Trainers of equal configuration share their compilations.
+"""
+
+import contextlib
 import dataclasses
-from functools import partial
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
-from qaq_jax.models.decoder import PAD_LOGIT
+from qaq_jax.finetune import head as head_lib
+from qaq_jax.finetune import old_step
+from qaq_jax.models import sharding
+from qaq_jax.models.decoder import Decoder
+
+MICRO_KEYS = ('tokens', 'segment_ids', 'weights')
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimizerOptions:
-  """Optimiser and learning rate.
-
-  The rate rises over `warmup_steps`, stays, and falls in a straight line to
-  zero over the last `decay_steps` (warm-up, stable, decay): until the decay
-  begins, nothing depends on where the run will end, so the end can be moved
-  by resuming with another `steps`.
+class StepOptions:
+  """How a step is computed; changes memory and speed, not results.
 
   Attributes:
-    name: 'muon' (matrices by Muon, the rest by Adam) or 'adamw'.
-    learning_rate: peak.
-    steps: updates in all.
-    warmup_steps: updates until the peak.
-    decay_steps: updates of the final decay.
-    weight_decay: of the matrices.
-    clip: global norm of the gradient is cut to this.
+    remat: layers are computed again in the backward pass, not kept.
+    head_rows: positions whose logits exist at a time; 0: by platform.
   """
 
-  name: str = 'muon'
-  learning_rate: float = 4e-3
-  steps: int = 1000
-  warmup_steps: int = 50
-  decay_steps: int = 300
-  weight_decay: float = 0.01
-  clip: float = 1.0
+  remat: bool = False
+  head_rows: int = 0
 
 
-def learning_rate(options: OptimizerOptions, step):
-  """The rate of update number `step` (from 0)."""
-  rise = jnp.minimum(1.0, (step + 1) / options.warmup_steps)
-  fall = jnp.clip((options.steps - step) / options.decay_steps, 0.0, 1.0)
-  return options.learning_rate * rise * fall
+class TrainState(NamedTuple):
+  """What an update changes, and a checkpoint holds.
 
-
-def make_optimizer(options: OptimizerOptions) -> optax.GradientTransformation:
-  """The optax transformation that `options` describe."""
-  rate = partial(learning_rate, options)
-  if options.name == 'muon':
-    rule = optax.contrib.muon(
-        rate,
-        weight_decay=options.weight_decay,
-        adam_b2=0.98,
-        consistent_rms=0.2,
-        muon_weight_dimension_numbers=_matrices,
-    )
-  elif options.name == 'adamw':
-    rule = optax.adamw(
-        rate,
-        b2=0.98,
-        weight_decay=options.weight_decay,
-        mask=partial(jax.tree.map, lambda x: x.ndim > 2),
-    )
-  else:
-    raise ValueError(
-        f"optimizer.name is {options.name!r}; known: 'muon', 'adamw'"
-    )
-  return optax.chain(optax.clip_by_global_norm(options.clip), rule)
-
-
-def _matrices(params):
-  """Which axes of the stacked kernels are rows and columns (Muon).
-
-  Kernels are [layers, in..., out...]; only the output projection of attention
-  has two input axes. Embeddings, norms and biases go to Adam.
+  Attributes:
+    params: trained parameters by name ('stacks/0/q_kernel'), float32.
+    opt_state: of the optimiser.
+    step: int32, updates made.
   """
 
-  def numbers(path, value):
-    name = jax.tree_util.keystr(path)
-    if 'kernel' not in name:
-      return None
-    axes = tuple(range(1, value.ndim))
-    inputs = 2 if 'o_kernel' in name else 1
-    return optax.contrib.MuonDimensionNumbers(axes[:inputs], axes[inputs:])
-
-  return jax.tree_util.tree_map_with_path(numbers, params)
+  params: dict[str, jax.Array]
+  opt_state: Any
+  step: jax.Array
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def head_loss(chunk, vocab_size, table_VD, hidden_ND, targets_N, weights_N):
-  """Weighted sum of -log p(target) over N tokens, tied or plain head.
+class Accumulated(NamedTuple):
+  """Sums over the targets of some micro-batches, in float32.
 
-  Logits exist for `chunk` tokens at a time, never for all. The gradient is
-  formed in the same pass, while a chunk's logits are at hand, so nothing is
-  computed twice.
+  Attributes:
+    loss: of weight * -log p, nats.
+    weight: of weights.
+    gradient: of `loss`, by parameter name.
   """
-  return _head_loss_fwd(
-      chunk, vocab_size, table_VD, hidden_ND, targets_N, weights_N
-  )[0]
+
+  loss: jax.Array
+  weight: jax.Array
+  gradient: dict[str, jax.Array]
 
 
-def _head_loss_fwd(
-    chunk, vocab_size, table_VD, hidden_ND, targets_N, weights_N
-):
-  def one(carry, inputs):
-    total, table_grad_VD = carry
-    hidden, targets, weights = inputs
-    logits = jnp.einsum(
-        'nd,vd->nv', hidden, table_VD, preferred_element_type=jnp.float32
-    )
-    ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1)
-    if vocab_size < logits.shape[1]:  # ids that only pad the table
-      logits = jnp.where(ids < vocab_size, logits, PAD_LOGIT)
-    top = jnp.max(logits, -1, keepdims=True)
-    exp = jnp.exp(logits - top)
-    mass = jnp.sum(exp, -1, keepdims=True)
-    hit = ids == targets[:, None]
-    target = jnp.sum(jnp.where(hit, logits - top, 0.0), -1)
-    total += jnp.sum(weights * (jnp.log(mass[:, 0]) - target))
-    grad = exp * (weights[:, None] / mass) - jnp.where(
-        hit, weights[:, None], 0.0
-    )
-    grad = grad.astype(hidden.dtype)
-    table_grad_VD += jnp.einsum(
-        'nv,nd->vd', grad, hidden, preferred_element_type=jnp.float32
-    )
-    return (total, table_grad_VD), grad @ table_VD
+class Trainer:
+  """All that stays the same during a run.
 
-  parts = jax.tree.map(
-      lambda x: x.reshape(-1, chunk, *x.shape[1:]),
-      (hidden_ND, targets_N, weights_N),
+  Attributes:
+    state: the initial TrainState. Its arrays are copies, so the model stays
+      usable; the first update consumes them.
+  """
+
+  def __init__(
+      self,
+      model: Decoder,
+      optimizer: optax.GradientTransformation,
+      options: StepOptions | None = None,
+  ):
+    """Splits the model into what is trained and what is not.
+
+    A model with adapters (`lora.add`) trains these alone; the rest is frozen,
+    in the dtype of the computation, outside of the state.
+
+    Args:
+      model: the decoder to start from, on the mesh of the run.
+      optimizer: from `optimizer.make`.
+      options: see StepOptions.
+    """
+    graphdef, state = nnx.split(model)
+    values = {
+        _name(path): variable.get_value()
+        for path, variable in nnx.to_flat_state(state)
+    }
+    trained = {
+        name: x for name, x in values.items()
+        if model.lora is None or '_lora_' in name
+    }
+    self._program = _Program(
+        graphdef, optimizer, options or StepOptions(), tuple(sorted(trained))
+    )
+    self._frozen = {
+        name: x.astype(model.dtype)
+        for name, x in values.items() if name not in trained
+    }
+    self._rules = model.rules
+    self.mesh = None
+    if model.has_mesh:
+      self.mesh = next(iter(values.values())).sharding.mesh
+    with self._on_mesh():
+      self.state = _initial(self._program, trained)
+
+  def gradient(self, state: TrainState, micro: dict) -> Accumulated:
+    """Returns loss, weight and gradient, summed over one micro-batch."""
+    with self._on_mesh():
+      return _gradient(
+          self._program, state.params, self._frozen, self.put(micro)
+      )
+
+  def add_gradient(
+      self, state: TrainState, micro: dict, accumulated: Accumulated
+  ) -> Accumulated:
+    """Returns the sums with one more micro-batch; consumes `accumulated`."""
+    with self._on_mesh():
+      return _add_gradient(
+          self._program, accumulated, state.params, self._frozen,
+          self.put(micro),
+      )
+
+  def apply(
+      self, state: TrainState, accumulated: Accumulated, learning_rate: float
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Makes the update of the accumulated mean gradient; consumes both.
+
+    Returns:
+      The new state and metrics, on the device: `loss` (weighted mean, nats per
+      token), `grad_norm` (of the mean gradient, before clipping) and `weight`.
+    """
+    with self._on_mesh():
+      return _apply(
+          self._program, state, accumulated, np.float32(learning_rate)
+      )
+
+  def update(
+      self, state: TrainState, micro: dict, learning_rate: float
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
+    """`gradient` and `apply` in one, for a batch of one micro-batch."""
+    with self._on_mesh():
+      return _update(
+          self._program, state, self._frozen, self.put(micro),
+          np.float32(learning_rate),
+      )
+
+  def evaluate(self, state: TrainState, micro: dict) -> dict[str, jax.Array]:
+    """Returns `loss_sum` (nats) and `weight_sum` of one micro-batch."""
+    with self._on_mesh():
+      return _evaluate(
+          self._program, state.params, self._frozen, self.put(micro)
+      )
+
+  def model(self, state: TrainState) -> Decoder:
+    """Returns the trained decoder, adapters still separate.
+
+    It shares the state's arrays, which the next update consumes.
+    """
+    return self._program.model(state.params, self._frozen)
+
+  def put(self, micro: dict) -> dict[str, jax.Array]:
+    """Places a micro-batch, its rows split over the mesh.
+
+    Raises:
+      ValueError: keys are missing, or the rows don't divide.
+    """
+    missing = [key for key in MICRO_KEYS if key not in micro]
+    if missing:
+      raise ValueError(
+          f'micro-batch without {", ".join(missing)}: it has'
+          f' {", ".join(sorted(micro))}'
+      )
+    micro = {key: micro[key] for key in MICRO_KEYS}
+    if self.mesh is None:
+      return micro
+    spec = self._rules.spec('batch', None)
+    place = sharding.named(self.mesh, spec)
+    rows, shards = micro['tokens'].shape[0], self._shards(spec[0])
+    if rows % shards:
+      raise ValueError(
+          f'micro-batch of {rows} rows cannot be split over {shards} devices'
+          f' (mesh axes {spec[0]}): use a multiple of {shards}'
+      )
+    return jax.device_put(micro, place)
+
+  def _shards(self, axes) -> int:
+    axes = (axes,) if isinstance(axes, str) else axes or ()
+    return int(np.prod([self.mesh.shape[axis] for axis in axes]))
+
+  def _on_mesh(self):
+    if self.mesh is None:
+      return contextlib.nullcontext()
+    return jax.set_mesh(self.mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Program:
+  """The static argument of every jitted function."""
+
+  graphdef: nnx.GraphDef
+  optimizer: optax.GradientTransformation
+  options: StepOptions
+  trained: tuple[str, ...]
+
+  def __hash__(self):
+    return self._hash
+
+  @functools.cached_property
+  def _hash(self):  # jit asks for it at every call
+    return hash((self.graphdef, self.optimizer, self.options, self.trained))
+
+  def model(self, params, frozen) -> Decoder:
+    flat = {_path(name): x for name, x in (params | frozen).items()}
+    return nnx.merge(self.graphdef, nnx.from_flat_state(flat))
+
+  def sums(self, params, frozen, micro):
+    """Returns the sums of the loss and of the weights."""
+    model = self.model(params, frozen)
+    tokens_BT, segments_BT = micro['tokens'], micro['segment_ids']
+    hidden_BTD = model(
+        tokens_BT, segment_ids_BT=segments_BT, remat=self.options.remat
+    )
+    # A position predicts the token after it; the first of a segment has none
+    # before it, whatever its weight says.
+    same_BT = segments_BT[:, 1:] == segments_BT[:, :-1]
+    weights_BT = micro['weights'].astype(jnp.float32)[:, 1:]
+    weights_BT = _next(jnp.where(same_BT, weights_BT, 0.0))
+    name = 'embedding' if model.config.tie_embeddings else 'head'
+    head = head_lib.head_of(
+        model, rows=self.options.head_rows, trained=name in self.trained
+    )
+    loss = head_lib.loss_sum(
+        head, (params | frozen)[name], hidden_BTD, _next(tokens_BT[:, 1:]),
+        weights_BT,
+    )
+    return loss, jnp.sum(weights_BT)
+
+
+def __getattr__(name):  # until the loop has moved to Trainer
+  return getattr(old_step, name)
+
+
+def _next(x_BT):
+  return jnp.pad(x_BT, ((0, 0), (0, 1)))
+
+
+def _name(path) -> str:
+  return '/'.join(map(str, path))
+
+
+def _path(name: str) -> tuple:
+  return tuple(int(p) if p.isdigit() else p for p in name.split('/'))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _initial(program, values):
+  params = {name: x.astype(jnp.float32) for name, x in values.items()}
+  state = TrainState(
+      params, program.optimizer.init(params), jnp.zeros((), jnp.int32)
   )
-  start = jnp.zeros(()), jnp.zeros(table_VD.shape, jnp.float32)
-  (total, table_grad_VD), hidden_grad = jax.lax.scan(one, start, parts)
-  table_grad_VD = table_grad_VD.astype(table_VD.dtype)
-  return total, (table_grad_VD, hidden_grad.reshape(hidden_ND.shape))
+  # Constants begin without a sharding; given theirs here, the second update
+  # isn't compiled anew.
+  return jax.tree.map(_placed, state)
 
 
-def _head_loss_bwd(chunk, vocab_size, grads, scale):
-  del chunk, vocab_size
-  table_grad_VD, hidden_grad_ND = grads
-  return (
-      (table_grad_VD * scale).astype(table_grad_VD.dtype),
-      (hidden_grad_ND * scale).astype(hidden_grad_ND.dtype),
-      None,
-      None,
+def _placed(x):
+  if sharding.current_mesh() is None:
+    return x
+  spec = tuple(jax.typeof(x).sharding.spec)
+  return sharding.reshard(x, jax.P(*spec, *[None] * (x.ndim - len(spec))))
+
+
+def _summed(program, params, frozen, micro) -> Accumulated:
+  (loss, weight), gradient = jax.value_and_grad(
+      lambda params: program.sums(params, frozen, micro), has_aux=True
+  )(params)
+  return Accumulated(loss, weight, gradient)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _gradient(program, params, frozen, micro):
+  return _summed(program, params, frozen, micro)
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _add_gradient(program, accumulated, params, frozen, micro):
+  return jax.tree.map(
+      jnp.add, accumulated, _summed(program, params, frozen, micro)
   )
 
 
-head_loss.defvjp(_head_loss_fwd, _head_loss_bwd)
-
-
-def weighted_loss(model, batch, chunk: int = 256):
-  """Weighted mean of -log p over a batch's targets, nats per token."""
-  tokens_BT, weights_BT = batch['tokens'], batch['weights']
-  hidden_BTD = model(tokens_BT)
-  # The last position predicts nothing: its weight is 0.
-  targets_BT = jnp.roll(tokens_BT, -1, axis=1)
-  weights_BT = jnp.roll(weights_BT, -1, axis=1).at[:, -1].set(0.0)
-  flat = hidden_BTD.reshape(-1, hidden_BTD.shape[-1])
-  table = model.embedding if model.config.tie_embeddings else model.head
-  extra = -flat.shape[0] % chunk
-  total = head_loss(
-      chunk,
-      model.config.vocab_size,
-      table[...].astype(flat.dtype),
-      jnp.pad(flat, ((0, extra), (0, 0))),
-      jnp.pad(targets_BT.reshape(-1), (0, extra)),
-      jnp.pad(weights_BT.reshape(-1), (0, extra)),
+def _applied(program, state, accumulated, learning_rate):
+  loss, weight, gradient = accumulated
+  gradient = jax.tree.map(lambda g: g / weight, gradient)
+  updates, opt_state = program.optimizer.update(
+      gradient, state.opt_state, state.params
   )
-  return total / jnp.sum(weights_BT)
+  params = jax.tree.map(
+      lambda p, u: p + learning_rate * u, state.params, updates
+  )
+  metrics = {
+      'loss': loss / weight,
+      'grad_norm': optax.global_norm(gradient),
+      'weight': weight,
+  }
+  return TrainState(params, opt_state, state.step + 1), metrics
 
 
-@partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
-def train_step(graphdef, optimizer, params, opt_state, batch):
-  """One update.
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
+def _apply(program, state, accumulated, learning_rate):
+  return _applied(program, state, accumulated, learning_rate)
 
-  Args:
-    graphdef: of the Decoder.
-    optimizer: from `make_optimizer`.
-    params: pure dict of float32 arrays; donated.
-    opt_state: of the optimizer; donated.
-    batch: tokens and weights [B, T], see `batches`.
 
-  Returns:
-    params, opt_state, and metrics: `loss` (weighted mean, nats per token) and
-    `grad_norm`.
-  """
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _update(program, state, frozen, micro, learning_rate):
+  accumulated = _summed(program, state.params, frozen, micro)
+  return _applied(program, state, accumulated, learning_rate)
 
-  def loss_fn(params):
-    return weighted_loss(nnx.merge(graphdef, params), batch)
 
-  loss, grads = jax.value_and_grad(loss_fn)(params)
-  updates, opt_state = optimizer.update(grads, opt_state, params)
-  params = optax.apply_updates(params, updates)
-  metrics = {'loss': loss, 'grad_norm': optax.global_norm(grads)}
-  return params, opt_state, metrics
+@functools.partial(jax.jit, static_argnums=0)
+def _evaluate(program, params, frozen, micro):
+  loss, weight = program.sums(params, frozen, micro)
+  return {'loss_sum': loss, 'weight_sum': weight}

@@ -53,6 +53,7 @@ class Decoder(nnx.Module):
       rules: sharding.ShardingRules | None = None,
       mesh: jax.sharding.Mesh | None = None,
       attention: str = 'auto',
+      lora: params_lib.LoraOptions | None = None,
   ):
     """Makes random parameters, or abstract ones when `rngs` is None.
 
@@ -64,6 +65,7 @@ class Decoder(nnx.Module):
       rules: logical to mesh axes, before `resolve`.
       mesh: where the parameters live; None: the default device, no mesh.
       attention: implementation, see `attention.choose`.
+      lora: low-rank adapters beside the kernels; None: none.
     """
     self.config = config
     self.dtype = jnp.dtype(dtype)
@@ -72,8 +74,11 @@ class Decoder(nnx.Module):
     rules = rules or sharding.ShardingRules()
     self.rules = rules.resolve(config, mesh) if mesh is not None else rules
     self.has_mesh = mesh is not None
-    self._layer = layers.Layer(config, self.dtype, self.rules, attention)
-    specs = params_lib.param_specs(config)
+    self.lora = lora
+    self._layer = layers.Layer(
+        config, self.dtype, self.rules, attention, lora.scale if lora else 0.0
+    )
+    specs = params_lib.param_specs(config, lora)
     abstract = {
         path: jax.ShapeDtypeStruct(
             spec.shape,

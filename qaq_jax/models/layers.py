@@ -23,12 +23,14 @@ class Layer:
     dtype: of the computation; float32 also sets matmul precision 'highest'.
     rules: logical to mesh axes, resolved.
     attention: implementation, see `attention.choose`.
+    lora_scale: multiplies what low-rank adapters add.
   """
 
   config: ModelConfig
   dtype: jnp.dtype
   rules: sharding.ShardingRules
   attention: str
+  lora_scale: float = 0.0
 
   @property
   def precision(self):
@@ -55,6 +57,31 @@ class Layer:
   def _out(self, *axes):
     meshed = sharding.current_mesh() is not None
     return self.rules.spec(*axes) if meshed else None
+
+  def adapted(self, y, p, name, x, in_axes, out_axes):
+    """Adds the low-rank term of projection `name`, where it has one."""
+    if f'{name}_lora_a' not in p:
+      return y
+    a = self.weight(p[f'{name}_lora_a'], *in_axes, None)
+    b = self.weight(p[f'{name}_lora_b'], None, *out_axes)
+    inner, last = len(in_axes), x.ndim
+    low_BTR = self._contract(x, a, range(last - inner, last), None)
+    z = self._contract(low_BTR, b, (2,), *out_axes)
+    return y + z * jnp.asarray(self.lora_scale, z.dtype)
+
+  def _contract(self, x, w, axes, *out_axes):
+    """Contracts axes of x with the first ones of w, in this order.
+
+    Not einsum: it would contract K before N and transpose both for that.
+    """
+    out = ('batch', None, *(None if a == 'embed' else a for a in out_axes))
+    return jax.lax.dot_general(
+        x,
+        w,
+        ((tuple(axes), tuple(range(len(axes)))), ((), ())),
+        precision=self.precision,
+        out_sharding=self._out(*out),
+    )
 
   def norm(self, x, scale, bias=None):
     """RMS or layer norm over the last axis, computed in float32."""
@@ -101,6 +128,7 @@ class Layer:
       kernel = self.weight(p[f'{name}_kernel'], 'embed', heads, None)
       y = self.einsum('btd,dnk->btnk', x_BTD, kernel, 'batch', None, heads,
                        None)
+      y = self.adapted(y, p, name, x_BTD, ('embed',), (heads, None))
       if f'{name}_bias' in p:
         y = y + self.weight(p[f'{name}_bias'], heads, None)
       return norm(f'{name}_norm', y)
@@ -122,14 +150,8 @@ class Layer:
         implementation=self.attention,
     )
     kernel = self.weight(p['o_kernel'], 'heads', None, 'embed')
-    # Not einsum: it would contract K before N and transpose both for that.
-    y_BTD = jax.lax.dot_general(
-        y_BTNK,
-        kernel,
-        (((2, 3), (0, 1)), ((), ())),
-        precision=self.precision,
-        out_sharding=self._out('batch', None, None),
-    )
+    y_BTD = self._contract(y_BTNK, kernel, (2, 3), 'embed')
+    y_BTD = self.adapted(y_BTD, p, 'o', y_BTNK, ('heads', None), ('embed',))
     if 'o_bias' in p:
       y_BTD = y_BTD + p['o_bias'].astype(self.dtype)
     return y_BTD
@@ -138,6 +160,7 @@ class Layer:
     def project(name):
       kernel = self.weight(p[f'{name}_kernel'], 'embed', 'mlp')
       y = self.einsum('btd,df->btf', x_BTD, kernel, 'batch', None, 'mlp')
+      y = self.adapted(y, p, name, x_BTD, ('embed',), ('mlp',))
       if f'{name}_bias' in p:
         y = y + self.weight(p[f'{name}_bias'], 'mlp')
       return y
@@ -153,6 +176,7 @@ class Layer:
       h_BTF = activation(project('up'))
     kernel = self.weight(p['down_kernel'], 'mlp', 'embed')
     y_BTD = self.einsum('btf,fd->btd', h_BTF, kernel, 'batch', None, None)
+    y_BTD = self.adapted(y_BTD, p, 'down', h_BTF, ('mlp',), ('embed',))
     if 'down_bias' in p:
       y_BTD = y_BTD + p['down_bias'].astype(self.dtype)
     return y_BTD

@@ -6,6 +6,7 @@ these declarations. Letters of dimensions: see `decoder.py`.
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,28 @@ class ParamSpec:
   def stacked(self, number: int) -> 'ParamSpec':
     """Returns the spec of `number` such parameters stacked in front."""
     return ParamSpec((number, *self.shape), (None, *self.axes), self.init)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraOptions:
+  """Low-rank adapters beside chosen kernels (LoRA, arXiv 2106.09685).
+
+  A projection with one computes `x W + alpha / rank * (x A) B`.
+
+  Attributes:
+    rank: R, inner size of every adapter.
+    alpha: numerator of the scale.
+    targets: the projections that get one, by the name of their kernel.
+  """
+
+  rank: int = 16
+  alpha: float = 32.0
+  targets: tuple[str, ...] = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
+
+  @property
+  def scale(self) -> float:
+    """What multiplies the adapter's output."""
+    return self.alpha / self.rank
 
 
 def layer_specs(config: ModelConfig) -> dict[str, ParamSpec]:
@@ -74,7 +97,50 @@ def layer_specs(config: ModelConfig) -> dict[str, ParamSpec]:
   return specs
 
 
-def param_specs(config: ModelConfig) -> dict[tuple, ParamSpec]:
+def lora_specs(
+    config: ModelConfig, lora: LoraOptions
+) -> dict[str, ParamSpec]:
+  """Returns the adapters of one layer by name.
+
+  `{target}_lora_a` [in..., R] is random with the deviation of PEFT's uniform
+  draw, `{target}_lora_b` [R, out...] zero: the model begins unchanged. Each is
+  split as the kernel's own axes are.
+
+  Raises:
+    ValueError: a rank below one, or targets that the family doesn't have.
+  """
+  layer = layer_specs(config)
+  suffix = '_kernel'
+  known = [name[: -len(suffix)] for name in layer if name.endswith(suffix)]
+  unknown = [target for target in lora.targets if target not in known]
+  if unknown or not lora.targets:
+    raise ValueError(
+        f'lora targets {list(lora.targets)}: {unknown or "none named"}; a'
+        f' {config.family} layer has {", ".join(known)}'
+    )
+  if lora.rank < 1:
+    raise ValueError(f'lora rank {lora.rank}: must be at least 1')
+  specs = {}
+  for target in lora.targets:
+    kernel = layer[target + suffix]
+    inputs = 2 if target == 'o' else 1  # heads and their size
+    size = math.prod(kernel.shape[:inputs])
+    specs[f'{target}_lora_a'] = ParamSpec(
+        (*kernel.shape[:inputs], lora.rank),
+        (*kernel.axes[:inputs], None),
+        (3 * size) ** -0.5,
+    )
+    specs[f'{target}_lora_b'] = ParamSpec(
+        (lora.rank, *kernel.shape[inputs:]),
+        (None, *kernel.axes[inputs:]),
+        'zeros',
+    )
+  return specs
+
+
+def param_specs(
+    config: ModelConfig, lora: LoraOptions | None = None
+) -> dict[tuple, ParamSpec]:
   """Returns every parameter of the model by its path in the Decoder.
 
   Stack i holds the layers `config.stacks[i]`: ('stacks', i, name).
@@ -94,6 +160,8 @@ def param_specs(config: ModelConfig) -> dict[tuple, ParamSpec]:
   if not config.tie_embeddings:
     specs['head',] = ParamSpec((v, d), ('vocab', 'embed'), 0.02)
   layer = layer_specs(config)
+  if lora is not None:
+    layer |= lora_specs(config, lora)
   for i, layers in enumerate(config.stacks):
     for name, spec in layer.items():
       specs['stacks', i, name] = spec.stacked(len(layers))
