@@ -149,7 +149,7 @@ def get_default() -> ml_collections.ConfigDict:
   c.finetune.optimizer.warmup_ratio = 0.03  # of all updates
   c.finetune.optimizer.decay_ratio = 0.2  # of all updates; wsd only
   c.finetune.optimizer.final_ratio = 0.0  # last rate over the peak
-  c.finetune.optimizer.weight_decay = 0.0  # of matrices
+  c.finetune.optimizer.weight_decay = 0.0  # not of biases and norms
   c.finetune.optimizer.b1 = 0.9
   c.finetune.optimizer.b2 = 0.999
   c.finetune.optimizer.eps = 1e-8

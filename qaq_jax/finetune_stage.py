@@ -146,19 +146,20 @@ class Job:
       The Trainer and its state before the first update.
     """
     model = checkpoint.load(
-        self.source, mesh=self.mesh, dtype=jnp.float32,
+        self.source,
+        mesh=self.mesh,
+        dtype=jnp.dtype(self._c.dtype),
+        # Masters keep what the files hold; frozen weights are only computed
+        # with.
+        param_dtype=None if self._lora else jnp.float32,
         attention=self._c.attention,
     )
     if self._lora:
       model = lora_lib.add(model, self._lora, seed=self._seed)
     trainer = step.Trainer(
         model,
-        optimizer.make_optimizer(self.optimizer_options),
-        step.StepOptions(
-            dtype=self._c.dtype,
-            remat=self._c.remat,
-            clip=self.optimizer_options.clip,
-        ),
+        optimizer.make(self.optimizer_options),
+        step.StepOptions(remat=self._c.remat),
     )
     return trainer, trainer.state
 

@@ -66,6 +66,7 @@ def abstract(
     *,
     mesh: jax.sharding.Mesh | None,
     dtype=jnp.float32,
+    param_dtype=None,
     attention: str = 'auto',
 ) -> Decoder:
   """Returns a Decoder of ShapeDtypeStructs: no memory, right shardings."""
@@ -73,7 +74,7 @@ def abstract(
       config,
       rngs=None,
       dtype=dtype,
-      param_dtype=dtype,
+      param_dtype=dtype if param_dtype is None else param_dtype,
       mesh=mesh,
       attention=attention,
   )
@@ -96,6 +97,7 @@ def load(
     *,
     mesh: jax.sharding.Mesh | None,
     dtype=jnp.float32,
+    param_dtype=None,
     attention: str = 'auto',
 ) -> Decoder:
   """Returns the checkpoint's Decoder, sharded over the mesh, in eval mode.
@@ -103,7 +105,8 @@ def load(
   Args:
     source: from `resolve`, or what `resolve` takes.
     mesh: where the parameters go; None: the default device.
-    dtype: of parameters and computation, whatever the files hold.
+    dtype: of the computation, whatever the files hold.
+    param_dtype: of the parameters; None: that of the computation.
     attention: implementation, see `attention.choose`.
 
   Raises:
@@ -112,7 +115,10 @@ def load(
   """
   source = _as_source(source)
   config = read_config(source)
-  model = abstract(config, mesh=mesh, dtype=dtype, attention=attention)
+  model = abstract(
+      config, mesh=mesh, dtype=dtype, param_dtype=param_dtype,
+      attention=attention,
+  )
   files = tensors.Tensors(source.directory, families.FAMILIES[config.family])
   _check(config, files)
   values = {}
