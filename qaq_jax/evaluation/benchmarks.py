@@ -2,10 +2,12 @@
 
 | name | file | tests |
 | --- | --- | --- |
-| `humaneval`, `humaneval_plus` | EvalPlus's HumanEvalPlus | base; base and plus |
-| `mbpp`, `mbpp_plus` | EvalPlus's MbppPlus (378 tasks) | base; base and plus |
+| `humaneval` | EvalPlus's HumanEvalPlus | base |
+| `humaneval_plus` | the same | base and plus |
+| `mbpp` | EvalPlus's MbppPlus, 378 tasks | base |
+| `mbpp_plus` | the same | base and plus |
 | `humaneval_original` | OpenAI's HumanEval | `check(candidate)` |
-| `mbpp_original` | Google's mbpp (task ids 11 to 510) | three asserts |
+| `mbpp_original` | Google's mbpp, task ids 11 to 510 | three asserts |
 
 EvalPlus's tests are inputs; the expected outputs are those of the reference
 solution. The original files hold test code, with the outputs in it.

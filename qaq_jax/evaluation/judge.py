@@ -15,11 +15,13 @@ import time
 from qaq_jax.evaluation import oracles
 from qaq_jax.evaluation.benchmarks import Task
 from qaq_jax.evaluation.child import values
-from qaq_jax.evaluation.sandbox import Process, ProgramError, Sandbox
+from qaq_jax.evaluation.process import Process, ProgramError
+from qaq_jax.evaluation.sandbox import Sandbox
 
 PASS, FAIL, TIMEOUT = 'pass', 'fail', 'timeout'
 
-_ANSWER_SLACK = 1 << 16  # bytes over four times the right answer's
+_ANSWER_SLACK = 1 << 16  # bytes over twice the right answer's
+_REFERENCE_BYTES = 1 << 28  # of one answer of a reference
 _NOMINAL_SECONDS = 0.08  # of `machine_scale`'s loop, where a second is enough
 _REFERENCE_SECONDS = 600.0  # for one answer of a reference
 
@@ -70,6 +72,11 @@ class Reference:
   def expected(self) -> list:
     """The outputs, decoded."""
     return [values.decode(output) for output in self.outputs]
+
+  @functools.cached_property
+  def sizes(self) -> list[int]:
+    """Bytes of each output, encoded."""
+    return [len(json.dumps(output)) for output in self.outputs]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,15 +138,15 @@ def run_reference(
       _load(process, task.reference, _REFERENCE_SECONDS)
       _send_calls(process, task.entry_point, calls)
       for _ in calls:
-        answer = process.receive(_REFERENCE_SECONDS)
+        answer = process.receive(_REFERENCE_SECONDS, _REFERENCE_BYTES)
         if 'error' in answer:
           raise ProgramError('error', answer['error'])
-        output = oracles.expect(
-            family, task.entry_point, values.decode(answer['value'])
-        )
+        returned = values.decode(answer['value'])
+        output = oracles.expect(family, task.entry_point, returned)
         if not oracles.comparable(output):
           raise ProgramError('error', f'it returned {output!r:.100}')
-        outputs.append(values.encode(output))
+        same = output is returned
+        outputs.append(answer['value'] if same else values.encode(output))
         seconds.append(float(answer['seconds']))
   except ProgramError as e:
     error = f'test {len(outputs)}: {e.kind}: {e.message}'
@@ -229,8 +236,8 @@ class _Run:
 
   def _test(self, process):
     i = self.next
-    length = len(json.dumps(self.reference.outputs[i]))
-    answer = process.receive(self.limits[i], 4 * length + _ANSWER_SLACK)
+    max_bytes = 2 * self.reference.sizes[i] + _ANSWER_SLACK
+    answer = process.receive(self.limits[i], max_bytes)
     if 'error' in answer:
       self._fail(FAIL, str(answer['error'])[:300])
       return

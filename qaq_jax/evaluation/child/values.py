@@ -16,6 +16,9 @@ _MAX_DEPTH = 100
 _MAX_ITEMS = 10_000  # of an iterator that a program returns
 _SMALL = 1 << 53  # larger integers travel in hexadecimal
 _MAX_EXPONENT = 400  # of a decimal number
+# Items, over two levels, from which on only a hash of a list travels: one
+# output of MBPP+ holds 128 million.
+_HUGE = 5_000_000
 
 
 class Opaque:
@@ -42,6 +45,18 @@ class Iterated(Opaque):
 
   def __iter__(self):
     return iter(self._items)
+
+
+class Digest:
+  """A list or tuple too long to travel: its type, length and hash."""
+
+  def __init__(self, kind: str, length: int, sha256: str):
+    self._key = kind, length, sha256
+
+  def __eq__(self, other):
+    return type(other) is Digest and self._key == other._key
+
+  __hash__ = None
 
 
 class Int(int):
@@ -99,6 +114,8 @@ def encode(value: object, depth: int = 0) -> object:
     return value if -_SMALL < value < _SMALL else ['int', hex(value)]
   if depth >= _MAX_DEPTH:
     return ['opaque', kind.__name__]
+  if depth == 0 and kind in (list, tuple) and _count(value) > _HUGE:
+    return ['digest', [kind.__name__, len(value), _hash(value)]]
   if kind in (list, tuple, set, frozenset):
     return [kind.__name__, [encode(item, depth + 1) for item in value]]
   if kind is dict:
@@ -106,6 +123,21 @@ def encode(value: object, depth: int = 0) -> object:
         [encode(k, depth + 1), encode(v, depth + 1)] for k, v in value.items()
     ]]
   return _encode_rare(value, kind, depth)
+
+
+def _count(value):
+  inner = (len(v) for v in value if isinstance(v, (list, tuple)))
+  return len(value) + sum(inner)
+
+
+def _hash(value):
+  import hashlib  # only for huge values
+
+  digest = hashlib.sha256()
+  for item in value:
+    digest.update(repr(item).encode('utf-8', 'backslashreplace'))
+    digest.update(b'\0')
+  return digest.hexdigest()
 
 
 def _encode_rare(value, kind, depth):
@@ -212,5 +244,6 @@ _RARE = {
     'decimal': _decode_decimal,
     'numpy': _decode_numpy,
     'iter': lambda p: Iterated([_decode(item) for item in p]),
+    'digest': lambda p: Digest(str(p[0]), int(p[1]), str(p[2])),
     'opaque': lambda p: Opaque(str(p)[:100]),
 }
