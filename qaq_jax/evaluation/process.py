@@ -78,24 +78,23 @@ class Limits:
 class Process:
   """One contained process; a context manager that kills it at the end."""
 
-  def __init__(
-      self, limits: Limits, layer: str, *, seccomp: bool, tmp: str = ''
-  ):
+  def __init__(self, limits: Limits, layer: str, *, seccomp: bool):
     """Starts it.
 
     Args:
       limits: what it may use.
       layer: 'namespaces', 'landlock' or 'none'.
       seccomp: whether its system calls are filtered.
-      tmp: where its temporary folder is made; '' is the system's choice.
 
     Raises:
       Refused: this machine does not have that layer.
     """
     self._limits = limits
-    self._folder = tempfile.mkdtemp(prefix='qaq_program_', dir=tmp or None)
+    self._folder = tempfile.mkdtemp(prefix='qaq_program_')
     self.seconds = 0.0  # that it had for its answers, as `receive` counts
-    self._pid = None
+    # As seen from here: of what was started, and of the one in which the
+    # program runs, a child of the first in namespaces.
+    self.program_pid = None
     self._buffer = bytearray()
     self._process = subprocess.Popen(
         [
@@ -111,6 +110,7 @@ class Process:
         bufsize=0,
         start_new_session=True,
     )
+    self.pid = self._process.pid
     os.set_blocking(self._process.stdin.fileno(), False)
     try:
       self._contain(layer, seccomp)
@@ -134,7 +134,7 @@ class Process:
       raise Refused(f'the sandbox did not start: {e}') from e
     if answer.get('contained') != layer:
       raise Refused(answer.get('refused', 'no reason given'))
-    self._pid = answer['pid']
+    self.program_pid = answer['pid']
 
   def send(self, message: dict) -> None:
     """Sends an order."""
@@ -149,7 +149,7 @@ class Process:
     orders = self._process.stdin.fileno()
     poll = select.poll()
     poll.register(orders, select.POLLOUT)
-    clock = _Clock(self._pid, START_SECONDS)
+    clock = _Clock(self.program_pid, START_SECONDS)
     view = memoryview(_HEADER.pack(len(body)) + body)
     while view:
       if not poll.poll(clock.wait() * 1000) and clock.over():
@@ -172,7 +172,7 @@ class Process:
     Raises:
       ProgramError: too late, too long, not readable, or the process ended.
     """
-    clock = _Clock(self._pid, limit)
+    clock = _Clock(self.program_pid, limit)
     try:
       body = self._message(clock, max_bytes or self._limits.answer_bytes)
       answer = json.loads(body)
@@ -215,11 +215,11 @@ class Process:
 
   def close(self) -> None:
     """Kills the process and what it may have started; removes its folder."""
-    for pid in filter(None, (self._pid, self._process.pid)):
+    for pid in filter(None, (self.program_pid, self.pid)):
       with contextlib.suppress(OSError):
         os.kill(pid, signal.SIGKILL)
     with contextlib.suppress(OSError):
-      os.killpg(self._process.pid, signal.SIGKILL)
+      os.killpg(self.pid, signal.SIGKILL)
     self._process.stdout.close()
     with contextlib.suppress(OSError):
       self._process.stdin.close()

@@ -96,8 +96,12 @@ def memory(size):
 """
 
 
-def _try(layer: str, seccomp: bool) -> Containment:
-  """Tries from inside what should not be possible."""
+def measure(layer: str, seccomp: bool) -> Containment:
+  """Tries, from inside of a layer, what should not be possible there.
+
+  Raises:
+    Refused: this machine does not have that layer.
+  """
   limits = Limits(memory_mb=512, tmp_mb=1, cpu_seconds=30)
   folder = tempfile.mkdtemp(prefix='qaq_probe_')
   outside = os.path.join(folder, 'outside')
@@ -135,7 +139,7 @@ def probe() -> Containment:
     if platform.system() != 'Linux' and (seccomp or layer != 'none'):
       continue
     try:
-      found = _try(layer, seccomp)
+      found = measure(layer, seccomp)
     except Refused as e:
       reasons[layer] = str(e)
       continue
@@ -149,19 +153,24 @@ class Sandbox:
   """Starts contained processes, all with the containment found at first."""
 
   def __init__(
-      self, limits: Limits | None = None, *, allow_uncontained: bool = False
+      self,
+      limits: Limits | None = None,
+      *,
+      allow_uncontained: bool = False,
+      containment: Containment | None = None,
   ):
     """Finds out what this machine can contain.
 
     Args:
       limits: what each program may use.
       allow_uncontained: run programs although something is not contained.
+      containment: use this one, from `measure`, not the strongest there is.
 
     Raises:
       Refused: something is not contained, and that was not allowed.
     """
     self.limits = limits or Limits()
-    self.containment = probe()
+    self.containment = containment or probe()
     missing = self.containment.missing()
     if missing and not allow_uncontained:
       raise Refused(

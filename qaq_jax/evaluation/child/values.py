@@ -188,8 +188,8 @@ def decode(data: object) -> object:
   """
   try:
     return _decode(data)
-  except (TypeError, KeyError, OverflowError, RecursionError,
-          ArithmeticError) as e:
+  except (ValueError, TypeError, KeyError, RecursionError, ArithmeticError,
+          AttributeError) as e:
     raise ValueError(f'not an encoded value: {e!r:.200}') from e
 
 
