@@ -49,10 +49,9 @@ def bootstrap(per_task: np.ndarray, seed: int = 0) -> tuple[float, float]:
     seed: of the draws.
   """
   rng = np.random.default_rng(seed)
-  counts = rng.multinomial(
-      len(per_task), np.full(len(per_task), 1 / len(per_task)), _RESAMPLES
-  )
-  means = counts @ np.asarray(per_task, np.float64) / len(per_task)
+  per_task = np.asarray(per_task, np.float64)
+  drawn = rng.integers(len(per_task), size=(_RESAMPLES, len(per_task)))
+  means = per_task[drawn].mean(axis=1)
   low, high = np.percentile(means, [2.5, 97.5])
   return float(low), float(high)
 
