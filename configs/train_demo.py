@@ -128,6 +128,7 @@ HELD_OUT = (
 def get_config(arg: str = 'strong') -> config_dict.ConfigDict:
   """The recipe of one model, 'strong' or 'weak'."""
   config = config_dict.ConfigDict()
+  config.name = arg
   config.seed = 0
   config.dtype = 'bfloat16'  # of the computation; parameters are float32
   config.corpus = {
@@ -148,18 +149,23 @@ def get_config(arg: str = 'strong') -> config_dict.ConfigDict:
       'head_dim': 32,
   }
   config.loop = {
-      'tokens_per_batch': 2048,
-      'num_buckets': 8,
+      'batch_size': 14,  # examples: about 1,630 tokens
+      'epochs': 1,
+      'max_steps': 3700,
+      'max_length': 512,
+      'packing': 'padded',
+      'tokens_per_device': 2048,
       'log_every': 50,
       'eval_every': 500,
   }
   config.optimizer = {
       'name': 'muon',
       'learning_rate': 4e-3,
-      'steps': 3700,
-      'warmup_steps': 100,
-      'decay_steps': 1200,
+      'schedule': 'wsd',
+      'warmup_ratio': 100 / 3700,
+      'decay_ratio': 1200 / 3700,
       'weight_decay': 0.02,
+      'b2': 0.98,
       'clip': 1.0,
   }
   if arg == 'weak':
@@ -170,7 +176,8 @@ def get_config(arg: str = 'strong') -> config_dict.ConfigDict:
         'num_heads': 3,
         'head_dim': 32,
     }
-    config.optimizer.update(steps=400, warmup_steps=50, decay_steps=200)
+    config.loop.max_steps = 400
+    config.optimizer.update(warmup_ratio=50 / 400, decay_ratio=200 / 400)
   elif arg != 'strong':
     raise ValueError(f"train_demo takes 'strong' or 'weak', not {arg!r}")
   return config

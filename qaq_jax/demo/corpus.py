@@ -11,9 +11,9 @@ import numpy as np
 import tokenizers
 from absl import logging
 
+from qaq_jax.data.training import Example
 from qaq_jax.demo import mining, separation
 from qaq_jax.demo import tokenizer as tokenizer_lib
-from qaq_jax.finetune import batches
 
 # Stands after the answer in the reverse text: scoring uses the same words
 # (`configs/demo.py`), so training and scoring see the same token ids.
@@ -144,26 +144,29 @@ def make_examples(
     *,
     forward_share: float,
     query_weight: float,
-) -> list[batches.Example]:
+) -> list[Example]:
   """Every pair answer first, and a fixed share of them also query first."""
   part = pieces(tokenizer)
   examples = []
 
-  def add(*spans):
+  def add(row, *spans):
     ids = [i for ids, _ in spans for i in ids]
     weights = [w for ids, w in spans for _ in ids]
-    examples.append(batches.Example(
-        np.array(ids, np.int32), np.array(weights, np.float32)
+    examples.append(Example(
+        np.array(ids, np.int32), np.array(weights, np.float32), row
     ))
 
-  for pair, ids in zip(pairs, encode(tokenizer, pairs), strict=True):
+  encoded = encode(tokenizer, pairs)
+  for row, (pair, ids) in enumerate(zip(pairs, encoded, strict=True)):
     add(
+        row,
         (part['bos'], 0), (ids.answer, 1), (part['before_query'], 0),
         (ids.query, query_weight), (part['eos'], 1),
     )
     digest = hashlib.sha256(pair.query.encode()).digest()
     if int.from_bytes(digest[:4], 'big') < forward_share * 2**32:
       add(
+          row,
           (part['bos'], 0), (ids.query, query_weight), (part['newline'], 1),
           (ids.answer, 1), (part['eos'], 1),
       )

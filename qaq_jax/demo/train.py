@@ -4,7 +4,7 @@ r"""Trains a demo model from a recipe; see configs/train_demo.py.
       --workdir=DIR
 
 A killed run continues when started again. Learning curve in
-WORKDIR/curve.jsonl, the model in Hugging Face format in WORKDIR/model.
+WORKDIR/metrics.jsonl, the model in Hugging Face format in WORKDIR/model.
 """
 
 import json
@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 from qaq_jax.demo import corpus, separation
 from qaq_jax.demo import tokenizer as tokenizer_lib
-from qaq_jax.finetune import loop, step
+from qaq_jax.finetune import loop, optimizer, step
 from qaq_jax.models import checkpoint
 from qaq_jax.models import config as config_lib
 from qaq_jax.models.decoder import Decoder
@@ -97,16 +97,22 @@ def train(config, workdir: str) -> dict:
   logging.info(
       '%d training, %d held-out pairs', len(train_pairs), len(measured)
   )
-  model = loop.fit(
-      model,
+  optimizer_options = optimizer.OptimizerOptions(**config.optimizer)
+  trainer = step.Trainer(
+      model, optimizer.make(optimizer_options), step.StepOptions()
+  )
+  fitted = loop.fit(
+      trainer,
+      trainer.state,
       examples,
       workdir,
-      options=loop.LoopOptions(seed=config.seed, **config.loop),
-      optimizer_options=step.OptimizerOptions(**config.optimizer),
-      evaluate=evaluate,
+      options=loop.FitOptions(seed=config.seed, **config.loop),
+      optimizer_options=optimizer_options,
+      measure_fn=lambda state: evaluate(trainer.model(state)),
+      name=config.name,
   )
   out = workdir / 'model'
-  checkpoint.save_hf(model, out, dtype=jnp.bfloat16)
+  checkpoint.save_hf(trainer.model(fitted.state), out, dtype=jnp.bfloat16)
   tokenizer_lib.save_tokenizer(tokenizer, out, max_length=1024)
   # What counts is the file: measured on the rounded weights.
   loaded = checkpoint.load(out, mesh=None, dtype=jnp.float32)

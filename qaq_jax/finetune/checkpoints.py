@@ -2,46 +2,181 @@
 
 import os
 import pathlib
+import shutil
 
 import jax
 from orbax.checkpoint.experimental import v1 as ocp
 
+from qaq_jax.scoring.files import StoreError
 
-def _checkpointer(directory, keep):
-  policy = ocp.training.preservation_policies.LatestN(keep)
-  return ocp.training.Checkpointer(
-      pathlib.Path(directory).absolute(), preservation_policy=policy
+_LOSS = 'validation_loss'
+_SHOWN = 200  # characters of an error
+_SLACK = 64 << 20  # bytes, for metrics, samples and file system blocks
+
+
+class Checkpoints:
+  """The checkpoints in a folder: the latest few, and the best.
+
+  Saving is asynchronous: `save` returns when the arrays are copied, and a
+  checkpoint that was being written when the process died is not among
+  `steps`; opening the folder again deletes its pieces. Only the holder of the
+  run's lock may open it.
+  """
+
+  def __init__(self, directory: str | os.PathLike, keep: int = 2):
+    """Opens the folder, made when missing.
+
+    Args:
+      directory: of the run's checkpoints.
+      keep: how many of the latest stay; the one of the least validation loss
+        stays besides.
+    """
+    policies = ocp.training.preservation_policies
+    self.directory = pathlib.Path(directory).absolute()
+    self._checkpointer = ocp.training.Checkpointer(
+        self.directory,
+        preservation_policy=policies.AnyPreservationPolicy([
+            policies.LatestN(keep),
+            policies.BestN(
+                get_metric_fn=lambda metrics: metrics[_LOSS],
+                reverse=True,  # the last of the sorted are the best
+                n=1,
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]),
+        cleanup_tmp_directories=True,
+    )
+
+  @property
+  def latest(self) -> int | None:
+    """Updates made by the latest checkpoint, None without one."""
+    latest = self._checkpointer.latest
+    return None if latest is None else latest.step
+
+  @property
+  def best(self) -> tuple[int, float] | None:
+    """Step and validation loss of the best; the later one of equals."""
+    losses = [
+        (c.metrics[_LOSS], -c.step)
+        for c in self._checkpointer.checkpoints if c.metrics
+    ]
+    if not losses:
+      return None
+    loss, step = min(losses)
+    return -step, loss
+
+  def save(
+      self, step: int, state, progress: dict,
+      validation_loss: float | None = None,
+  ) -> None:
+    """Starts saving; waits for the save before it.
+
+    Args:
+      step: number of updates made.
+      state: pytree of arrays; may be donated as soon as this returns.
+      progress: JSON-serialisable, returned by `restore`.
+      validation_loss: finite, or None where it was not measured.
+    """
+    self._checkpointer.save_async(
+        step, state, force=True, overwrite=True, custom_metadata=progress,
+        metrics=None if validation_loss is None else {_LOSS: validation_loss},
+    )
+
+  def restore(self, step: int, like) -> tuple[object, dict]:
+    """The state of a checkpoint, laid out like `like`, and its progress.
+
+    Args:
+      step: one that is there.
+      like: pytree of arrays or jax.ShapeDtypeStruct: shapes, types, shardings.
+        Any mesh: each device reads what it holds.
+
+    Raises:
+      StoreError: the checkpoint can't be read; names it and what to do.
+    """
+    try:
+      state = self._checkpointer.load(step, abstract(like))
+      progress = self._checkpointer.metadata(step).custom_metadata
+    except Exception as e:  # noqa: BLE001  (many kinds, all with one cure)
+      raise StoreError(  # orbax prints the whole tree
+          f'the checkpoint {self.directory / str(step)} cannot be read '
+          f'({str(e)[:_SHOWN]}...): delete this folder to go on from the '
+          'checkpoint before it'
+      ) from e
+    return state, progress
+
+  def wait(self) -> None:
+    """Returns when what was saved is on disk; raises what went wrong."""
+    self._checkpointer.wait()
+
+  def close(self) -> None:
+    """Waits, then closes."""
+    self._checkpointer.close()
+
+
+def abstract(state):
+  """The same pytree of jax.ShapeDtypeStruct, with shardings."""
+  return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      state,
   )
 
 
-def save(directory: str | os.PathLike, state, step: int, keep: int = 2) -> None:
-  """Saves a pytree of arrays as the checkpoint of `step`, atomically.
+def load(directory: str | os.PathLike, step: int, like):
+  """The state of one checkpoint of a run that is not going on."""
+  store = Checkpoints(directory)
+  try:
+    return store.restore(step, like)[0]
+  finally:
+    store.close()
+
+
+def size_of(state) -> int:
+  """Bytes of a pytree's arrays."""
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+
+
+def check_folder(
+    directory: str | os.PathLike, state, keep: int, free: int | None = None
+) -> str:
+  """Sees to it that the checkpoints of a run can be written.
 
   Args:
-    directory: of the run's checkpoints; made when missing.
-    state: arrays.
-    step: number of updates made.
-    keep: how many of the latest checkpoints stay.
+    directory: of the checkpoints; made when missing.
+    state: what will be saved.
+    keep: as in `Checkpoints`.
+    free: bytes free on the disk; None: asks the system.
+
+  Returns:
+    What is needed and free, in words.
+
+  Raises:
+    StoreError: the folder can't be written, or the disk has no room for
+      `keep` checkpoints, the best one and the one being written.
   """
-  with _checkpointer(directory, keep) as checkpointer:
-    checkpointer.save(step, state, overwrite=True)
-
-
-def restore_latest(directory: str | os.PathLike, like):
-  """The latest checkpoint with the shapes, types and shardings of `like`.
-
-  Returns `like` itself where there is no checkpoint yet.
-  """
-  if not pathlib.Path(directory).exists():
-    return like
-
-  def abstract(x):
-    if isinstance(x, jax.Array):
-      return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-    return x
-
-  with _checkpointer(directory, keep=2) as checkpointer:
-    if checkpointer.latest is None:
-      return like
-    step = checkpointer.latest.step
-    return checkpointer.load(step, jax.tree.map(abstract, like))
+  directory = pathlib.Path(directory)
+  probe = directory / f'.writable-{os.getpid()}'
+  try:
+    directory.mkdir(parents=True, exist_ok=True)
+    probe.write_bytes(b'x')
+    probe.unlink()
+    there = sum(
+        f.stat().st_size for f in directory.rglob('*') if f.is_file()
+    )
+    if free is None:
+      free = shutil.disk_usage(directory).free
+  except OSError as e:
+    raise StoreError(
+        f'checkpoints cannot be written to {directory}: {e}. Free the disk or '
+        'give another folder'
+    ) from e
+  needed = size_of(state) * (keep + 2) + _SLACK - there
+  text = (
+      f'{keep + 2} checkpoints of {size_of(state) / 2**20:,.1f} MiB: up to '
+      f'{max(needed, 0) / 2**20:,.0f} MiB more, {free / 2**20:,.0f} MiB free'
+  )
+  if needed > free:
+    raise StoreError(
+        f'the disk of {directory} is too full ({text}): free some, give '
+        'another folder, or keep fewer checkpoints'
+    )
+  return text

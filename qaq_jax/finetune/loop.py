@@ -1,145 +1,272 @@
-"""The training loop: batches in, parameters and a learning curve out."""
+"""The training loop: examples in, weights and a learning curve out."""
 
+import contextlib
 import dataclasses
-import json
 import math
 import os
 import pathlib
-import time
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
-import numpy as np
-from absl import logging
-from flax import nnx
 
-from qaq_jax.finetune import batches as batches_lib
-from qaq_jax.finetune import checkpoints, step
+from qaq_jax.data.training import Example
+from qaq_jax.finetune import (
+    batches,
+    checkpoints,
+    curve,
+    identity,
+    optimizer,
+    signals,
+)
+from qaq_jax.finetune import plan as plan_lib
+from qaq_jax.finetune.options import FREE, FitOptions, FitResult
+from qaq_jax.scoring import files, progress
+
+__all__ = ['FitOptions', 'FitResult', 'NonFiniteError', 'fit']
+
+_SHOWN_ROWS = 20  # of a batch whose loss is not finite
 
 
-@dataclasses.dataclass(frozen=True)
-class LoopOptions:
-  """Batches, logging, evaluation.
-
-  Attributes:
-    tokens_per_batch: rows times padded length, at most.
-    num_buckets: shapes to compile.
-    seed: of the order of the batches.
-    log_every: updates between lines of the learning curve.
-    eval_every: updates between evaluations; a checkpoint is kept then too.
-  """
-
-  tokens_per_batch: int = 4096
-  num_buckets: int = 12
-  seed: int = 0
-  log_every: int = 20
-  eval_every: int = 200
+class NonFiniteError(FloatingPointError):
+  """Loss or gradient is not finite; names the update and its rows."""
 
 
 def fit(
-    model: nnx.Module,
-    examples: Sequence[batches_lib.Example],
+    trainer,
+    state,
+    examples: Sequence[Example],
     workdir: str | os.PathLike,
     *,
-    options: LoopOptions,
-    optimizer_options: step.OptimizerOptions,
-    evaluate: Callable[[nnx.Module], dict] | None = None,
-) -> nnx.Module:
-  """Trains `model` until `optimizer_options.steps`, resuming when it can.
+    options: FitOptions,
+    optimizer_options: optimizer.OptimizerOptions,
+    validation: Sequence[Example] = (),
+    sample_fn: Callable[[object], Sequence] | None = None,
+    measure_fn: Callable[[object], Mapping[str, float]] | None = None,
+    fingerprint: Mapping | None = None,
+    name: str = '',
+    say: Callable[[str], None] = print,
+) -> FitResult:
+  """Trains to the last update, going on from the folder's checkpoint.
 
-  Writes WORKDIR/curve.jsonl (loss, tokens, seconds; and what `evaluate`
-  returns) and WORKDIR/checkpoints. A run that was killed goes on from its
-  last checkpoint with the batches it would have had.
+  Writes WORKDIR/metrics.jsonl (the curve), samples.jsonl (what `sample_fn`
+  gave), checkpoints/ and fingerprint.json. A run that was killed goes on from
+  its last checkpoint with the batches it would have had: on the same devices
+  the same curve, bit for bit; on others the same up to rounding.
 
   Args:
-    model: a Decoder with float32 parameters.
-    examples: the training sequences.
-    workdir: made when missing.
-    options: see LoopOptions.
-    optimizer_options: see OptimizerOptions.
-    evaluate: called with the model; returns numbers for the curve.
-
-  Returns:
-    The trained model.
+    trainer: a `step.Trainer`.
+    state: its state to start from; donated.
+    examples: at most `options.max_length` tokens each.
+    workdir: of this run; made when missing.
+    options: see FitOptions.
+    optimizer_options: the schedule's.
+    validation: examples to evaluate on; the best checkpoint is chosen by them.
+    sample_fn: called with the state at each evaluation; gives JSON values, an
+      early look at what the model writes.
+    measure_fn: called with the state at each evaluation; gives further numbers
+      for the validation line.
+    fingerprint: JSON-serialisable; what else the weights depend on: the files
+      of the model that training starts from, LoRA options.
+    name: of the run, for the bar and trackers.
+    say: prints a line.
 
   Raises:
-    FloatingPointError: the loss is not finite; names the step.
+    StoreError: the folder is in use, full, can't be written, or holds
+      checkpoints of another run; before the first update.
+    NonFiniteError: loss or gradient; names the update and its rows. What was
+      saved before stays.
+    Interrupted: SIGTERM or SIGINT came, and the run is saved; a SystemExit.
   """
   workdir = pathlib.Path(workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
-  graphdef, params = nnx.split(model)
-  optimizer = step.make_optimizer(optimizer_options)
-  state = {
-      'params': params,
-      'opt_state': optimizer.init(params),
-      'progress': {
-          'step': np.int64(0), 'tokens': np.int64(0), 'seconds': np.float64(0)
-      },
-  }
-  state = checkpoints.restore_latest(workdir / 'checkpoints', state)
-  params, opt_state = state['params'], state['opt_state']
-  progress = {k: v.item() for k, v in state['progress'].items()}
-  first = progress['step']
-  buckets = batches_lib.make_buckets(
-      examples,
-      tokens_per_batch=options.tokens_per_batch,
-      num_buckets=options.num_buckets,
-  )
-  logging.info(
-      '%d examples, shapes %s, %d batches per epoch, from step %d of %d',
-      len(examples),
-      list(zip(buckets.rows, buckets.lengths, strict=True)),
-      buckets.batches_per_epoch,
-      first,
-      optimizer_options.steps,
-  )
-  curve = (workdir / 'curve.jsonl').open('a', encoding='utf-8')
-  stream = batches_lib.batches(
-      examples, buckets, seed=options.seed, start=first
-  )
-  started = time.monotonic() - progress['seconds']
-  pending = []  # losses still on the device: read at the next log line
-
-  def write(**values):
-    progress['seconds'] = time.monotonic() - started
-    line = dict(progress, **values)
-    curve.write(json.dumps(line) + '\n')
-    curve.flush()
-    logging.info('%s', line)
-
-  for number in range(first, optimizer_options.steps):
-    batch = next(stream)
-    progress['tokens'] += int(np.count_nonzero(batch['weights']))
-    params, opt_state, metrics = step.train_step(
-        graphdef, optimizer, params, opt_state, batch
+  _check_examples(examples, options, 'examples')
+  _check_examples(validation, options, 'validation')
+  if not examples:
+    raise ValueError('there are no examples to train on')
+  room = checkpoints.check_folder(workdir / 'checkpoints', state, options.keep)
+  with contextlib.ExitStack() as stack:
+    if jax.process_index() == 0:
+      stack.callback(files.Lock(workdir).release)
+    store = checkpoints.Checkpoints(workdir / 'checkpoints', options.keep)
+    stack.callback(store.close)
+    first = store.latest or 0
+    identity.check(
+        workdir / 'fingerprint.json',
+        {
+            'version': identity.VERSION,
+            'examples': identity.digest(examples),
+            'validation': identity.digest(validation),
+            'options': identity.describe_options(options, FREE),
+            'optimizer': identity.describe_options(optimizer_options),
+            'model': identity.describe_model(trainer.model(state)),
+            'state': identity.shapes(state),
+            'given': dict(fingerprint or {}),
+        },
+        started=bool(first),
     )
-    pending.append(metrics)
-    progress['step'] = number + 1
-    last = progress['step'] == optimizer_options.steps
-    if last or progress['step'] % options.log_every == 0:
-      means = {
-          name: float(np.mean([m[name] for m in jax.device_get(pending)]))
-          for name in pending[0]
-      }
-      pending = []
-      if not math.isfinite(means['loss']):
-        raise FloatingPointError(
-            f'loss {means["loss"]} in the {options.log_every} updates before'
-            f' step {progress["step"]}: lower the learning rate; checkpoints'
-            f' of earlier steps are in {workdir / "checkpoints"}'
-        )
-      write(**means)
-    if last or progress['step'] % options.eval_every == 0:
-      if evaluate:
-        write(**evaluate(nnx.merge(graphdef, params)))
-      checkpoints.save(
-          workdir / 'checkpoints',
-          {
-              'params': params,
-              'opt_state': opt_state,
-              'progress': jax.tree.map(np.asarray, progress),
-          },
-          progress['step'],
+    saved = None
+    like = checkpoints.abstract(state)
+    if first:
+      del state  # room for the one that is read
+      state, saved = store.restore(first, like)
+    plan = plan_lib.Plan(trainer, state, examples, options, first)
+    for line in plan.describe(name, room):
+      (_mute if jax.process_index() else say)(line)
+    the_curve = curve.Curve(
+        workdir, plan.curve(name), step=first, progress=saved,
+        write=jax.process_index() == 0,
+    )
+    stack.callback(the_curve.close)
+    loop = _Loop(
+        trainer=trainer, state=state, examples=examples,
+        validation=validation, options=options, plan=plan, store=store,
+        curve=the_curve, sample_fn=sample_fn, measure_fn=measure_fn,
+        rate_of=lambda step: optimizer.learning_rate(
+            optimizer_options, step, plan.steps
+        ),
+    )
+    del state
+    loop.run(first)
+    best = store.best or (plan.steps, None)
+  directory = workdir / 'checkpoints'
+  return FitResult(
+      state=loop.state,
+      steps=plan.steps,
+      tokens=the_curve.tokens,
+      seconds=the_curve.seconds,
+      best_step=best[0],
+      best_loss=best[1],
+      load_best=lambda: checkpoints.load(directory, best[0], like),
+  )
+
+
+def _mute(line):
+  del line
+
+
+def _check_examples(examples, options, what):
+  for example in examples:
+    size = len(example.ids)
+    if not 2 <= size <= options.max_length:
+      raise ValueError(
+          f'{what}: row {example.row} has {size:,} tokens; it must be 2 to '
+          f'max_length={options.max_length:,}'
       )
-  curve.close()
-  return nnx.merge(graphdef, params)
+    if not example.weights[1:].any():
+      raise ValueError(
+          f'{what}: row {example.row} has no token of weight above 0 to learn'
+      )
+
+
+@dataclasses.dataclass
+class _Loop:
+  """Updates, evaluations, checkpoints."""
+
+  trainer: object
+  state: object
+  examples: Sequence[Example]
+  validation: Sequence[Example]
+  options: FitOptions
+  plan: plan_lib.Plan
+  store: checkpoints.Checkpoints
+  curve: curve.Curve
+  sample_fn: Callable | None
+  measure_fn: Callable | None
+  rate_of: Callable[[int], float]
+
+  def run(self, first: int) -> None:
+    """Makes the updates behind `first`."""
+    number = len(self.examples)
+    stream = batches.batches(
+        self.examples, self.plan.layout, seed=self.options.seed, first=first,
+        last=self.plan.steps,
+    )
+    flying = None  # dispatched, its metrics not fetched
+    with (
+        contextlib.closing(progress.ahead(stream, depth=2)) as ready,
+        signals.Signals() as asked,
+    ):
+      for batch in ready:
+        metrics = self._update(batch)
+        if flying is not None:
+          self._land(*flying)
+        flying = batch, metrics
+        stop = asked.received()
+        if stop or self.options.saves(batch.step, number):
+          # Only a state whose metrics were checked is evaluated or saved.
+          self._land(*flying)
+          flying = None
+          self._save(batch.step, self.options.evaluates(batch.step, number))
+        if stop:
+          self.store.wait()
+          message = (
+              f'stopped by signal {stop} after update {batch.step:,} of '
+              f'{self.plan.steps:,}, which is saved in '
+              f'{self.store.directory}: the same command goes on from there'
+          )
+          if not jax.process_index():
+            print(message, file=sys.stderr)  # an exit status says nothing
+          raise signals.Interrupted(stop, message)
+
+  def _update(self, batch):
+    """Dispatches one update; returns its metrics, still on the device."""
+    rate = self.rate_of(batch.step - 1)
+    if len(batch.micros) == 1:
+      self.state, metrics = self.trainer.update(
+          self.state, batch.micros[0], rate
+      )
+      return metrics
+    total = self.trainer.gradient(self.state, batch.micros[0])
+    for micro in batch.micros[1:]:
+      total = self.trainer.add_gradient(self.state, micro, total)
+    self.state, metrics = self.trainer.apply(self.state, total, rate)
+    return metrics
+
+  def _land(self, batch, metrics):
+    """Fetches an update's metrics, checks and reports them."""
+    values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+    for key in ('loss', 'grad_norm'):
+      if not math.isfinite(values[key]):
+        rows = ', '.join(map(str, batch.rows[:_SHOWN_ROWS]))
+        more = len(batch.rows) - _SHOWN_ROWS
+        raise NonFiniteError(
+            f'{key} is {values[key]} at update {batch.step}, made with rows '
+            f'{rows}{f" and {more} more" if more > 0 else ""}. Look at these '
+            'rows, or lower the learning rate; checkpoints of earlier updates '
+            f'are in {self.store.directory}'
+        )
+    self.curve.add(
+        batch, self.rate_of(batch.step - 1), loss=values['loss'],
+        weight=values['weight'], grad_norm=values['grad_norm'],
+    )
+
+  def _save(self, step, evaluate):
+    loss = None
+    if evaluate:
+      values = {}
+      if self.validation:
+        loss = values['validation_loss'] = self._evaluate(step)
+      if self.measure_fn:
+        values.update(self.measure_fn(self.state))
+      samples = self.sample_fn(self.state) if self.sample_fn else ()
+      self.curve.evaluated(step, values, samples)
+    self.store.save(step, self.state, self.curve.progress(), loss)
+    self.curve.restart_clock()
+
+  def _evaluate(self, step) -> float:
+    """Weighted mean of -log p over the validation examples."""
+    sums = jax.device_get([
+        self.trainer.evaluate(self.state, micro)
+        for micro in self.plan.layout.lay_out(self.validation)
+    ])
+    loss = float(
+        sum(float(s['loss_sum']) for s in sums)
+        / sum(float(s['weight_sum']) for s in sums)
+    )
+    if not math.isfinite(loss):
+      raise NonFiniteError(
+          f'validation_loss is {loss} after update {step}: lower the learning '
+          'rate; checkpoints of earlier updates are in '
+          f'{self.store.directory}'
+      )
+    return loss

@@ -22,7 +22,6 @@ import optax
 from flax import nnx
 
 from qaq_jax.finetune import head as head_lib
-from qaq_jax.finetune import old_step
 from qaq_jax.models import sharding
 from qaq_jax.models.decoder import Decoder
 
@@ -248,10 +247,6 @@ class _Program:
         weights_BT,
     )
     return loss, jnp.sum(weights_BT)
-
-
-def __getattr__(name):  # until the loop has moved to Trainer
-  return getattr(old_step, name)
 
 
 def _next(x_BT):

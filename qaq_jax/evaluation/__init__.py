@@ -1,1 +1,0 @@
-"""Generation, benchmarks, sandboxed execution, pass@k."""

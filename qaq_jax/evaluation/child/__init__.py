@@ -1,1 +1,0 @@
-"""What runs inside a sandboxed process: the standard library only."""

@@ -1,0 +1,168 @@
+"""What a run reports: counts, rates, the lines of its learning curve."""
+
+import dataclasses
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from qaq_jax.finetune import metrics
+from qaq_jax.finetune.batches import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a curve must know of its run.
+
+  Attributes:
+    name: for the bar and trackers.
+    steps: updates of the whole run.
+    per_epoch: updates of an epoch.
+    tokens_left: about how many tokens are still to be trained on.
+    log_every: updates between lines.
+    flops: batch -> operations that it needs.
+    peak: operations per second that the devices could do.
+    settings: for trackers.
+    trackers: of `metrics.TRACKERS`.
+    show: whether to show the bar.
+  """
+
+  name: str
+  steps: int
+  per_epoch: int
+  tokens_left: int
+  log_every: int
+  flops: Callable[[Batch], float]
+  peak: float
+  settings: Mapping
+  trackers: Sequence[str] = ()
+  show: bool = True
+
+
+class Curve:
+  """Writes metrics.jsonl and samples.jsonl, feeds bar and trackers.
+
+  Rates are of the time since the last line, without compilation of the first
+  update, evaluations and saving.
+  """
+
+  def __init__(
+      self, workdir: pathlib.Path, run: Run, *, step: int,
+      progress: Mapping | None, write: bool = True,
+  ):
+    """Opens the files for the lines behind `step`.
+
+    Args:
+      workdir: of the run.
+      run: see Run.
+      step: updates made.
+      progress: from the checkpoint of that step, see `progress`; None: none.
+      write: False in all processes but one: counts only.
+    """
+    progress = progress or {'tokens': 0, 'seconds': 0.0, 'window': None}
+    self._run = run
+    self.tokens = progress['tokens']
+    self._window = metrics.Window(progress['window'])
+    self._started = time.perf_counter() - progress['seconds']
+    self._since = None  # start of the time that rates are of
+    self._rated_tokens, self._rated_flops = 0, 0.0
+    self._journal = self._samples = None
+    self._trackers = []
+    if write:
+      self._trackers = metrics.open_trackers(
+          run.trackers, workdir, name=run.name, config=dict(run.settings)
+      )
+      self._journal = metrics.Journal(workdir / 'metrics.jsonl', after=step)
+      self._samples = metrics.Journal(workdir / 'samples.jsonl', after=step)
+    self._bar = metrics.Bar(
+        run.name, tokens=run.tokens_left, steps=run.steps,
+        show=run.show and write,
+    )
+
+  @property
+  def seconds(self) -> float:
+    """Since the start, earlier runs included."""
+    return time.perf_counter() - self._started
+
+  def add(
+      self, batch: Batch, rate: float, *, loss: float, weight: float,
+      grad_norm: float,
+  ) -> None:
+    """Counts an update, and writes a line if one is due.
+
+    Args:
+      batch: that it was made with.
+      rate: learning rate.
+      loss: weighted mean, nats per token.
+      weight: sum of the weights.
+      grad_norm: before clipping.
+    """
+    run = self._run
+    self._window.add(loss, weight, grad_norm)
+    self.tokens += batch.tokens
+    tokens_per_second = used = None
+    if self._since is None:  # the first update was also compiled
+      self.restart_clock()
+    else:
+      self._rated_tokens += batch.tokens
+      self._rated_flops += run.flops(batch)
+      seconds = time.perf_counter() - self._since
+      tokens_per_second = self._rated_tokens / seconds
+      used = self._rated_flops / seconds / run.peak
+    self._bar.add(batch.step, batch.tokens, loss, used)
+    if batch.step % run.log_every and batch.step != run.steps:
+      return
+    self._write(
+        batch.step, **self._window.means(), learning_rate=rate,
+        tokens=self.tokens,
+        tokens_per_second=_rounded(tokens_per_second, 1),
+        mfu=_rounded(used, 4),
+    )
+    self._window = metrics.Window()
+    if self._since is not None:
+      self.restart_clock()
+
+  def restart_clock(self) -> None:
+    """Measures rates from now on."""
+    self._since = time.perf_counter()
+    self._rated_tokens, self._rated_flops = 0, 0.0
+
+  def evaluated(self, step: int, values: Mapping, samples: Sequence) -> None:
+    """Writes the numbers and samples of an evaluation."""
+    if values:
+      self._write(step, **values)
+    if samples and self._samples is not None:
+      self._samples.write(step=step, samples=list(samples))
+
+  def _write(self, step, **values):
+    if self._journal is None:
+      return
+    values = {
+        'epoch': round(step / self._run.per_epoch, 4), **values,
+        'seconds': round(self.seconds, 2),
+    }
+    self._journal.write(step=step, **values)
+    numbers = {k: v for k, v in values.items() if v is not None}
+    for tracker in self._trackers:
+      tracker.log(step, numbers)
+
+  def progress(self) -> dict:
+    """What a resumed curve needs; all lines so far are on disk then."""
+    for journal in (self._journal, self._samples):
+      if journal is not None:
+        journal.sync()
+    return {
+        'tokens': self.tokens,
+        'seconds': self.seconds,
+        'window': dict(self._window.sums),
+    }
+
+  def close(self) -> None:
+    """Closes files, bar and trackers."""
+    self._bar.close()
+    for part in (self._journal, self._samples, *self._trackers):
+      if part is not None:
+        part.close()
+
+
+def _rounded(value, digits):
+  return None if value is None else round(value, digits)
