@@ -83,7 +83,7 @@ class Encoder:
     if on_long not in ON_LONG:
       raise ValueError(f'score.on_long={on_long!r}: choose one of {ON_LONG}')
     self.tokenizer = tokenization.load(tokenizer_dir)
-    self._system_prompt = system_prompt or None
+    self.system_prompt = system_prompt or None
     self._max_length = max_length
     self._truncate = on_long == 'truncate_context'
     self._author = author_compatible
@@ -93,7 +93,7 @@ class Encoder:
     self._merge_check_every = merge_check_every
     self._options = {
         'template': template,
-        'system_prompt': self._system_prompt,
+        'system_prompt': self.system_prompt,
         'reverse_instruction': reverse_instruction,
         'max_length': max_length,
         'on_long': on_long,
@@ -123,7 +123,7 @@ class Encoder:
         chat.find_template(hf, template)[0] if author_compatible else None
     )
     self._layout = Layout(self.tokenizer, self._chat)
-    for frame in self.frames(self._system_prompt):
+    for frame in self.frames(self.system_prompt):
       if not len(frame.head):
         raise chat.TemplateError(
             f'the chat template ({self._chat.origin}) puts no token before '
@@ -165,7 +165,7 @@ class Encoder:
     if not len(q) or not len(a):
       which = 'answer' if len(q) else 'query'
       return Encoded(sample.row, 'empty', f'no_tokens_in_{which}')
-    system = sample.system or self._system_prompt
+    system = sample.system or self.system_prompt
     forward, reverse = self.frames(system)
     more, nulls = extra.get(sample.row, ((), {}))
     if self._author:
@@ -239,23 +239,23 @@ class Encoder:
 
   def turn(self, sample: Sample) -> tuple[Frame, np.ndarray]:
     """Frame of the forward sequence, and the ids that end its answer."""
-    system = sample.system or self._system_prompt
+    system = sample.system or self.system_prompt
     return self.frames(system)[0], self._layout.ending(system)
 
   @property
   def stop_id(self) -> int:
     """The last of the ids that end an answer: a model that wrote it is done."""
-    return int(self._layout.ending(self._system_prompt)[-1])
+    return int(self._layout.ending(self.system_prompt)[-1])
 
   def rendered(self, sample: Sample) -> tuple[str, str]:
     """Text of the forward and the reverse sequence, up to the scored end."""
     return self._layout.rendered(
-        sample.query, sample.answer, sample.system or self._system_prompt
+        sample.query, sample.answer, sample.system or self.system_prompt
     )
 
   def fingerprint(self) -> dict:
     """All that can change an id: files, rendered pieces, options."""
-    with_system = self._system_prompt is not None
+    with_system = self.system_prompt is not None
     text = self._author_template
     return {
         **({} if text is None else {
@@ -275,12 +275,12 @@ class Encoder:
 
   def info(self) -> dict:
     """What a user should see: template, system prompt, BOS, notes."""
-    forward, _ = self.frames(self._system_prompt)
+    forward, _ = self.frames(self.system_prompt)
     bos = self.tokenizer.hf.bos_token_id
     head = forward.head.tolist()
     if self._chat.system == 'ignored':
       system = 'none (plain ignores system prompts)'
-    elif self._system_prompt is None:
+    elif self.system_prompt is None:
       system = "the row's own, else the template's default"
     else:
       system = "the row's own, else the config's" + (

@@ -89,10 +89,87 @@ def attention(
   )(q_BTNK, k_BTGK, v_BTGK, segment_ids_BT)
 
 
-def _own_kv_heads(q, k, v, axis: str, shards: int):
+def cached_attention(
+    q_B1NK: jax.Array,
+    k_BGSK: jax.Array,
+    v_BGSK: jax.Array,
+    start_B: jax.Array,
+    slot: jax.Array,
+    *,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    rules: sharding.ShardingRules | None = None,
+) -> jax.Array:
+  """Returns attention of one new token per row to a cache, [B, 1, N, K].
+
+  Args:
+    q_B1NK: the token's queries.
+    k_BGSK: keys by slot, the token's own already among them.
+    v_BGSK: values likewise.
+    start_B: first slot that a row may see; its padding comes before.
+    slot: the token's own slot, the last that it sees.
+    scale: multiplies the scores.
+    window: slots seen, the own included; None: all.
+    soft_cap: scores become cap * tanh(scores / cap).
+    rules: how heads and batch are split when a mesh is set.
+  """
+  local = functools.partial(
+      _one_query, scale=scale, window=window, soft_cap=soft_cap
+  )
+  mesh = sharding.current_mesh()
+  if mesh is None:
+    return local(q_B1NK, k_BGSK, v_BGSK, start_B, slot)
+  q_spec = rules.spec('batch', None, 'heads', None)
+  kv_spec = rules.spec('batch', 'kv_heads', None, None)
+  split = rules.heads is not None and rules.kv_heads is None
+
+  def island(q, k, v, start, slot):
+    if split:
+      k, v = _own_kv_heads(q, k, v, rules.heads, mesh.shape[rules.heads], 1)
+    return local(q, k, v, start, slot)
+
+  return jax.shard_map(
+      island,
+      in_specs=(q_spec, kv_spec, kv_spec, rules.spec('batch'), jax.P()),
+      out_specs=q_spec,
+  )(q_B1NK, k_BGSK, v_BGSK, start_B, slot)
+
+
+def _one_query(q, k, v, start, slot, *, scale, window, soft_cap):
+  b, _, n, d = q.shape
+  g, length = k.shape[1:3]
+  highest = jax.lax.Precision.HIGHEST
+  precision = highest if q.dtype == jnp.float32 else None
+  q = q.reshape(b, g, n // g, d)
+  if q.dtype == jnp.float32:
+    q, scale = q * scale, 1.0
+  scores = jnp.einsum(
+      'bgrk,bgsk->bgrs', q, k, precision=precision,
+      preferred_element_type=jnp.float32,
+  )
+  if scale != 1.0:
+    scores = scores * scale
+  if soft_cap is not None:
+    scores = soft_cap * jnp.tanh(scores / soft_cap)
+  slots = jnp.arange(length)
+  mask = (slots >= start[:, None]) & (slots <= slot)
+  if window is not None:
+    mask &= slots > slot - window
+  scores = jnp.where(mask[:, None, None], scores, _MASKED)
+  weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+  total = jnp.sum(weights, axis=-1, keepdims=True)
+  y = jnp.einsum(
+      'bgrs,bgsk->bgrk', weights.astype(v.dtype), v, precision=precision,
+      preferred_element_type=jnp.float32,
+  )
+  return (y / total).astype(v.dtype).reshape(b, 1, n, d)
+
+
+def _own_kv_heads(q, k, v, axis: str, shards: int, heads_axis: int = 2):
   """Picks, of all key/value heads, those of this device's query heads."""
   here = q.shape[2]
-  groups = k.shape[2]
+  groups = k.shape[heads_axis]
   per_group = here * shards // groups
   if shards == 1:
     return k, v
@@ -101,7 +178,7 @@ def _own_kv_heads(q, k, v, axis: str, shards: int):
     one = (first // per_group)[None]
   else:
     one = (first + jnp.arange(here)) // per_group
-  return jnp.take(k, one, axis=2), jnp.take(v, one, axis=2)
+  return tuple(jnp.take(x, one, axis=heads_axis) for x in (k, v))
 
 
 def _xla(q, k, v, segments, *, scale, window, soft_cap):

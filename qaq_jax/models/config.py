@@ -74,6 +74,9 @@ class ModelConfig:
     bos_token_id: as in config.json; tokenizers may say otherwise.
     eos_token_id: id or ids.
     pad_token_id: id.
+    unrolled: layers are not stacked, each is a segment of its own: compiling
+      takes longer, and nothing reads a layer's weights out of a stack, which
+      would copy them (generation: see `unrolled.py`).
   """
 
   family: str
@@ -103,6 +106,7 @@ class ModelConfig:
   bos_token_id: int | None = None
   eos_token_id: int | tuple[int, ...] | None = None
   pad_token_id: int | None = None
+  unrolled: bool = False
 
   @property
   def num_layers(self) -> int:
@@ -117,6 +121,8 @@ class ModelConfig:
   @property
   def segments(self) -> tuple[Segment, ...]:
     """The layers as few repeated patterns, each run by one scan."""
+    if self.unrolled:
+      return tuple(Segment((kind,), 1) for kind in self.layers)
     layers, out = list(self.layers), []
     while layers:
       best = (1, 1)
@@ -131,7 +137,6 @@ class ModelConfig:
       out.append(Segment(tuple(layers[:period]), repeats))
       layers = layers[period * repeats :]
     return tuple(out)
-
 
   @property
   def stacks(self) -> tuple[range, ...]:

@@ -24,6 +24,7 @@ from flax import nnx
 from qaq_jax.models import attention as attention_lib
 from qaq_jax.models import embedding, layers, sharding
 from qaq_jax.models import params as params_lib
+from qaq_jax.models.cache import Cache
 from qaq_jax.models.config import ModelConfig
 
 PAD_LOGIT = -1e30  # of ids beyond the vocabulary: finite, exp gives 0
@@ -107,8 +108,11 @@ class Decoder(nnx.Module):
       segment_ids_BT: jax.Array | None = None,
       *,
       remat: bool = False,
-  ) -> jax.Array:
+      cache: Cache | None = None,
+  ) -> jax.Array | tuple[jax.Array, Cache]:
     """Returns the hidden states after the final norm, [B, T, D] in `dtype`.
+
+    With a cache: the hidden states and the cache with these tokens in it.
 
     Args:
       tokens_BT: int32 ids. Rows are padded on the right: padding comes after
@@ -117,6 +121,8 @@ class Decoder(nnx.Module):
         where the segment id changes.
       segment_ids_BT: int32; tokens attend only within equal, contiguous ids.
       remat: recompute each layer in the backward pass instead of keeping it.
+      cache: T > 1 fills an empty one with rows padded on the left (segment id
+        0, their tokens have 1); T = 1 adds a token to each row.
     """
     self._check_call(tokens_BT)
     config, rules = self.config, self.rules
@@ -124,7 +130,11 @@ class Decoder(nnx.Module):
     tokens_BT = sharding.reshard(tokens_BT, rows)
     if segment_ids_BT is not None:
       segment_ids_BT = sharding.reshard(segment_ids_BT, rows)
-    if positions_BT is None:
+    if cache is not None and tokens_BT.shape[1] > 1:
+      cache = cache.padded(segment_ids_BT)
+    if positions_BT is None and cache is not None and tokens_BT.shape[1] == 1:
+      positions_BT = cache.positions_B1()
+    elif positions_BT is None:
       positions_BT = embedding.positions(tokens_BT, segment_ids_BT)
     positions_BT = sharding.reshard(positions_BT, rows)
     x_BTD = self._embed(tokens_BT, positions_BT)
@@ -133,26 +143,41 @@ class Decoder(nnx.Module):
         r: r.tables(positions_BT, config.head_dim)
         for r in {k.rope for k in kinds} - {None}
     }
-    stacks = iter(self.stacks)
+    views = [None] * len(self.stacks) if cache is None else cache.views()
+    stacks = list(self.stacks)
     for segment in config.segments:
-      params = [
-          nnx.to_pure_dict(nnx.state(next(stacks))) for _ in segment.pattern
-      ]
+      number = len(segment.pattern)
+      here, stacks = stacks[:number], stacks[number:]
+      params = [nnx.to_pure_dict(nnx.state(stack)) for stack in here]
 
-      def body(x_BTD, params, pattern=segment.pattern):
-        for kind, layer in zip(pattern, params, strict=True):
-          x_BTD = self._layer(
-              layer, kind, x_BTD, tables.get(kind.rope), segment_ids_BT
+      def body(carry, params_index, pattern=segment.pattern):
+        x_BTD, views = carry
+        params, index = params_index
+        views = list(views)
+        for i, (kind, layer) in enumerate(zip(pattern, params, strict=True)):
+          x_BTD, views[i] = self._layer(
+              layer, kind, x_BTD, tables.get(kind.rope), segment_ids_BT,
+              views[i], index,
           )
-        return x_BTD, None
+        return (x_BTD, views), None
 
       if remat:
         body = jax.checkpoint(body, prevent_cse=False)
-      x_BTD, _ = jax.lax.scan(body, x_BTD, params)
+      carry = x_BTD, views[:number]
+      if segment.repeats == 1:
+        carry, _ = body(carry, (jax.tree.map(lambda v: v[0], params), 0))
+      else:
+        index = jnp.arange(segment.repeats, dtype=jnp.int32)
+        carry, _ = jax.lax.scan(body, carry, (params, index))
+      x_BTD = carry[0]
+      views = views[number:] + carry[1]
     final = {'scale': self.final_norm_scale[...]}
     if config.norm == 'layer':
       final['bias'] = self.final_norm_bias[...]
-    return self._layer.norm(x_BTD, **final)
+    x_BTD = self._layer.norm(x_BTD, **final)
+    if cache is None:
+      return x_BTD
+    return x_BTD, cache.after(views, tokens_BT.shape[1])
 
   def logits(self, hidden: jax.Array) -> jax.Array:
     """Returns float32 logits [..., V] of hidden states [..., D].

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from qaq_jax.models import attention as attention_lib
 from qaq_jax.models import sharding
+from qaq_jax.models.cache import StackCache
 from qaq_jax.models.config import LayerKind, ModelConfig
 from qaq_jax.models.rope import rotate
 
@@ -100,8 +101,17 @@ class Layer:
       x = x + bias.astype(jnp.float32)
     return x.astype(self.dtype)
 
-  def __call__(self, p, kind: LayerKind, x_BTD, tables, segment_ids_BT):
-    """Returns the residual stream [B, T, D] after one layer.
+  def __call__(
+      self,
+      p,
+      kind: LayerKind,
+      x_BTD,
+      tables,
+      segment_ids_BT,
+      cache: StackCache | None = None,
+      index: jax.Array | int = 0,
+  ):
+    """Returns the residual stream [B, T, D] after one layer, and its cache.
 
     Args:
       p: the layer's parameters by name, see `params.layer_specs`.
@@ -109,19 +119,23 @@ class Layer:
       x_BTD: the residual stream before it.
       tables: (cos, sin) of its rotary embedding, or None.
       segment_ids_BT: tokens attend within equal ids; None: one segment.
+      cache: gets the new keys and values; one new token attends to all of it,
+        several attend to each other alone.
+      index: which layer of the cache's stack this is.
     """
     def norm(name, x):
       if f'{name}_scale' not in p:
         return x
       return self.norm(x, p[f'{name}_scale'], p.get(f'{name}_bias'))
 
-    h_BTD = self._attend(p, kind, norm('attn_norm', x_BTD), tables, norm,
-                         segment_ids_BT)
+    h_BTD, cache = self._attend(p, kind, norm('attn_norm', x_BTD), tables,
+                                norm, segment_ids_BT, cache, index)
     x_BTD = x_BTD + norm('post_attn_norm', h_BTD)
     h_BTD = self._mlp(p, norm('mlp_norm', x_BTD))
-    return x_BTD + norm('post_mlp_norm', h_BTD)
+    return x_BTD + norm('post_mlp_norm', h_BTD), cache
 
-  def _attend(self, p, kind, x_BTD, tables, norm, segment_ids_BT):
+  def _attend(self, p, kind, x_BTD, tables, norm, segment_ids_BT, cache,
+              index):
     config = self.config
 
     def project(name, heads):
@@ -138,23 +152,27 @@ class Layer:
     v_BTGK = project('v', 'kv_heads')
     if tables is not None:
       q_BTNK, k_BTGK = rotate(q_BTNK, *tables), rotate(k_BTGK, *tables)
-    y_BTNK = attention_lib.attention(
-        q_BTNK,
-        k_BTGK,
-        v_BTGK,
-        segment_ids_BT,
-        scale=config.query_scale,
-        window=kind.window,
-        soft_cap=config.attn_soft_cap,
-        rules=self.rules,
-        implementation=self.attention,
-    )
+    options = {
+        'scale': config.query_scale, 'window': kind.window,
+        'soft_cap': config.attn_soft_cap, 'rules': self.rules,
+    }
+    if cache is not None:
+      cache = cache.write(index, k_BTGK, v_BTGK)
+    if cache is not None and x_BTD.shape[1] == 1:
+      y_BTNK = attention_lib.cached_attention(
+          q_BTNK, *cache.read(index), cache.start_B, cache.slot, **options
+      )
+    else:
+      y_BTNK = attention_lib.attention(
+          q_BTNK, k_BTGK, v_BTGK, segment_ids_BT, **options,
+          implementation=self.attention,
+      )
     kernel = self.weight(p['o_kernel'], 'heads', None, 'embed')
     y_BTD = self._contract(y_BTNK, kernel, (2, 3), 'embed')
     y_BTD = self.adapted(y_BTD, p, 'o', y_BTNK, ('heads', None), ('embed',))
     if 'o_bias' in p:
       y_BTD = y_BTD + p['o_bias'].astype(self.dtype)
-    return y_BTD
+    return y_BTD, cache
 
   def _mlp(self, p, x_BTD):
     def project(name):

@@ -1,0 +1,1 @@
+"""Generation, benchmarks, sandboxed execution, pass@k."""

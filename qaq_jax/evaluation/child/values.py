@@ -1,0 +1,249 @@
+"""Python values as JSON and back, without pickle.
+
+Arguments go to a program under test, and its return values come back, as JSON
+that names every type which JSON lacks: decoding it can build plain data and
+nothing else. A value of any other type comes back as `Opaque`, which is equal
+to nothing.
+
+The process under test encodes; the trusted process decodes. Whoever sends
+forged bytes has sent a value like any other, and it still has to be the right
+one.
+"""
+
+import sys
+
+_MAX_DEPTH = 100
+_MAX_ITEMS = 10_000  # of an iterator that a program returns
+_SMALL = 1 << 53  # larger integers travel in hexadecimal
+_MAX_EXPONENT = 400  # of a decimal number
+# Items, over two levels, from which on only a hash of a list travels: one
+# output of MBPP+ holds 128 million.
+_HUGE = 5_000_000
+
+
+class Opaque:
+  """Stands for a value whose type is not known here; equal to nothing."""
+
+  def __init__(self, type_name: str):
+    self.type_name = type_name
+
+  def __eq__(self, other):
+    return False
+
+  __hash__ = None
+
+  def __repr__(self):
+    return f'<{self.type_name}>'
+
+
+class Iterated(Opaque):
+  """The items of an iterator or a view: can be iterated, equals nothing."""
+
+  def __init__(self, items: list):
+    super().__init__('iterator')
+    self._items = items
+
+  def __iter__(self):
+    return iter(self._items)
+
+
+class Digest:
+  """A list or tuple too long to travel: its type, length and hash."""
+
+  def __init__(self, kind: str, length: int, sha256: str):
+    self._key = kind, length, sha256
+
+  def __eq__(self, other):
+    return type(other) is Digest and self._key == other._key
+
+  __hash__ = None
+
+
+class Int(int):
+  """Value of a subclass of int."""
+
+
+class Float(float):
+  """Value of a subclass of float."""
+
+
+class Str(str):
+  """Value of a subclass of str."""
+
+
+class List(list):
+  """Value of a subclass of list."""
+
+
+class Tuple(tuple):
+  """Value of a subclass of tuple, such as a named tuple."""
+
+
+class Dict(dict):
+  """Value of a subclass of dict, such as a Counter."""
+
+
+class Set(set):
+  """Value of a subclass of set, or the keys or items of a dict."""
+
+
+class FrozenSet(frozenset):
+  """Value of a subclass of frozenset."""
+
+
+_SUBCLASSES = {
+    'int': Int, 'float': Float, 'str': Str, 'list': List, 'tuple': Tuple,
+    'dict': Dict, 'set': Set, 'frozenset': FrozenSet,
+}
+_SEQUENCES = {
+    'list': list, 'tuple': tuple, 'set': set, 'frozenset': frozenset,
+}
+_BASES = (
+    (int, 'int'), (float, 'float'), (str, 'str'), (list, 'list'),
+    (tuple, 'tuple'), (dict, 'dict'), (set, 'set'), (frozenset, 'frozenset'),
+)
+_VIEWS = (type({}.keys()), type({}.items()))
+
+
+def encode(value: object, depth: int = 0) -> object:
+  """Returns `value` as JSON-ready data; see the module's docstring."""
+  kind = type(value)
+  if value is None or kind is bool or kind is str or kind is float:
+    return value
+  if kind is int:
+    return value if -_SMALL < value < _SMALL else ['int', hex(value)]
+  if depth >= _MAX_DEPTH:
+    return ['opaque', kind.__name__]
+  if depth == 0 and kind in (list, tuple) and _count(value) > _HUGE:
+    return ['digest', [kind.__name__, len(value), _hash(value)]]
+  if kind in (list, tuple, set, frozenset):
+    return [kind.__name__, [encode(item, depth + 1) for item in value]]
+  if kind is dict:
+    return ['dict', [
+        [encode(k, depth + 1), encode(v, depth + 1)] for k, v in value.items()
+    ]]
+  return _encode_rare(value, kind, depth)
+
+
+def _count(value):
+  inner = (len(v) for v in value if isinstance(v, (list, tuple)))
+  return len(value) + sum(inner)
+
+
+def _hash(value):
+  import hashlib  # only for huge values
+
+  digest = hashlib.sha256()
+  for item in value:
+    digest.update(repr(item).encode('utf-8', 'backslashreplace'))
+    digest.update(b'\0')
+  return digest.hexdigest()
+
+
+def _encode_rare(value, kind, depth):
+  if kind is complex:
+    return ['complex', [value.real, value.imag]]
+  if kind is bytes:
+    return ['bytes', value.hex()]
+  # A value of these types exists only where its module was imported.
+  if kind is getattr(sys.modules.get('fractions'), 'Fraction', None):
+    return ['fraction', [hex(value.numerator), hex(value.denominator)]]
+  if kind is getattr(sys.modules.get('decimal'), 'Decimal', None):
+    return ['decimal', str(value)]
+  numpy = sys.modules.get('numpy')
+  if numpy and isinstance(value, (numpy.generic, numpy.ndarray)):
+    if value.dtype.kind not in 'biuf':
+      return ['opaque', kind.__name__]
+    flat = [encode(v.item()) for v in numpy.asarray(value).reshape(-1)]
+    array = isinstance(value, numpy.ndarray)
+    shape = list(value.shape) if array else None
+    return ['numpy', [value.dtype.str, shape, flat]]
+  if isinstance(value, _VIEWS):
+    return ['sub', encode(set(value), depth + 1)]
+  for base, _ in _BASES:
+    if isinstance(value, base):
+      return ['sub', encode(base(value), depth + 1)]
+  if depth == 0 and hasattr(kind, '__iter__'):
+    return _encode_iterable(value, kind)
+  return ['opaque', kind.__name__]
+
+
+def _encode_iterable(value, kind):
+  items = []
+  for item in value:
+    if len(items) == _MAX_ITEMS:
+      return ['opaque', kind.__name__]
+    items.append(encode(item, 1))
+  return ['iter', items]
+
+
+def decode(data: object) -> object:
+  """Returns the value that `encode` was given.
+
+  Args:
+    data: parsed JSON, from a process that is not trusted.
+
+  Raises:
+    ValueError: on anything that `encode` does not write.
+  """
+  try:
+    return _decode(data)
+  except (ValueError, TypeError, KeyError, RecursionError, ArithmeticError,
+          AttributeError) as e:
+    raise ValueError(f'not an encoded value: {e!r:.200}') from e
+
+
+def _decode(data):
+  if data is None or isinstance(data, (bool, str, float, int)):
+    return data
+  tag, payload = data
+  if tag in _SEQUENCES:
+    return _SEQUENCES[tag]([_decode(item) for item in payload])
+  if tag == 'dict':
+    return {_decode(k): _decode(v) for k, v in payload}
+  if tag == 'sub':
+    base = _decode(payload)
+    return _SUBCLASSES[type(base).__name__](base)
+  return _RARE[tag](payload)
+
+
+def _decode_fraction(payload):
+  import fractions  # only where a program returned one
+
+  numerator, denominator = payload
+  return fractions.Fraction(int(numerator, 16), int(denominator, 16))
+
+
+def _decode_decimal(text):
+  import decimal  # only where a program returned one
+
+  number = decimal.Decimal(text)
+  if number.is_finite() and abs(number.adjusted()) > _MAX_EXPONENT:
+    return Opaque('Decimal')  # comparing it could take for ever
+  return number
+
+
+def _decode_numpy(payload):
+  import numpy  # only where a program returned such a value
+
+  dtype, shape, flat = payload
+  dtype = numpy.dtype(str(dtype))
+  if dtype.kind not in 'biuf':
+    raise ValueError(f'dtype {dtype}')
+  array = numpy.array([_decode(item) for item in flat], dtype)
+  if shape is not None:
+    return array.reshape([int(size) for size in shape])
+  return array.reshape(())[()]
+
+
+_RARE = {
+    'int': lambda p: int(p, 16),
+    'complex': lambda p: complex(*p),
+    'bytes': bytes.fromhex,
+    'fraction': _decode_fraction,
+    'decimal': _decode_decimal,
+    'numpy': _decode_numpy,
+    'iter': lambda p: Iterated([_decode(item) for item in p]),
+    'digest': lambda p: Digest(str(p[0]), int(p[1]), str(p[2])),
+    'opaque': lambda p: Opaque(str(p)[:100]),
+}

@@ -1,0 +1,500 @@
+"""The harness on tiny tasks of our own, in the published files' formats."""
+
+import json
+import math
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from qaq_jax.evaluation import (
+    benchmarks,
+    harness,
+    judge,
+    mbpp_inputs,
+    oracles,
+    pass_at_k,
+    references,
+    samples,
+    sandbox,
+)
+from qaq_jax.evaluation.child.values import Opaque
+from qaq_jax.evaluation.process import Limits
+
+_FILES = pathlib.Path(__file__).parent / 'fixtures' / 'benchmarks'
+_PATHS = {
+    'humaneval': 'humaneval_plus', 'humaneval_plus': 'humaneval_plus',
+    'mbpp': 'mbpp_plus', 'mbpp_plus': 'mbpp_plus',
+    'humaneval_original': 'humaneval', 'mbpp_original': 'mbpp',
+}
+_OPTIONS = harness.Options(
+    workers=2, allow_uncontained=True, limits=Limits(memory_mb=1024),
+)
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path, monkeypatch):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+
+
+@pytest.fixture(scope='module')
+def box():
+  return sandbox.Sandbox(_OPTIONS.limits, allow_uncontained=True)
+
+
+def _read(name, limit=0):
+  path = _FILES / f'{_PATHS[name]}.jsonl'
+  return benchmarks.read(name, str(path), limit=limit)
+
+
+def _sample(task, program, number=0):
+  return samples.Sample(task.task_id, number, program)
+
+
+def _references(benchmark):
+  return [_sample(t, t.reference) for t in benchmark.tasks.values()]
+
+
+def _judge(box, name, number, program, **options):
+  benchmark = _read(name)
+  task = list(benchmark.tasks.values())[number]
+  return {
+      suite: judge.judge(
+          box, benchmark.family, task, suite, program,
+          judge.run_reference(box, benchmark.family, task, suite),
+          judge.Timing(floor=0.5, total=3.0, test_code=0.5, load=0.5).scaled(
+              judge.machine_scale()
+          ),
+          **options,
+      )
+      for suite in benchmark.suites
+  }
+
+
+@pytest.mark.parametrize('name', benchmarks.NAMES)
+def test_references_pass_and_broken_ones_fail(tmp_path, name):
+  benchmark = _read(name)
+  right = harness.run(
+      benchmark, _references(benchmark), tmp_path / 'right.jsonl', _OPTIONS
+  )
+  assert right['broken_references'] == []
+  assert {m['pass@1']['value'] for m in right['scores'].values()} == {1.0}
+  broken = [
+      _sample(
+          task,
+          f'{task.reference}\n_right = {task.entry_point}\n'
+          f'def {task.entry_point}(*a):\n  return [_right(*a), None]\n',
+      )
+      for task in benchmark.tasks.values()
+  ]
+  wrong = harness.run(benchmark, broken, tmp_path / 'wrong.jsonl', _OPTIONS)
+  assert {m['pass@1']['value'] for m in wrong['scores'].values()} == {0.0}
+  assert list(wrong['scores']) == list(right['scores'])
+
+
+_HOSTILE = {
+    'exit': 'import os; os._exit(0)',
+    'sys_exit': 'import sys; sys.exit(0)',
+    'no_function': 'pass',
+    'syntax': 'def (',
+    'null': '\0',
+    'surrogate': "x = '\ud800'",
+    'loop': 'while True: pass',
+    'returns_none': 'def {name}(*a): return None',
+    'says_equal': (
+        'class E:\n  def __eq__(self, o): return True\n'
+        '  def __hash__(self): return 1\ndef {name}(*a): return E()'
+    ),
+    'float_equal': (
+        'class E(float):\n  def __eq__(self, o): return True\n'
+        'def {name}(*a): return E("nan")'
+    ),
+    'prints': 'print("passed")\ndef {name}(*a): print({{"passed": True}})',
+    'forges_the_channel': (
+        'import os, json, struct\n'
+        'for m in ({{"loaded": 1}}, {{"passed": True}}, {{"value": None}}):\n'
+        '  body = json.dumps(m).encode()\n'
+        '  for fd in range(3, 64):\n'
+        '    try: os.write(fd, struct.pack(">I", len(body)) + body)\n'
+        '    except OSError: pass\n'
+        'def {name}(*a): os._exit(0)'
+    ),
+    'patches_the_runner': (
+        'from child import runner\n'
+        'runner.Channel.send = lambda self, m: runner.os.write(\n'
+        '    self._answers, b"\\0\\0\\0\\x10" + b\'{{"passed": true}}\')\n'
+        'def {name}(*a): return None'
+    ),
+    'deletes_builtins': (
+        'import builtins\nfor n in list(vars(builtins)):\n'
+        '  if n != "delattr": delattr(builtins, n)'
+    ),
+}
+
+
+@pytest.mark.parametrize('trick', _HOSTILE)
+@pytest.mark.parametrize(
+    'name', ['humaneval_plus', 'humaneval_original', 'mbpp_original']
+)
+def test_no_trick_passes(box, name, trick):
+  benchmark = _read(name)
+  task = next(iter(benchmark.tasks.values()))
+  program = _HOSTILE[trick].replace('{{', '{').replace('}}', '}')
+  program = program.replace('{name}', task.entry_point)
+  for verdict in _judge(box, name, 0, program).values():
+    assert verdict.status in (judge.FAIL, judge.TIMEOUT), verdict
+
+
+def test_a_wrong_program_that_rewrites_the_test_fails(box):
+  """Test code runs where the program cannot reach it."""
+  program = (
+      'import sys, builtins\n'
+      'def smallest(xs): return 99\n'
+      'for module in list(sys.modules.values()):\n'
+      '  try: module.AssertionError = None; module.exec = lambda *a: None\n'
+      '  except Exception: pass\n'
+      'builtins.compile = lambda *a: ""\n'
+  )
+  verdict = _judge(box, 'mbpp_original', 1, program)['check']
+  assert verdict.status == judge.FAIL
+  assert verdict.reason == 'AssertionError: '
+
+
+def test_failures_are_told_apart(box):
+  cases = {
+      'def scale(values, factor): return values': ('fail', 'wrong output'),
+      'def scale(values): return values': ('fail', 'TypeError: '),
+      'import nowhere': ('fail', 'ModuleNotFoundError: '),
+      'def scale(*a):\n  while True: pass': ('timeout', 'timeout: '),
+      'def scale(*a):\n  import os; os._exit(3)': ('fail', 'crash: '),
+      'def scale(*a): return "x" * (1 << 20)': ('fail', 'output: '),
+      'def scale(*a): return bytearray(1 << 40)': ('fail', 'MemoryError'),
+  }
+  for program, (status, reason) in cases.items():
+    verdict = _judge(box, 'humaneval', 0, program)['base']
+    assert (verdict.status, verdict.failed[0]) == (status, 0)
+    assert verdict.reason.startswith(reason)
+    assert verdict.tests == 2
+
+
+def test_every_test_can_be_run(box):
+  """After a failed test, and after one that ended the process."""
+  program = (
+      'import os\ndef tally(word):\n'
+      '  if word == "abba": return {}\n'
+      '  if word == "xyz": os._exit(0)\n'
+      '  return {c: word.count(c) for c in word}'
+  )
+  verdicts = _judge(box, 'humaneval_plus', 1, program, all_tests=True)
+  assert verdicts['base'].failed == [0]
+  assert verdicts['plus'].failed == [1]
+  kills = 'import os\ndef tally(word): os._exit(0)'
+  verdicts = _judge(box, 'humaneval_plus', 1, kills, all_tests=True)
+  assert [v.failed for v in verdicts.values()] == [[0, 1], [0, 1]]
+
+
+def test_time_limits_are_those_of_the_reference_and_of_the_machine():
+  timing = judge.Timing()
+  assert timing.scaled(3.0) == judge.Timing(3.0, 4.0, 180.0, 9.0, 30.0)
+  assert 1.0 <= judge.machine_scale() < 100
+
+
+def test_a_loaded_machine_does_not_fail_programs(box):
+  """A program that needs most of its limit, with many others on the cores."""
+  burn = [sys.executable, '-c', 'while True: pass']
+  program = (
+      'import time\ndef add(a, b):\n  end = time.process_time() + 0.25\n'
+      '  while time.process_time() < end: pass\n  return a + b'
+  )
+  others = [subprocess.Popen(burn) for _ in range(3 * (os.cpu_count() or 1))]
+  try:
+    verdict = _judge(box, 'mbpp', 0, program)['base']
+  finally:
+    for other in others:
+      other.kill()
+      other.wait()
+  assert verdict.status == judge.PASS
+
+
+def test_verdicts_are_kept_and_only_missing_ones_computed(tmp_path):
+  benchmark = _read('mbpp')
+  path = tmp_path / 'results.jsonl'
+  programs = _references(benchmark)
+  harness.run(benchmark, programs, path, _OPTIONS)
+  whole = path.read_bytes()
+  lines = whole.splitlines(keepends=True)
+  assert len(lines) == 3
+  marked = lines[1].replace(b'"seconds": ', b'"seconds": 77')
+  path.write_bytes(lines[0] + marked + lines[2][:20])  # killed while writing
+  result = harness.run(benchmark, programs, path, _OPTIONS)
+  assert result['scores']['mbpp']['pass@1']['value'] == 1.0
+  again = path.read_bytes().splitlines(keepends=True)
+  assert again[:2] == [lines[0], marked]  # not run again
+  assert json.loads(again[2])['task_id'] == json.loads(lines[2])['task_id']
+  with pytest.raises(ValueError, match='benchmark: "mbpp" -> "mbpp_plus"'):
+    harness.run(_read('mbpp_plus'), programs, path, _OPTIONS)
+
+
+def test_goes_on_after_kill_9(tmp_path):
+  benchmark = _read('mbpp')
+  task = next(iter(benchmark.tasks.values()))
+  programs = [
+      _sample(task, f'import time\ntime.sleep(0.2)\n{task.reference}', i)
+      for i in range(12)
+  ]
+  programs.append(_references(benchmark)[1])
+  file = tmp_path / 'samples.jsonl'
+  samples.write(file, programs)
+  results = tmp_path / 'results.jsonl'
+  command = [
+      sys.executable, '-m', 'qaq_jax.evaluation.harness',
+      f'--samples={file}', '--benchmark=mbpp', '--workers=1',
+      f'--path={_FILES / "mbpp_plus.jsonl"}', f'--output={results}',
+      '--allow-code-execution', '--allow-uncontained',
+  ]
+  root = pathlib.Path(__file__).parent.parent
+  with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE) as first:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+      if results.exists() and results.read_bytes().count(b'\n') >= 3:
+        break
+      time.sleep(0.02)
+    first.send_signal(signal.SIGKILL)
+  kept = results.read_bytes()
+  kept = kept[:kept.rfind(b'\n') + 1]
+  assert 3 <= kept.count(b'\n') < 14
+  second = subprocess.run(
+      command, cwd=root, capture_output=True, text=True, check=True
+  )
+  assert 'have verdicts already' in second.stdout
+  assert results.read_bytes().startswith(kept)
+  assert results.read_bytes().count(b'\n') == 14
+  assert '100.0' in second.stdout
+
+
+def test_nothing_runs_without_permission(tmp_path, monkeypatch):
+  file = tmp_path / 'samples.jsonl'
+  file.write_text('')
+  with pytest.raises(SystemExit, match='--allow-code-execution'):
+    harness.main([
+        f'--samples={file}', '--benchmark=mbpp', '--path=nowhere',
+    ])
+  assert os.listdir(tmp_path) == ['samples.jsonl']
+
+
+def test_references_are_computed_once(tmp_path, box):
+  benchmark = _read('mbpp_plus')
+  ticks = []
+  first = references.compute(benchmark, box, 1, lambda *n: ticks.append(n))
+  assert len(ticks) == 4
+  second = references.compute(benchmark, box, 1, lambda *n: ticks.append(n))
+  if box.containment.reads:
+    assert len(ticks) == 4
+    (kept,) = (tmp_path / 'cache' / 'qaq_jax' / 'references').iterdir()
+    kept.write_bytes(kept.read_bytes()[:50])  # damaged: computed again
+    references.compute(benchmark, box, 1, lambda *n: ticks.append(n))
+    assert len(ticks) == 8
+    for key, reference in first.items():
+      assert second[key].outputs == reference.outputs
+  else:  # a program could read them
+    assert len(ticks) == 8
+
+
+def test_a_broken_reference_is_told(tmp_path):
+  path = tmp_path / 'broken.jsonl'
+  record = json.loads((_FILES / 'mbpp.jsonl').read_text().splitlines()[0])
+  path.write_text(json.dumps(record | {'code': 'def add(a, b):\n  return N'}))
+  benchmark = benchmarks.read('mbpp_original', str(path))
+  said = []
+  result = harness.run(
+      benchmark, [samples.Sample('Mbpp/11', 0, 'def add(a, b): return a + b')],
+      tmp_path / 'results.jsonl', _OPTIONS, said.append,
+  )
+  assert result['broken_references'] == ['Mbpp/11']
+  assert 'Mbpp/11: its own reference solution fails here' in said
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    ({'entry_point': None}, "line 2: field 'entry_point' is of type NoneType"),
+    ({'task_id': 'HumanEval/900'}, 'line 2: task_id .* is there twice'),
+    ({'base_input': [1]}, "line 2: field 'base_input' is no list of lists"),
+    ({'atol': 'x'}, "line 2: field 'atol' is of type str"),
+])
+def test_a_line_that_cannot_be_used(tmp_path, change, message):
+  lines = (_FILES / 'humaneval_plus.jsonl').read_text().splitlines()
+  lines[1] = json.dumps(json.loads(lines[1]) | change)
+  path = tmp_path / 'file.jsonl'
+  path.write_text('\n'.join(lines))
+  with pytest.raises(ValueError, match=message):
+    benchmarks.read('humaneval_plus', str(path))
+
+
+def test_other_files_that_cannot_be_used(tmp_path):
+  path = tmp_path / 'file.jsonl'
+  path.write_text('{"task_id": 1}\nx')
+  with pytest.raises(ValueError, match="line 1: field 'task_id' is of type"):
+    benchmarks.read('mbpp', str(path))
+  path.write_text('x')
+  with pytest.raises(ValueError, match='line 1: not JSON'):
+    benchmarks.read('mbpp', str(path))
+  path.write_bytes(b'\x1f\x8b123')
+  with pytest.raises(ValueError, match='damaged gzip'):
+    benchmarks.read('mbpp', str(path))
+  path.write_text('')
+  with pytest.raises(ValueError, match='no task of mbpp'):
+    benchmarks.read('mbpp', str(path))
+  with pytest.raises(ValueError, match='no file given'):
+    benchmarks.read('mbpp', '')
+  with pytest.raises(ValueError, match='there are: humaneval'):
+    benchmarks.read('humanevil', str(path))
+
+
+def test_original_split_and_limit():
+  assert list(_read('mbpp_original').tasks) == ['Mbpp/11', 'Mbpp/12']
+  assert len(_read('humaneval', limit=2).tasks) == 2
+  task = _read('mbpp_original').tasks['Mbpp/12']
+  assert task.entry_point == 'smallest'
+  assert '\r' not in task.reference
+  assert task.prompt == (
+      '"""\nWrite a function that finds the smallest number.\n'
+      'assert smallest(xs) == 1\n"""\n'
+  )
+
+
+@pytest.mark.parametrize(('task', 'given', 'wanted'), [
+    ('Mbpp/3', [[1]], [[1]]),
+    ('Mbpp/2', [[[1], [2]]], [[(1,), (2,)]]),
+    ('Mbpp/63', [[[[1, 2]]]], [[[(1, 2)]]]),
+    ('Mbpp/75', [[[[1]], 2]], [[[(1,)], 2]]),
+    ('Mbpp/106', [[[1], [2]]], [[[1], (2,)]]),
+    ('Mbpp/115', [[[[1], [], {}]]], [[[{1}, {}, {}]]]),
+    ('Mbpp/124', [['1', '2j']], [[1.0, 2j]]),
+    ('Mbpp/307', [[[1], 2, 3]], [[(1,), 2, 3]]),
+    ('Mbpp/259', [[[[1]], [[2]]]], [[((1,),), ((2,),)]]),
+    ('Mbpp/278', [[[[1], 2]]], [[((1,), 2)]]),
+    ('Mbpp/580', [[[[1], [[2]]]]], [[((1,), ((2,),))]]),
+    ('Mbpp/722', [[{'a': [1]}, 2]], [[{'a': (1,)}, 2]]),
+])
+def test_types_that_json_took(task, given, wanted):
+  assert mbpp_inputs.restore(task, given) == wanted
+
+
+def _matches(output, expected, atol=0.0, *, family='mbpp', name='f', args=()):
+  (used,) = oracles.tolerances(atol, [expected])
+  return oracles.matches(family, name, list(args), output, expected, used)
+
+
+def test_outputs_are_compared_as_evalplus_does():
+  assert _matches(1, 1.0)
+  assert _matches(True, 1)
+  assert not _matches((1,), [1])
+  assert _matches(0.3, 0.1 + 0.2)  # a float has a tolerance of 1e-6
+  assert not _matches(0.30001, 0.3)
+  assert not _matches([0.3], [0.1 + 0.2, 1.0])
+  assert _matches([0.3], [0.1 + 0.2])
+  assert not _matches((0.3,), [0.1 + 0.2])
+  assert not _matches(np.float64(0.3), 0.1 + 0.2)  # another type
+  assert _matches(np.float64(0.3), 0.3)
+  assert not _matches(np.array([1, 2]), [1, 2])
+  assert _matches(2.05, 2.0, 0.1)
+  assert not _matches(Opaque('x'), 1)
+  assert not _matches('a', 0.5)
+  assert oracles.tolerances(0, [1, 0.5, 2]) == [0, 1e-6, 1e-6]
+
+
+def test_tasks_with_rules_of_their_own():
+  assert _matches([2, 1, 1], (1, 2), name='similar_elements')
+  assert not _matches([1], (1, 2), name='similar_elements')
+  assert _matches(5, 9, name='are_equivalent')
+  assert _matches(0, 9, name='sum_div')
+  assert _matches(7, 3, name='digit_distance_nums', args=(123, 256))
+  assert _matches(35, 0, name='surface_Area', args=(3, 4))
+  assert oracles.expect('mbpp', 'check_str', Opaque('Match')) is True
+  assert oracles.expect('mbpp', 'f', None) is None
+  assert _matches(Opaque('Match'), True, name='check_str')
+  assert not _matches(None, True, name='check_str')
+  assert not _matches(False, True, name='check_str')
+  root = {'family': 'humaneval', 'name': 'find_zero', 'args': ([-4, 0, 1],)}
+  assert _matches(-2.0, 2.0, 1e-4, **root)  # any root is right
+  assert not _matches(1.9, 2.0, 1e-4, **root)
+  assert not _matches('x', 2.0, 1e-4, **root)
+
+
+def test_samples_files(tmp_path):
+  benchmark = _read('humaneval')
+  path = tmp_path / 'samples.jsonl'
+  lines = [
+      {'task_id': t, 'solution': f'x{i}'}
+      for t in benchmark.tasks for i in range(2)
+  ]
+  lines[1] = {'task_id': 'HumanEval/900', 'completion': '  pass'}
+  path.write_text('\n\n'.join(map(json.dumps, lines)))
+  found = samples.read(str(path), benchmark)
+  assert [s.number for s in found] == [0, 1] * 3
+  assert found[1].program == benchmark.tasks['HumanEval/900'].prompt + '  pass'
+  samples.write(path, found)
+  assert samples.read(str(path), benchmark) == found
+  folder = tmp_path / 'folder' / 'HumanEval_901'
+  folder.mkdir(parents=True)
+  for number in (10, 2):
+    (folder / f'{number}.py').write_text(f'x{number}')
+  with pytest.raises(ValueError, match="no sample of 2 tasks.*'HumanEval/900'"):
+    samples.read(str(folder.parent), benchmark)
+  found = samples.read(str(folder.parent), benchmark, allow_missing=True)
+  assert [s.program for s in found] == ['x2', 'x10']
+  for line, message in (
+      ('{"task_id": "HumanEval/1", "solution": ""}', "line 1: .*no task 'Hum"),
+      ('{"task_id": "HumanEval/900"}', "line 1: no text in 'solution'"),
+      ('[]', 'line 1: no JSON object'),
+  ):
+    path.write_text(line)
+    with pytest.raises(ValueError, match=message):
+      samples.read(str(path), benchmark)
+
+
+def test_pass_at_k_is_the_share_of_subsets_with_a_right_one():
+  rng = np.random.default_rng(0)
+  right = np.array([True, False, False, True, False, False, False])
+  for k in (1, 2, 5, 7):
+    drawn = np.mean([
+        right[rng.permutation(7)[:k]].any() for _ in range(20_000)
+    ])
+    assert pass_at_k.pass_at_k(7, 2, k) == pytest.approx(drawn, abs=0.02)
+  assert pass_at_k.pass_at_k(200, 0, 100) == 0.0
+  assert pass_at_k.pass_at_k(200, 199, 100) == 1.0
+  exact = 1 - math.comb(190, 100) / math.comb(200, 100)
+  assert pass_at_k.pass_at_k(200, 10, 100) == exact
+  for n, c, k in ((5, 6, 1), (5, 1, 6), (5, -1, 1), (5, 1, 0)):
+    with pytest.raises(ValueError):
+      pass_at_k.pass_at_k(n, c, k)
+
+
+@pytest.mark.parametrize(('c', 'n'), [(0, 10), (3, 10), (164, 164), (50, 378)])
+def test_wilson_interval_equals_scipy(c, n):
+  wanted = scipy.stats.binomtest(c, n).proportion_ci(0.95, 'wilson')
+  assert pass_at_k.wilson(c, n) == pytest.approx(tuple(wanted), abs=1e-12)
+
+
+def test_bootstrap_interval_covers():
+  rng = np.random.default_rng(0)
+  hits = 0
+  for seed in range(200):
+    per_task = rng.beta(0.5, 0.5, size=60)
+    low, high = pass_at_k.bootstrap(per_task, seed)
+    hits += low <= 0.5 <= high
+  assert 180 <= hits <= 199
+  assert pass_at_k.bootstrap(np.ones(5)) == (1.0, 1.0)
+
+
+def test_summary_of_several_samples():
+  found = pass_at_k.summarize({'a': [True, False], 'b': [False, False]}, (1, 2))
+  assert found['pass@1']['value'] == 0.25
+  assert found['pass@2']['value'] == 0.5
+  assert found['pass@2']['interval'] == 'bootstrap over tasks'
+  assert list(pass_at_k.summarize({'a': [True], 'b': [True] * 9})) == ['pass@1']

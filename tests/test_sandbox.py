@@ -1,0 +1,433 @@
+"""Hostile programs, each run for real inside of the sandbox.
+
+They are harmless even where the sandbox fails: loops are bounded, and nothing
+is forked, filled or deleted in earnest before a first try was refused.
+"""
+
+import functools
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from qaq_jax.evaluation import process as process_lib
+from qaq_jax.evaluation import sandbox as sandbox_lib
+from qaq_jax.evaluation.child import values
+from qaq_jax.evaluation.process import Limits, ProgramError, Refused
+
+_LIMITS = Limits(memory_mb=512, tmp_mb=4, cpu_seconds=20, answer_bytes=1 << 20)
+
+
+@functools.cache
+def _containment(layer):
+  try:
+    found = sandbox_lib.measure(layer, True)
+  except Refused as e:
+    return str(e)
+  return f'open: {found.missing()}' if found.missing() else found
+
+
+@pytest.fixture(params=['namespaces', 'landlock'])
+def sandbox(request):
+  found = _containment(request.param)
+  if isinstance(found, str):
+    pytest.skip(f'this machine has no {request.param}: {found}')
+  return sandbox_lib.Sandbox(_LIMITS, containment=found)
+
+
+def _call(process, name, *arguments, limit=20.0):
+  process.send(
+      {'function': name, 'calls': [values.encode(list(arguments))]}
+  )
+  answer = process.receive(limit)
+  if 'error' in answer:
+    return answer['error']
+  return values.decode(answer['value'])
+
+
+def _load(process, program, limit=20.0):
+  process.send({'load': program})
+  return process.receive(limit)
+
+
+def _run(sandbox, program, *arguments, limit=20.0):
+  """Runs function f of a program; returns its value, or its error's text."""
+  with sandbox.start() as process:
+    answer = _load(process, program, limit)
+    if 'error' in answer:
+      return answer['error']
+    return _call(process, 'f', *arguments, limit=limit)
+
+
+def test_a_program_gets_its_arguments_and_its_value_comes_back(sandbox):
+  value = {'a': [1, 2.5, None], (1, 'x'): {3}, 'b': b'\0', 'n': 1 << 80}
+  assert _run(sandbox, 'def f(x):\n  return x', value) == value
+
+
+def test_numpy_works_inside(sandbox):
+  program = 'import numpy\ndef f():\n  return float(numpy.ones(9).sum())'
+  assert _run(sandbox, program) == 9.0
+
+
+def test_fork_bomb(sandbox):
+  first = 'import os\ndef f():\n  if os.fork() == 0: os._exit(0)'
+  assert _run(sandbox, first).startswith('PermissionError')
+  # Now that one fork is known to be refused, many of them.
+  bomb = (
+      'import os\ndef f():\n  made = 0\n  for _ in range(1000):\n'
+      '    try:\n      if os.fork() == 0: os._exit(0)\n      made += 1\n'
+      '    except OSError: pass\n  return made'
+  )
+  assert _run(sandbox, bomb) == 0
+
+
+@pytest.mark.parametrize('start', [
+    'import subprocess; subprocess.run(["/bin/true"])',
+    'import os; os.posix_spawn("/bin/true", ["true"], {})',
+    'import os; os.execv("/bin/true", ["true"])',
+    'import threading; threading.Thread(target=int).start()',
+    'import multiprocessing as m; m.Process(target=int).start()',
+])
+def test_no_other_way_to_start_a_process(sandbox, start):
+  assert 'Error' in _run(sandbox, f'def f():\n  {start}')
+
+
+def test_memory_bomb(sandbox):
+  program = (
+      'def f():\n  kept = []\n  for _ in range(64):\n'
+      '    kept.append(bytearray(16 << 20))\n  return len(kept)'
+  )  # one GiB at most
+  assert _run(sandbox, program).startswith('MemoryError')
+
+
+def test_infinite_loop(sandbox):
+  for program in ('while True: pass', 'def f():\n  while True: pass'):
+    with sandbox.start() as process, pytest.raises(ProgramError) as e:
+      if 'loaded' in _load(process, program, 0.5):
+        _call(process, 'f', limit=0.5)
+    assert e.value.kind == 'timeout'
+
+
+def test_sleep_counts_as_time(sandbox):
+  with pytest.raises(ProgramError) as e:
+    _run(sandbox, 'import time\ndef f():\n  time.sleep(60)', limit=0.5)
+  assert e.value.kind == 'timeout'
+
+
+@pytest.mark.parametrize('end', [
+    'import os; os._exit(0)',
+    'import os; os.abort()',
+    'import os; os.closerange(0, 64)',
+    'import ctypes; ctypes.string_at(0)',
+])
+def test_a_program_that_ends_or_closes_everything(sandbox, end):
+  for program in (end, f'def f():\n  {end}'):
+    with pytest.raises(ProgramError) as e:
+      _run(sandbox, program, limit=5.0)
+    assert e.value.kind in ('crash', 'timeout')
+
+
+def test_exit_before_the_function_is_defined(sandbox):
+  program = 'import sys; sys.exit(0)\ndef f():\n  return 1'
+  assert _run(sandbox, program).startswith('SystemExit')
+
+
+def test_closed_stdout_does_not_matter(sandbox):
+  program = (
+      'import os, sys\nsys.stdout.close()\nos.close(1)\nos.close(2)\n'
+      'def f():\n  return 7'
+  )
+  assert _run(sandbox, program) == 7
+
+
+def test_deleted_builtins(sandbox):
+  program = (
+      'import builtins\ndef f():\n  for name in list(vars(builtins)):\n'
+      '    delattr(builtins, name)\n  return 1'
+  )
+  try:
+    assert _run(sandbox, program) != 1
+  except ProgramError as e:
+    assert e.kind in ('crash', 'output')
+
+
+def test_deep_recursion(sandbox):
+  shallow = 'def f():\n  return f()'
+  assert _run(sandbox, shallow).startswith('RecursionError')
+  deep = (
+      'import sys\nsys.setrecursionlimit(10**9)\n'
+      'class C:\n  def __repr__(self): return repr(self)\n'
+      'def f():\n  return repr(C())'
+  )
+  try:
+    assert 'Error' in _run(sandbox, deep)
+  except ProgramError as e:
+    assert e.kind == 'crash'
+
+
+def test_deeply_nested_value(sandbox):
+  program = 'def f():\n  x = []\n  for _ in range(10**5): x = [x]\n  return x'
+  assert _run(sandbox, program) != []
+
+
+def test_a_gigabyte_to_stdout(sandbox):
+  program = (
+      'import sys\ndef f():\n  block = "x" * (1 << 20)\n'
+      '  for _ in range(1024): sys.stdout.write(block)\n  return 1'
+  )
+  assert _run(sandbox, program) == 1
+
+
+def test_a_gigabyte_to_the_trusted_process(sandbox):
+  program = (
+      'import os\ndef f():\n  block = b"\\x7f" * (1 << 20)\n'
+      '  for fd in range(3, 64):\n    for _ in range(1024):\n'
+      '      try: os.write(fd, block)\n      except OSError: break'
+  )
+  with pytest.raises(ProgramError) as e:
+    _run(sandbox, program)
+  assert e.value.kind == 'output'
+
+
+def test_too_long_a_value(sandbox):
+  with pytest.raises(ProgramError) as e:
+    _run(sandbox, 'def f():\n  return "x" * (2 << 20)')
+  assert e.value.kind == 'output'
+
+
+def test_a_gigabyte_to_a_file(sandbox):
+  program = (
+      'def f():\n  with open("big", "wb") as file:\n'
+      '    for _ in range(1024): file.write(bytes(1 << 20))'
+  )
+  assert _run(sandbox, program).startswith('OSError')
+
+
+def test_forged_answers_are_only_values(sandbox):
+  program = (
+      'import sys\nfrom child import runner, values\n'
+      'runner.values.encode = lambda v, d=0: ["iter", [1]]\n'
+      'def f():\n  return 1'
+  )
+  assert _run(sandbox, program) != 1
+  evil = 'from child import runner\nrunner.values.encode = lambda v: {e!r}\n'
+  for forged in (['evil', 1], {'a': 1}, ['sub', ['sub', 1]], [1, 2, 3],
+                 ['set', [['list', []]]], ['numpy', ['O', None, [1]]]):
+    with pytest.raises(ValueError, match='not an encoded value'):
+      _run(sandbox, evil.format(e=forged) + 'def f():\n  return 1')
+
+
+def test_unreadable_answers(sandbox):
+  for body in ('b"{"', 'b"[" * 60000', 'b"7"', 'b"\\xff"', 'b"1" * 9999'):
+    program = (
+        'import os, struct\ndef f():\n'
+        f'  body = {body}\n  body = struct.pack(">I", len(body)) + body\n'
+        '  for fd in range(3, 64):\n    try: os.write(fd, body)\n'
+        '    except OSError: pass'
+    )
+    with pytest.raises(ProgramError) as e:
+      _run(sandbox, program)
+    assert e.value.kind == 'output'
+
+
+def test_orders_that_are_not_read(sandbox, monkeypatch):
+  monkeypatch.setattr(process_lib, 'START_SECONDS', 0.5)
+  program = (
+      'import signal, time\n'
+      'def stall(*_):\n  while True: time.sleep(1)\n'
+      'signal.signal(signal.SIGALRM, stall)\n'
+      'signal.setitimer(signal.ITIMER_REAL, 0.05)\n'
+      'def f(x):\n  return 1'
+  )
+  with sandbox.start() as process:
+    assert 'loaded' in _load(process, program)
+    time.sleep(0.2)
+    with pytest.raises(ProgramError) as e:
+      _call(process, 'f', 'x' * (1 << 20))
+  assert e.value.kind == 'timeout'
+
+
+def test_no_network(sandbox):
+  program = (
+      'import socket\ndef f(port):\n'
+      '  with socket.socket() as s: s.connect(("127.0.0.1", port))'
+  )
+  with socket.create_server(('127.0.0.1', 0)) as server:
+    port = server.getsockname()[1]
+    assert _run(sandbox, program, port).startswith('PermissionError')
+    for kind in ('AF_INET6', 'AF_UNIX', 'AF_NETLINK'):
+      other = f'import socket\ndef f():\n  socket.socket(socket.{kind})'
+      assert _run(sandbox, other).startswith('PermissionError')
+
+
+@pytest.mark.parametrize('change', [
+    'open(path, "a")', 'open(path, "w")', 'os.truncate(path, 0)',
+    'os.unlink(path)', 'os.rename(path, path + "2")', 'os.chmod(path, 0)',
+    'os.utime(path, (0, 0))', 'os.link(path, "here")',
+    'os.symlink("x", path + "3")', 'os.mkdir(path + "4")',
+    'os.chown(path, 1, 1)', 'os.setxattr(path, "user.a", b"b")',
+])
+def test_no_change_outside(sandbox, tmp_path, change):
+  outside = tmp_path / 'outside'
+  outside.write_text('as before')
+  before = outside.stat()
+  program = f'import os\ndef f(path):\n  {change}'
+  assert 'Error' in _run(sandbox, program, str(outside))
+  assert os.listdir(tmp_path) == ['outside']
+  assert outside.read_text() == 'as before'
+  after = outside.stat()
+  assert (after.st_mode, after.st_uid, after.st_mtime) == (
+      before.st_mode, before.st_uid, before.st_mtime
+  )
+
+
+def test_no_change_of_the_harness(sandbox):
+  program = 'def f(path):\n  open(path, "a").close()'
+  for module in (sandbox_lib, values, json, pytest):
+    assert 'Error' in _run(sandbox, program, module.__file__)
+
+
+def test_no_reading_of_answers(sandbox, tmp_path, monkeypatch):
+  secret = tmp_path / 'answers.json'
+  secret.write_text('SECRET')
+  monkeypatch.setenv('ANSWERS', 'SECRET')
+  program = (
+      'import os\ndef f(path, pid):\n  seen = str(dict(os.environ))\n'
+      '  for p in (path, f"/proc/{pid}/environ", f"/proc/{pid}/cmdline",\n'
+      '            f"/proc/{pid}/mem", f"/proc/{pid}/root{path}",\n'
+      '            f"/proc/self/root{path}", "/etc/passwd"):\n'
+      '    try:\n      with open(p, "rb") as file: seen += str(file.read(99))\n'
+      '    except OSError: pass\n  return seen'
+  )
+  seen = _run(sandbox, program, str(secret), os.getpid())
+  assert 'SECRET' not in seen
+  assert 'root:' not in seen
+
+
+def test_no_signal_to_others(sandbox):
+  with subprocess.Popen([sys.executable, '-c', 'input()'],
+                        stdin=subprocess.PIPE) as other:
+    program = (
+        'import os\ndef f(pids):\n  sent = []\n  for pid in pids:\n'
+        '    try:\n      os.kill(pid, 0)\n      sent.append(pid)\n'
+        '    except OSError: pass\n  return sent'
+    )
+    assert _run(sandbox, program, [other.pid, os.getpid(), os.getppid()]) == []
+    # Refused without a signal; so these cannot hurt.
+    program = f'import os\ndef f():\n  os.kill({other.pid}, 15)'
+    assert 'Error' in _run(sandbox, program)
+    assert 'Error' in _run(
+        sandbox, f'import os\ndef f():\n  os.killpg({other.pid}, 15)'
+    )
+    assert other.poll() is None
+    other.communicate(b'\n')
+
+
+def test_limits_cannot_be_raised_again(sandbox):
+  program = (
+      'import resource\ndef f():\n'
+      '  resource.setrlimit(resource.RLIMIT_AS, (1 << 40, 1 << 40))'
+  )
+  assert 'Error' in _run(sandbox, program)
+
+
+def test_nothing_is_left_behind(sandbox, tmp_path, monkeypatch):
+  outside = tmp_path / 'outside'
+  outside.mkdir()
+  (outside / 'file').write_text('as before')
+  monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
+  program = (
+      'import os\ndef f(path):\n'
+      '  os.symlink(path, "link")\n  os.mkdir("closed")\n'
+      '  os.symlink(path, "closed/link")\n  os.mkdir("sealed", 0)\n'
+      '  for i in range(50):\n    os.mkdir("d")\n    os.chdir("d")\n'
+      '  os.mkfifo("fifo")\n  return os.getpid()'
+  )
+  with sandbox.start() as process:
+    assert 'loaded' in _load(process, program)
+    assert isinstance(_call(process, 'f', str(outside)), int)
+    group = process.pid
+  with pytest.raises(ProcessLookupError):
+    os.killpg(group, 0)
+  assert os.listdir(tmp_path) == ['outside']
+  assert (outside / 'file').read_text() == 'as before'
+
+
+def test_programs_die_with_the_trusted_process(sandbox):
+  """kill -9 of the harness leaves no program running."""
+  layer = sandbox.containment.layer
+  script = (
+      'from qaq_jax.evaluation.process import Limits, Process\n'
+      f'p = Process(Limits(), {layer!r}, seccomp=True)\n'
+      'p.send({"load": "while True: pass"})\n'
+      'print(p.pid, p.program_pid, flush=True)\ninput()'
+  )
+  root = pathlib.Path(__file__).parent.parent
+  with subprocess.Popen(
+      [sys.executable, '-c', script], stdin=subprocess.PIPE, cwd=root,
+      stdout=subprocess.PIPE, text=True,
+  ) as trusted:
+    pids = [int(text) for text in trusted.stdout.readline().split()]
+    assert all(_alive(pid) for pid in pids)
+    trusted.send_signal(signal.SIGKILL)
+  deadline = time.monotonic() + 20
+  while any(_alive(pid) for pid in pids) and time.monotonic() < deadline:
+    time.sleep(0.05)
+  assert not any(_alive(pid) for pid in pids)
+
+
+def _alive(pid):
+  try:
+    stat = pathlib.Path(f'/proc/{pid}/stat').read_text()
+  except OSError:
+    return False
+  return stat.rpartition(')')[2].split()[0] not in 'ZX'
+
+
+def test_refuses_where_programs_would_not_be_contained():
+  found = sandbox_lib.measure('none', False)
+  assert not found.network
+  assert not found.writes
+  with pytest.raises(Refused, match='network, writes, reads'):
+    sandbox_lib.Sandbox(containment=found)
+  allowed = sandbox_lib.Sandbox(containment=found, allow_uncontained=True)
+  assert 'not contained: network' in allowed.containment.describe()
+  assert _run(allowed, 'def f():\n  return 1') == 1
+
+
+@pytest.mark.parametrize('value', [
+    None, True, 0, -(1 << 90), 0.1, float('inf'), 'é\ud800', b'\0', 2j, [],
+    (1, (2,)), {1, 'a'}, frozenset([1]), {1: {2: [3]}}, {(1, 2): None},
+])
+def test_values_come_back_as_they_were(value):
+  data = json.loads(json.dumps(values.encode(value)))
+  found = values.decode(data)
+  assert found == value
+  assert type(found) is type(value)
+
+
+def test_values_of_other_types(monkeypatch):
+  monkeypatch.setattr(values, '_HUGE', 1000)
+
+  def travel(value):
+    return values.decode(json.loads(json.dumps(values.encode(value))))
+
+  class Number(int):
+    pass
+
+  assert travel(Number(3)) == 3
+  assert type(travel(Number(3))) is not int
+  assert travel({1: 2}.keys()) == {1}
+  assert list(travel(iter([1, 2]))) == [1, 2]
+  assert travel(iter([1, 2])) != [1, 2]
+  assert travel(object()) != travel(object())
+  assert travel([object()]) is not None
+  long = list(range(2000))
+  assert travel(long) == travel(list(long))
+  assert travel(long) != travel([0, *long[:-1]])
