@@ -16,6 +16,8 @@ import numpy as np
 
 from qaq_jax import artifacts
 from qaq_jax.data import chat, samples, templates, training
+from qaq_jax.evaluation import generate
+from qaq_jax.evaluation import prompts as prompts_lib
 from qaq_jax.finetune import loop, optimizer, step
 from qaq_jax.finetune import lora as lora_lib
 from qaq_jax.models import checkpoint, export, sharding
@@ -23,6 +25,7 @@ from qaq_jax.models import source as source_lib
 from qaq_jax.scoring import files
 from qaq_jax.workdir import WorkDir
 
+_LOOK_TOKENS = 128  # written per query for an early look
 _SPLIT_SEED = 0x5EED  # keeps the draw of validation rows apart from others
 
 
@@ -44,11 +47,14 @@ def finetune(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   train, validation = _split(config, workdir, data)
   if jax.process_index() == 0:
     print(f'fine-tuning {job.source.path} on {origin}')
+  shown = [s for s in validation if s.status == 'ok'][: config.finetune.looks]
   train = job.examples(train, 'training')
   validation = job.examples(validation, 'validation') if validation else []
   folder = workdir.finetune
   trainer, state = job.start()
-  result = job.fit(trainer, state, train, folder, validation=validation)
+  result = job.fit(
+      trainer, state, train, folder, validation=validation, shown=shown
+  )
   if result.best_loss is not None and result.best_step != result.steps:
     print(
         f'best validation loss {result.best_loss:.4f} after update '
@@ -93,7 +99,7 @@ class Job:
         self.source.directory,
         template=self._template,
         system_prompt=model['system_prompt'],
-        reverse_instruction=config.score.reverse_instruction,
+        reverse_instruction='{answer}',  # not used, and takes no room
         max_length=c.max_length,
         date_string=config.score.date_string,
     )
@@ -171,8 +177,8 @@ class Job:
       folder: pathlib.Path,
       *,
       validation: Sequence[training.Example] = (),
+      shown: Sequence[samples.Sample] = (),
       seed: int | None = None,
-      name: str = '',
       quiet: bool = False,
   ) -> loop.FitResult:
     """Trains in `folder`, going on from what is there.
@@ -183,8 +189,9 @@ class Job:
       examples: to train on.
       folder: of the run.
       validation: to evaluate on.
+      shown: samples whose queries the model answers at each validation, into
+        samples.jsonl.
       seed: of the order; None is the config's.
-      name: of the run.
       quiet: print no plan and no bar.
     """
     c = self._c
@@ -210,10 +217,30 @@ class Job:
         ),
         optimizer_options=self.optimizer_options,
         validation=validation,
+        sample_fn=self._writer(trainer, shown) if shown else None,
         fingerprint=self.fingerprint,
-        name=name,
         say=(lambda line: None) if quiet else print,
     )
+
+  def _writer(self, trainer, shown):
+    """Function from a state to what its model answers to some queries."""
+    prompts = [
+        prompts_lib.chat_prompt(self.encoder, s.query, s.system) for s in shown
+    ]
+
+    def write(state):
+      generator = generate.Generator(
+          trainer.model(state), self.encoder.tokenizer,
+          max_new_tokens=_LOOK_TOKENS, batch_size=len(prompts), mesh=self.mesh,
+      )
+      found = generator.generate(prompts, stop_ids=(self.encoder.stop_id,))
+      return [
+          {'row': sample.row, 'query': sample.query, 'answer': g.text,
+           'finish_reason': g.finish_reason}
+          for sample, g in zip(shown, found, strict=True)
+      ]
+
+    return write
 
   @functools.cached_property
   def fingerprint(self) -> dict:

@@ -131,7 +131,7 @@ class Encoder:
         )
       if frame.size >= max_length:
         raise ValueError(
-            f'score.max_length={max_length} has no room: the template alone '
+            f'max_length={max_length} has no room: the template alone '
             f'takes {frame.size} tokens'
         )
 
