@@ -170,6 +170,44 @@ def get_default() -> ml_collections.ConfigDict:
   c.finetune.export_dtype = 'bfloat16'  # of the exported weights
   c.finetune.trackers = ()  # 'tensorboard', 'wandb', as well as metrics.jsonl
 
+  c.evaluate = ml_collections.ConfigDict()
+  c.evaluate.path = ''  # the model: a folder or a hub id; '' = the fine-tuned
+  c.evaluate.revision = ''
+  c.evaluate.chat_template = 'auto'  # as in add_model; for chat prompts
+  c.evaluate.system_prompt = ''  # '' = the template's own default
+  c.evaluate.dtype = 'bfloat16'
+  c.evaluate.attention = 'auto'
+  # humaneval, mbpp: base tests; humaneval_plus, mbpp_plus: those and more;
+  # humaneval_original, mbpp_original: the files as first published.
+  c.evaluate.benchmarks = ('humaneval_plus', 'mbpp_plus')
+  # The published files, gzipped or plain; docs/evaluation.md says where.
+  c.evaluate.files = ml_collections.ConfigDict()
+  c.evaluate.files.humaneval = ''  # EvalPlus's HumanEvalPlus
+  c.evaluate.files.mbpp = ''  # EvalPlus's MbppPlus
+  c.evaluate.files.humaneval_original = ''  # OpenAI's HumanEval
+  c.evaluate.files.mbpp_original = ''  # Google's mbpp
+  c.evaluate.prompt = 'chat'  # or 'base': the task's text, to go on with
+  c.evaluate.samples = 1  # per task
+  c.evaluate.temperature = 0.0  # 0 = greedy
+  c.evaluate.top_p = 0.95  # where samples are drawn
+  c.evaluate.max_new_tokens = 768
+  c.evaluate.batch_size = 32
+  c.evaluate.limit = 0  # first tasks only; 0 = all
+  c.evaluate.mesh = ml_collections.ConfigDict()
+  c.evaluate.mesh.data = -1  # -1 = all devices that the other axes leave
+  c.evaluate.mesh.fsdp = 1
+  c.evaluate.mesh.tensor = 1
+  # Programs that a model wrote are run only if this is set, for which there
+  # is --allow-code-execution; see docs/evaluation.md for what contains them.
+  c.evaluate.allow_code_execution = False
+  # Run them even where they would reach files, network or other processes.
+  c.evaluate.allow_uncontained = False
+  c.evaluate.workers = 0  # programs at a time; 0 = one per core
+  c.evaluate.all_tests = False  # go on after a failed test
+  c.evaluate.test_seconds = 1.0  # the least limit of a test
+  c.evaluate.test_factor = 4.0  # times the reference's time, if that is more
+  c.evaluate.memory_mb = 4096  # of one program
+
   # Only configs/demo.py mines its input.
   c.mine = ml_collections.ConfigDict()
   c.mine.rows = 0

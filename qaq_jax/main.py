@@ -24,6 +24,10 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
     'workdir', None, 'Folder of all output.'
 )
+_ALLOW_CODE = flags.DEFINE_bool(
+    'allow-code-execution', False,
+    'Run programs that a model wrote (evaluate); see docs/evaluation.md.',
+)
 
 
 _USAGE = """\
@@ -35,6 +39,8 @@ stages:
   score    samples and models -> scores.parquet
   select   scores.parquet -> chosen samples
   finetune chosen samples -> finetune/model, trained and exported
+  evaluate a model -> programs for HumanEval(+) and MBPP(+), and with
+           --allow-code-execution what they are worth
   compare  what each rule is worth: fine-tunes on the choice of each
   report   report/index.html
   audit    what each rule lets through, by a label in the input
@@ -53,6 +59,8 @@ def main(argv: list[str]) -> None:
     sys.exit(f'qaq: error: a stage, --config and --workdir, please\n{_USAGE}')
   if argv[1] not in ('run', *pipeline.STAGES):
     sys.exit(f'qaq: error: there is no stage {argv[1]!r}\n{_USAGE}')
+  if _ALLOW_CODE.value:
+    _CONFIG.value.evaluate.allow_code_execution = True
   pipeline.keep_programs()
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.ERROR)  # jax says much at INFO

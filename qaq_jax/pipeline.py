@@ -18,6 +18,7 @@ STAGES = {
     'score': stages.score,
     'select': stages.select,
     'finetune': stages.finetune,
+    'evaluate': stages.evaluate,
     'compare': stages.compare,
     'audit': stages.audit,
     'analyse': stages.analyse,

@@ -174,6 +174,13 @@ def finetune(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   return finetune_stage.finetune(config, workdir)
 
 
+def evaluate(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
+  """Model -> programs for the benchmarks, and their pass@k where allowed."""
+  from qaq_jax import evaluate_stage  # loads flax and transformers
+
+  return evaluate_stage.evaluate(config, workdir)
+
+
 def compare(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   """Rules x budgets x seeds -> one table of held-out losses."""
   from qaq_jax import compare_stage  # loads flax and transformers

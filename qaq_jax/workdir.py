@@ -44,6 +44,11 @@ class WorkDir:
     return self.path / 'finetune'
 
   @property
+  def evaluate(self) -> pathlib.Path:
+    """Programs for the benchmarks, verdicts, results."""
+    return self.path / 'evaluate'
+
+  @property
   def compare(self) -> pathlib.Path:
     """The comparison of rules: cells, results."""
     return self.path / 'compare'

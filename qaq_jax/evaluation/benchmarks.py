@@ -87,7 +87,7 @@ def read(name: str, path: str, *, limit: int = 0) -> Benchmark:
     )
   if not path:
     raise ValueError(
-        f'{name}: no file given. It is published: {_PUBLISHED[name]}'
+        f'{name}: no file given. It is published: {PUBLISHED[name]}'
     )
   family, suites, make = NAMES[name]
   content = pathlib.Path(path).read_bytes()
@@ -237,7 +237,7 @@ NAMES: dict[str, tuple[str, tuple[str, ...], collections.abc.Callable]] = {
 }
 _HUMANEVAL_PLUS = 'github.com/evalplus/humanevalplus_release'
 _MBPP_PLUS = 'github.com/evalplus/mbppplus_release'
-_PUBLISHED = {
+PUBLISHED = {
     'humaneval': _HUMANEVAL_PLUS,
     'humaneval_plus': _HUMANEVAL_PLUS,
     'mbpp': _MBPP_PLUS,

@@ -13,25 +13,27 @@ kill, it goes on with the samples that have none.
 import argparse
 import collections
 import dataclasses
-import json
 import os
-import pathlib
 import platform
 import sys
-import threading
 from collections.abc import Callable
 from concurrent import futures
 
 import tqdm
 
-from qaq_jax.evaluation import benchmarks, judge, pass_at_k, references
+from qaq_jax.evaluation import (
+    benchmarks,
+    jsonl,
+    judge,
+    pass_at_k,
+    references,
+)
 from qaq_jax.evaluation import samples as samples_lib
 from qaq_jax.evaluation.process import Limits, Refused
 from qaq_jax.evaluation.sandbox import Sandbox
-from qaq_jax.scoring import files
 
 _VERSION = 1  # of what decides a verdict
-_NEVER = (
+REFUSAL = (
     'running programs that a model wrote needs --allow-code-execution. They '
     'run contained, see docs/evaluation.md; nothing has been run'
 )
@@ -190,40 +192,14 @@ def _fingerprint(benchmark, options, sandbox):
 
 
 class _Results:
-  """The results file: a header, then one line per sample."""
+  """The verdicts of a results file, by sample."""
 
   def __init__(self, path, fingerprint):
-    self._lock = threading.Lock()
-    self._verdicts = {}
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    content = path.read_bytes() if path.exists() else b''
-    # A kill can leave half a line at the end; that sample is run again.
-    whole = content[:content.rfind(b'\n') + 1]
-    lines = whole.splitlines()
-    if lines:
-      self._check(path, json.loads(lines[0]), fingerprint)
-    for line in lines[1:]:
-      record = json.loads(line)
-      key = record['task_id'], record['number'], record['program']
-      self._verdicts[key] = record
-    self._file = path.open('r+b' if path.exists() else 'wb')
-    self._file.truncate(len(whole))
-    self._file.seek(len(whole))
-    if not lines:
-      self._append({'fingerprint': fingerprint})
-
-  def _check(self, path, header, fingerprint):
-    differing = files.differences(header.get('fingerprint', {}), fingerprint)
-    if differing:
-      raise ValueError(
-          f'{path}: verdicts of another run ({"; ".join(differing)}); delete '
-          'it, or write to another file'
-      )
-
-  def _append(self, record):
-    self._file.write(json.dumps(record).encode() + b'\n')
-    self._file.flush()
+    self._journal = jsonl.Journal(path, fingerprint)
+    self._verdicts = {
+        (record['task_id'], record['number'], record['program']): record
+        for record in self._journal.records
+    }
 
   def _key(self, sample):
     return sample.task_id, sample.number, sample.digest
@@ -238,9 +214,8 @@ class _Results:
         'task_id': task_id, 'number': number, 'program': digest,
         'suites': suites,
     }
-    with self._lock:
-      self._append(record)
-      self._verdicts[task_id, number, digest] = record
+    self._journal.add(record)
+    self._verdicts[task_id, number, digest] = record
 
   def of(self, samples):
     """Returns the verdicts of `samples`, in their order."""
@@ -248,7 +223,7 @@ class _Results:
 
   def close(self):
     """Closes the file."""
-    self._file.close()
+    self._journal.close()
 
 
 def table(scores: dict[str, dict], prompt: str = '') -> str:
@@ -296,7 +271,7 @@ def main(argv: list[str] | None = None) -> None:
   args = _parse(argv)
   try:
     if not args.allow_code_execution:
-      raise Refused(_NEVER)
+      raise Refused(REFUSAL)
     benchmark = benchmarks.read(args.benchmark, args.path, limit=args.limit)
     samples = samples_lib.read(
         args.samples, benchmark, allow_missing=args.allow_missing
