@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from qaq_jax.evaluation import process as process_lib
@@ -218,7 +219,7 @@ def test_forged_answers_are_only_values(sandbox):
   assert _run(sandbox, program) != 1
   evil = 'from child import runner\nrunner.values.encode = lambda v: {e!r}\n'
   for forged in (['evil', 1], {'a': 1}, ['sub', ['sub', 1]], [1, 2, 3],
-                 ['set', [['list', []]]], ['numpy', ['O', None, [1]]]):
+                 ['set', [['list', []]]], ['numpy', ['M8[s]', None, [1]]]):
     with pytest.raises(ValueError, match='not an encoded value'):
       _run(sandbox, evil.format(e=forged) + 'def f():\n  return 1')
 
@@ -427,6 +428,17 @@ def test_values_of_other_types(monkeypatch):
   assert list(travel(iter([1, 2]))) == [1, 2]
   assert travel(iter([1, 2])) != [1, 2]
   assert travel(object()) != travel(object())
+  for array in (np.arange(6).reshape(2, 3), np.array(0.5), np.array(1 << 99),
+                np.array(['a', 'bc']), np.array([1j]), np.zeros((0, 2)),
+                np.array([[1], 'x'], dtype=object)):
+    found = travel(array)
+    assert found.shape == array.shape
+    assert found.dtype.kind == array.dtype.kind
+    assert (found == array).all()
+  for scalar in (np.float32(0.1), np.int8(3), np.str_('é'), np.bool_(True)):
+    assert type(travel(scalar)) is type(scalar)
+    assert travel(scalar) == scalar
+  assert type(travel(np.datetime64('2020-01-01'))) is values.Opaque
   assert travel([object()]) is not None
   long = list(range(2000))
   assert travel(long) == travel(list(long))

@@ -15,6 +15,7 @@ import sys
 _MAX_DEPTH = 100
 _MAX_ITEMS = 10_000  # of an iterator that a program returns
 _SMALL = 1 << 53  # larger integers travel in hexadecimal
+_NUMPY_KINDS = 'biufcUSO'  # numbers, texts, objects
 _MAX_EXPONENT = 400  # of a decimal number
 # Items, over two levels, from which on only a hash of a list travels: one
 # output of MBPP+ holds 128 million.
@@ -152,9 +153,10 @@ def _encode_rare(value, kind, depth):
     return ['decimal', str(value)]
   numpy = sys.modules.get('numpy')
   if numpy and isinstance(value, (numpy.generic, numpy.ndarray)):
-    if value.dtype.kind not in 'biuf':
+    if value.dtype.kind not in _NUMPY_KINDS:
       return ['opaque', kind.__name__]
-    flat = [encode(v.item()) for v in numpy.asarray(value).reshape(-1)]
+    flat = numpy.asarray(value).reshape(-1).tolist()
+    flat = [encode(item, depth + 1) for item in flat]
     array = isinstance(value, numpy.ndarray)
     shape = list(value.shape) if array else None
     return ['numpy', [value.dtype.str, shape, flat]]
@@ -228,9 +230,12 @@ def _decode_numpy(payload):
 
   dtype, shape, flat = payload
   dtype = numpy.dtype(str(dtype))
-  if dtype.kind not in 'biuf':
+  if dtype.kind not in _NUMPY_KINDS:
     raise ValueError(f'dtype {dtype}')
-  array = numpy.array([_decode(item) for item in flat], dtype)
+  array = numpy.empty(len(flat), object)
+  array[:] = [_decode(item) for item in flat]
+  # The length of texts is not taken from the sender.
+  array = array.astype(dtype.kind if dtype.kind in 'US' else dtype)
   if shape is not None:
     return array.reshape([int(size) for size in shape])
   return array.reshape(())[()]
