@@ -303,11 +303,16 @@ def test_tracker_that_is_not_installed_is_named(tmp_path, name):
 def test_tensorboard_has_the_curve(tmp_path):
   pytest.importorskip('tensorboard')
   from tensorboard.backend.event_processing import event_accumulator
+  from tensorboard.util import tensor_util
   rig.fit(tmp_path, options=_options(trackers=('tensorboard',)))
   events = event_accumulator.EventAccumulator(str(tmp_path / 'tensorboard'))
   events.Reload()
   for key in ('loss', 'validation_loss', 'learning_rate'):
-    assert [(e.step, e.value) for e in events.Scalars(key)] == [
+    found = [
+        (e.step, tensor_util.make_ndarray(e.tensor_proto).item())
+        for e in events.Tensors(key)
+    ]
+    assert found == [
         (x['step'], pytest.approx(x[key])) for x in _lines(tmp_path)
         if key in x
     ]
