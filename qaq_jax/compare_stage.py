@@ -212,7 +212,7 @@ class _Cells:
     )
     if self._config.compare.keep_models:
       self.job.export(trainer, result.state, folder)
-    nll = self._judge(lambda: trainer.model(result.state), folder)
+    nll = self._judge(lambda: _exact(trainer.model(result.state)), folder)
     return {
         'rows': len(examples),
         'tokens': sum(len(e.ids) for e in examples),
@@ -242,6 +242,12 @@ class _Cells:
       values = part.column(f'nll_{_TERM}_cell').to_pylist()
       found.update(zip(rows, values, strict=True))
     return np.array([found[row] for row in self._rows.tolist()], np.float64)
+
+
+def _exact(model):
+  """The same weights, computed in float32: the start is judged so too."""
+  model.dtype = jnp.dtype(jnp.float32)
+  return model
 
 
 def _check_apart(store, held_out, path) -> None:
