@@ -6,6 +6,7 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 
@@ -145,6 +146,56 @@ def test_goes_on_with_other_devices_on_the_same_curve(tmp_path):
     assert devices == {1 if after is None else 8}
 
 
+_PROCESS = """
+import os, pathlib, signal, sys
+import jax
+jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+folder, port, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
+jax.distributed.initialize(f'localhost:{port}', 2, index)
+import finetune_rig as rig
+from qaq_jax.finetune import signals
+
+def stop(state):
+  if index == 1 and int(state.step) == 12:
+    os.kill(os.getpid(), signal.SIGTERM)
+  return {}
+
+on = rig.mesh(fsdp=2)
+try:
+  rig.fit(pathlib.Path(folder), on=on, measure_fn=stop)
+except signals.Interrupted as e:
+  print('stopped', e.code)
+result = rig.fit(pathlib.Path(folder), on=on)
+print('finished', result.steps)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_stop_together_and_go_on(tmp_path):
+  """Each holds half of every parameter; the second one is asked to stop."""
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    port = str(free.getsockname()[1])
+  path = os.pathsep.join((str(ROOT), str(ROOT / 'tests')))
+  processes = [
+      subprocess.Popen(
+          [sys.executable, '-c', _PROCESS, tmp_path / 'two', port, str(index)],
+          cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+          env={**os.environ, 'PYTHONPATH': path, 'XLA_FLAGS': ''},
+      )
+      for index in range(2)
+  ]
+  for process in processes:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert 'stopped 143' in out and 'finished 24' in out
+  rig.fit(tmp_path / 'one')
+  for a, b in zip(
+      _curve(tmp_path / 'two'), _curve(tmp_path / 'one'), strict=True
+  ):
+    assert a == pytest.approx(b, rel=1e-4)
+
+
 def test_other_settings_are_refused_with_the_difference(tmp_path):
   rig.fit(tmp_path, options=dataclasses.replace(rig.OPTIONS, max_steps=4))
   before = (tmp_path / 'metrics.jsonl').read_bytes()
@@ -181,6 +232,21 @@ def test_checkpoints_of_an_unknown_run_are_refused(tmp_path):
   (tmp_path / 'fingerprint.json').unlink()
   with pytest.raises(files.StoreError, match='unknown'):
     rig.fit(tmp_path)
+
+
+def test_half_deleted_old_checkpoint_is_no_obstacle(tmp_path):
+  """What a kill leaves that hits while an old checkpoint is deleted."""
+  options = dataclasses.replace(rig.OPTIONS, max_steps=12)
+  with pytest.raises(signals.Interrupted):
+    rig.fit(tmp_path, options=options, measure_fn=_stop_after(6))
+  old = tmp_path / 'checkpoints' / '6'
+  assert old.is_dir() and (tmp_path / 'checkpoints' / '7').is_dir()
+  shutil.rmtree(old / 'state')
+  (old / 'metrics' / 'metrics').unlink()
+  result = rig.fit(tmp_path, options=options)
+  assert result.best_step == result.steps == 12
+  rig.fit(tmp_path / 'whole', options=options)
+  assert _curve(tmp_path) == _curve(tmp_path / 'whole')
 
 
 def test_damaged_checkpoint_is_named(tmp_path):

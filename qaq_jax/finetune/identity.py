@@ -82,7 +82,8 @@ def check(path: str | pathlib.Path, wanted: Mapping, started: bool) -> None:
         'what they belong to: use another folder, or delete its checkpoints'
     )
   if found is None:
-    files.write_json(path, wanted)
+    if jax.process_index() == 0:
+      files.write_json(path, wanted)
     return
   if changed := files.differences(found, wanted):
     raise files.StoreError(

@@ -107,14 +107,15 @@ def fit(
     saved = None
     like = checkpoints.abstract(state)
     if first:
-      del state  # room for the one that is read
+      for x in jax.tree.leaves(state):
+        x.delete()  # room for the one that is read
       state, saved = store.restore(first, like)
     plan = plan_lib.Plan(trainer, state, examples, options, first)
     for line in plan.describe(name, room):
       (_mute if jax.process_index() else say)(line)
     the_curve = curve.Curve(
-        workdir, plan.curve(name), step=first, progress=saved,
-        write=jax.process_index() == 0,
+        workdir, plan.curve(name, optimizer_options), step=first,
+        progress=saved, write=jax.process_index() == 0,
     )
     stack.callback(the_curve.close)
     loop = _Loop(

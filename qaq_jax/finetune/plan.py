@@ -60,7 +60,7 @@ class Plan:
       )
     return lines
 
-  def curve(self, name: str) -> curve_lib.Run:
+  def curve(self, name: str, optimizer_options) -> curve_lib.Run:
     """What the curve must know."""
     options = self._options
     per_update = self._tokens / self.per_epoch
@@ -74,7 +74,10 @@ class Plan:
             self._config, batch.tokens, batch.attended, self._lora
         ),
         peak=self._peak,
-        settings=dataclasses.asdict(options),
+        settings={
+            **dataclasses.asdict(options),
+            'optimizer': dataclasses.asdict(optimizer_options),
+        },
         trackers=options.trackers,
         show=options.progress,
     )
