@@ -44,7 +44,8 @@ class Options:
   """How samples are run.
 
   Attributes:
-    workers: programs at a time; 0 = one per core.
+    workers: programs at a time; 0 = one per core, if memory is enough for the
+      limits of all.
     all_tests: go on after a failed test, for results per test.
     timing: time limits, before they are scaled to this machine.
     limits: what one program may use.
@@ -86,7 +87,7 @@ def run(
       options.limits, allow_uncontained=options.allow_uncontained
   )
   say(sandbox.containment.describe())
-  workers = options.workers or os.cpu_count() or 1
+  workers = options.workers or _workers(options.limits)
   scale = judge.machine_scale()
   results = _Results(path, _fingerprint(benchmark, options, sandbox))
   with tqdm.tqdm(desc='references', unit='suite', disable=None) as bar:
@@ -135,6 +136,15 @@ def run(
       'failures': _failures(verdicts),
       'broken_references': broken,
   }
+
+
+def _workers(limits):
+  """As many programs as there are cores, and memory if all used their limit."""
+  cores = os.cpu_count() or 1
+  if hasattr(os, 'sched_getaffinity'):
+    cores = len(os.sched_getaffinity(0))
+  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') >> 20
+  return max(1, min(cores, memory // (limits.memory_mb + limits.tmp_mb)))
 
 
 def summarize(

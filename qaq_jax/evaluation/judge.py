@@ -21,6 +21,7 @@ from qaq_jax.evaluation.sandbox import Sandbox
 PASS, FAIL, TIMEOUT = 'pass', 'fail', 'timeout'
 
 _ANSWER_SLACK = 1 << 16  # bytes over twice the right answer's
+_TESTER_SECONDS = 60.0  # between two calls of test code
 _REFERENCE_BYTES = 1 << 28  # of one answer of a reference
 _NOMINAL_SECONDS = 0.08  # of `machine_scale`'s loop, where a second is enough
 _REFERENCE_SECONDS = 600.0  # for one answer of a reference
@@ -239,7 +240,7 @@ class _Run:
     max_bytes = 2 * self.reference.sizes[i] + _ANSWER_SLACK
     answer = process.receive(self.limits[i], max_bytes)
     if 'error' in answer:
-      self._fail(FAIL, str(answer['error'])[:300])
+      self._fail(FAIL, _clean(answer['error']))
       return
     try:
       output = values.decode(answer.get('value'))
@@ -286,7 +287,7 @@ def _relay(tester, process, function, limit):
   """Carries calls to the program and values back, until the tests end."""
   before = process.seconds
   while True:
-    message = tester.receive(_REFERENCE_SECONDS)
+    message = tester.receive(_TESTER_SECONDS)
     if 'passed' in message:
       return
     if 'error' in message:
@@ -302,7 +303,7 @@ def _load(process: Process, program: str, limit: float) -> None:
   process.send({'load': program})
   answer = process.receive(limit)
   if 'loaded' not in answer:
-    raise ProgramError('error', str(answer.get('error'))[:300])
+    raise ProgramError('error', _clean(answer.get('error')))
 
 
 def _send_calls(process, function, calls):
@@ -312,3 +313,8 @@ def _send_calls(process, function, calls):
 
 def _reason(e):
   return e.message if e.kind in ('error', 'test') else f'{e.kind}: {e.message}'
+
+
+def _clean(text):
+  """Text of a program, made harmless to a terminal and a log."""
+  return ''.join(c if c.isprintable() else '?' for c in str(text)[:300])

@@ -12,7 +12,6 @@ import pathlib
 import select
 import shutil
 import signal
-import site
 import struct
 import subprocess
 import sys
@@ -274,14 +273,12 @@ class _Clock:
 @functools.cache
 def _import_path():
   """Folders that Python imports from: its library and installed packages."""
-  paths = sysconfig.get_paths()
-  names = ['stdlib', 'platstdlib', 'purelib', 'platlib']
   base = {'base': sys.base_prefix, 'platbase': sys.base_exec_prefix}
   library = sysconfig.get_path('stdlib', vars=base)
   folders = [library, os.path.join(library, 'lib-dynload')]
-  folders += [paths[name] for name in names]
-  if site.ENABLE_USER_SITE:
-    folders.append(site.getusersitepackages())
+  folders += [sysconfig.get_path(n) for n in ('purelib', 'platlib')]
+  packages = 'site-packages', 'dist-packages'
+  folders += [p for p in sys.path if os.path.basename(p) in packages]
   return list(dict.fromkeys(f for f in folders if os.path.isdir(f)))
 
 

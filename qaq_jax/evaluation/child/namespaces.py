@@ -6,6 +6,7 @@ and an empty /tmp of limited size, which is gone with the process.
 """
 
 import os
+import re
 
 from child import kernel
 
@@ -89,7 +90,9 @@ def _protect(root):
   with open('/proc/self/mountinfo') as f:
     mounts = [line.split() for line in f]
   for fields in mounts:
-    target = fields[4].encode().decode('unicode_escape')
+    target = re.sub(
+        r'\\([0-7]{3})', lambda m: chr(int(m[1], 8)), fields[4]
+    )
     if not target.startswith(f'{root}/'):
       continue
     # A user namespace may not take away what the mount forbids already.
