@@ -402,6 +402,45 @@ def test_refuses_where_programs_would_not_be_contained():
   assert _run(allowed, 'def f():\n  return 1') == 1
 
 
+# What a strict container does: system calls refused before Python starts.
+_FORBIDDEN = """
+import ctypes, platform, struct, sys
+from qaq_jax.evaluation import child
+sys.modules['child'] = child
+from child import kernel, seccomp
+unshare = {'x86_64': 272, 'aarch64': 97}[platform.machine()]
+code = [(0x20, 0, 0, 0)]
+for number in [unshare, 444][:int(sys.argv[1])]:
+  code += [(0x15, 0, 1, number), (0x06, 0, 0, 0x50001)]
+code.append((0x06, 0, 0, 0x7FFF0000))
+code = b''.join(struct.pack('HBBI', *line) for line in code)
+code = ctypes.create_string_buffer(code, len(code))
+program = seccomp._Program(len(code) // 8, ctypes.addressof(code))
+kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+kernel.prctl(kernel.PR_SET_SECCOMP, 2, ctypes.byref(program))
+from qaq_jax.evaluation import sandbox
+print(sandbox.probe().describe())
+sandbox.Sandbox()
+"""
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='Linux only')
+@pytest.mark.parametrize(('forbidden', 'found', 'refused'), [
+    (1, 'sandbox: landlock, seccomp, limits', False),
+    (2, 'sandbox: seccomp, limits; not contained: writes, reads', True),
+])
+def test_containers_that_forbid_layers(forbidden, found, refused):
+  if isinstance(_containment('landlock'), str):
+    pytest.skip('this machine has no landlock')
+  done = subprocess.run(
+      [sys.executable, '-c', _FORBIDDEN, str(forbidden)],
+      cwd=pathlib.Path(__file__).parent.parent, text=True, check=False,
+      capture_output=True,
+  )
+  assert done.stdout.strip() == found
+  assert ('Refused: programs cannot be contained' in done.stderr) is refused
+
+
 @pytest.mark.parametrize('value', [
     None, True, 0, -(1 << 90), 0.1, float('inf'), 'é\ud800', b'\0', 2j, [],
     (1, (2,)), {1, 'a'}, frozenset([1]), {1: {2: [3]}}, {(1, 2): None},

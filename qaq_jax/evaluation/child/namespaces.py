@@ -42,15 +42,15 @@ def enter(readable: list[str], tmp_bytes: int) -> None:
       'tmpfs', root, 'tmpfs', kernel.MS_NOSUID | kernel.MS_NODEV,
       'size=1m,mode=755',
   )
-  for path, handle in opened.items():
-    _show(f'/proc/self/fd/{handle}', path, root)
-    os.close(handle)
-  _protect(root)
-  os.mkdir(f'{root}/tmp')
+  os.mkdir(f'{root}/tmp')  # first: Python itself may be installed in /tmp
   kernel.mount(
       'tmpfs', f'{root}/tmp', 'tmpfs', kernel.MS_NOSUID | kernel.MS_NODEV,
       f'size={tmp_bytes},nr_inodes=4096,mode=700',
   )
+  for path, handle in opened.items():
+    _show(f'/proc/self/fd/{handle}', path, root)
+    os.close(handle)
+  _protect(root)
   kernel.enter_root(root)
   kernel.mount(
       'none', '/',
@@ -93,7 +93,7 @@ def _protect(root):
     target = re.sub(
         r'\\([0-7]{3})', lambda m: chr(int(m[1], 8)), fields[4]
     )
-    if not target.startswith(f'{root}/'):
+    if not target.startswith(f'{root}/') or target == f'{root}/tmp':
       continue
     # A user namespace may not take away what the mount forbids already.
     kept = sum(_KEPT.get(option, 0) for option in fields[5].split(','))
