@@ -482,3 +482,4 @@ def test_values_of_other_types(monkeypatch):
   long = list(range(2000))
   assert travel(long) == travel(list(long))
   assert travel(long) != travel([0, *long[:-1]])
+  assert travel(values.List(long)) == travel(long)

@@ -164,7 +164,9 @@ def _encode_rare(value, kind, depth):
     return ['sub', encode(set(value), depth + 1)]
   for base, _ in _BASES:
     if isinstance(value, base):
-      return ['sub', encode(base(value), depth + 1)]
+      inner = encode(base(value), depth)
+      huge = isinstance(inner, list) and inner[0] == 'digest'
+      return inner if huge else ['sub', inner]
   if depth == 0 and hasattr(kind, '__iter__'):
     return _encode_iterable(value, kind)
   return ['opaque', kind.__name__]
