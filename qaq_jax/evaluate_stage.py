@@ -264,12 +264,8 @@ class _Job:
     return {f['name']: f['sha256'] for f in model['files']}
 
   def _print(self, benchmark):
-    """What the generated text depends on."""
+    """What a generated text depends on, not how many there are."""
     c = self._c
-    asked = [
-        postprocess.make_prompt(benchmark.family, task, c.prompt).query
-        for task in benchmark.tasks.values()
-    ]
     return {
         'version': _VERSION,
         'model': self._model_print,
@@ -279,7 +275,7 @@ class _Job:
             else dict(self._tokenizer.files)
         ),
         'prompt': c.prompt,
-        'prompts_crc32': zlib.crc32('\0'.join(asked).encode()),
+        'md5': benchmark.digest,
         'temperature': self._sampling.temperature,
         'top_p': self._sampling.top_p,
         'seed': self._sampling.seed,

@@ -39,6 +39,9 @@ def _lines(path):
 def test_samples_without_permission_then_results(tmp_path, capsys, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
   config = get_config()
+  config.evaluate.limit = 2
+  pipeline.run('evaluate', config, tmp_path)
+  config.evaluate.limit = 0  # goes on with the third
   pipeline.run('evaluate', config, tmp_path)
   said = capsys.readouterr().out
   assert 'nothing was executed' in said
@@ -47,6 +50,7 @@ def test_samples_without_permission_then_results(tmp_path, capsys, monkeypatch):
   tasks = ['HumanEval/900', 'HumanEval/901', 'HumanEval/902']
   generated = _lines(folder / 'generations.jsonl')
   assert sorted(r['task_id'] for r in generated[1:]) == tasks
+  assert generated[-1]['task_id'] == tasks[-1]
   for name in ('samples.jsonl', 'samples.raw.jsonl'):
     made = _lines(folder / name)
     assert [r['task_id'] for r in made] == tasks

@@ -98,7 +98,7 @@ class Process:
     self._process = subprocess.Popen(
         [
             sys.executable, '-s', '-S', '-P', '-c',
-            f'import sys; sys.path.insert(0, {str(_HERE)!r}); '
+            f'import sys; sys.path.append({str(_HERE)!r}); '
             'from child import runner; runner.main()',
         ],
         stdin=subprocess.PIPE,
