@@ -10,15 +10,25 @@ effects, not the paper's figures; docs/demo_models.md says what holds.
 
 Expected: diff_high and rmi_top let through almost none of the swapped and the
 boilerplate answers, of which a random quarter lets through a quarter; rmi_top
-keeps nearly all echoes, rmi_window almost none.
+keeps nearly all echoes, rmi_window almost none. After that, on the same work
+directory,
+
+  qaq finetune --config=configs/demo.py --workdir=workdir/demo
+  qaq evaluate --config=configs/demo.py --workdir=workdir/demo \
+      --allow-code-execution
+  qaq score --config=configs/demo.py:finetuned --workdir=workdir/demo
+  qaq analyse --config=configs/demo.py:finetuned --workdir=workdir/demo
+
+train the strong model on the chosen quarter (a minute or two), run what it
+writes for ten toy tasks, and correlate its RMI with that from before.
 """
 
 from qaq_jax import config as config_lib
 
 
 def get_config(arg=None):
-  """Options: `runlocal`: 200 rows; `rows=N`."""
-  arg = config_lib.parse_arg(arg, runlocal=False, rows=2000)
+  """Options: `runlocal`: 200 rows; `rows=N`; `finetuned`: score it too."""
+  arg = config_lib.parse_arg(arg, runlocal=False, rows=2000, finetuned=False)
   c = config_lib.get_default()
   c.stages = ('mine', 'prepare', 'score', 'select', 'report', 'audit')
   c.mine.rows = 200 if arg.runlocal else arg.rows
@@ -30,9 +40,28 @@ def get_config(arg=None):
         c, name, config_lib.embedded_model(name), dtype='float32',
         chat_template='plain',
     )
+  if arg.finetuned:
+    config_lib.add_model(
+        c, 'finetuned', '{workdir}/finetune/model', dtype='float32',
+        chat_template='plain',
+    )
   c.score.max_length = 1024
   c.score.max_shapes = 8  # compiling takes longer than the padding saves
   # The words with which the models were trained (qaq_jax/demo/corpus.py).
   c.score.reverse_instruction = '{answer}\n# doc'
   c.audit.label = 'defect'
+  c.finetune.max_length = 512
+  c.finetune.batch_size = 16
+  c.finetune.tokens_per_device = 2048
+  c.finetune.epochs = 2
+  c.finetune.remat = False
+  c.finetune.optimizer.learning_rate = 1e-3
+  c.finetune.optimizer.warmup_ratio = 0.1
+  c.finetune.validation_rows = 50
+  c.evaluate.benchmarks = ('humaneval_plus',)
+  c.evaluate.files.humaneval = config_lib.embedded_tasks()
+  c.evaluate.chat_template = 'plain'
+  c.evaluate.prompt = 'base'
+  c.evaluate.dtype = 'float32'
+  c.evaluate.max_new_tokens = 128
   return c

@@ -299,6 +299,11 @@ def embedded_model(name: str) -> str:
   return str(importlib.resources.files('qaq_jax.demo') / 'models' / name)
 
 
+def embedded_tasks() -> str:
+  """Path of the demo's ten toy tasks, in the format of EvalPlus."""
+  return str(importlib.resources.files('qaq_jax.demo') / 'tasks/tasks.jsonl')
+
+
 def shrink(config: ml_collections.ConfigDict) -> None:
   """Turns a recipe into a smoke run for a laptop: its data, tiny models."""
   for name in list(config.models):

@@ -225,7 +225,8 @@ class Job:
   def _writer(self, trainer, shown):
     """Function from a state to what its model answers to some queries."""
     prompts = [
-        prompts_lib.chat_prompt(self.encoder, s.query, s.system) for s in shown
+        prompts_lib.chat_prompt(self.encoder, s.query, system=s.system)
+        for s in shown
     ]
 
     def write(state):
