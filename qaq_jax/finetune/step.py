@@ -136,7 +136,7 @@ class Trainer:
   def apply(
       self, state: TrainState, accumulated: Accumulated, learning_rate: float
   ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Makes the update of the accumulated mean gradient; consumes both.
+    """Makes the update of the accumulated mean gradient; consumes the state.
 
     Returns:
       The new state and metrics, on the device: `loss` (weighted mean, nats per
@@ -315,7 +315,7 @@ def _applied(program, state, accumulated, learning_rate):
   return TrainState(params, opt_state, state.step + 1), metrics
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _apply(program, state, accumulated, learning_rate):
   return _applied(program, state, accumulated, learning_rate)
 

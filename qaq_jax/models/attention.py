@@ -216,48 +216,82 @@ def _block_length(t: int) -> int:
 def _blocks(q, k, v, segments, *, scale, window, soft_cap):
   """Attention of [..., R, T, K] queries to [..., T, K] keys, by blocks."""
   t = q.shape[-2]
-  highest = jax.lax.Precision.HIGHEST
-  precision = highest if q.dtype == jnp.float32 else None
   block = _block_length(t)
   out = []
   for start in range(0, t, block):
-    stop = min(start + block, t)
-    low = 0 if window is None else max(0, start - window + 1)
-    own = q[..., start:stop, :]
+    own = q[..., start : min(start + block, t), :]
     if out:
       # Adds nothing, but makes one block wait for the other: else the scores
       # of all exist at once. XLA for CPU drops optimization barriers too early.
       own = own + 0 * out[-1][..., -1:, :1]
-    scores = jnp.einsum(
-        '...rtk,...sk->...rts',
-        own,
-        k[..., low:stop, :],
-        precision=precision,
-        preferred_element_type=jnp.float32,
+    one = functools.partial(
+        _block, start=start, scale=scale, window=window, soft_cap=soft_cap
     )
-    if scale != 1.0:
-      scores = scores * scale
-    if soft_cap is not None:
-      scores = soft_cap * jnp.tanh(scores / soft_cap)
-    rows = jnp.arange(start, stop)[:, None]
-    columns = jnp.arange(low, stop)[None, :]
-    mask = columns <= rows
-    if window is not None:
-      mask &= columns > rows - window
-    if segments is not None:
-      same = segments[..., start:stop, None] == segments[..., None, low:stop]
-      # [B, T, S] beside scores [B, G, R, T, S]; without B beside [R, T, S]
-      mask = mask & (same[:, None, None] if same.ndim == 3 else same)
-    scores = jnp.where(mask, scores, _MASKED)
-    top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-    weights = jnp.exp(scores - top)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    y = jnp.einsum(
-        '...rts,...sk->...rtk',
-        weights.astype(v.dtype),
-        v[..., low:stop, :],
-        precision=precision,
-        preferred_element_type=jnp.float32,
-    )
-    out.append((y / total).astype(v.dtype))  # smaller than weights / total
+    out.append(_recomputed(one, own, k, v, segments))
   return jnp.concatenate(out, axis=-2) if len(out) > 1 else out[0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _recomputed(block, q, k, v, segments):
+  """Runs a block, and again in the backward pass.
+
+  Kept, the scores would be [B, N, T, T] for every layer.
+  """
+  return block(q, k, v, segments)
+
+
+def _forward(block, q, k, v, segments):
+  return block(q, k, v, segments), (q, k, v, segments)
+
+
+def _backward(block, kept, grad):
+  q, k, v, segments = kept
+  # As in `_blocks`: one block waits for all gradients of the other.
+  q = q + 0 * grad[..., -1:, :1]
+  _, transpose = jax.vjp(lambda *qkv: block(*qkv, segments), q, k, v)
+  q_grad, k_grad, v_grad = transpose(grad)
+  last = k_grad[..., None, -1:, :1] + v_grad[..., None, -1:, :1]
+  return q_grad + 0 * last, k_grad, v_grad, None
+
+
+_recomputed.defvjp(_forward, _backward)
+
+
+def _block(q, k, v, segments, *, start, scale, window, soft_cap):
+  """Attention of the queries from `start` on to the keys that they see."""
+  highest = jax.lax.Precision.HIGHEST
+  precision = highest if q.dtype == jnp.float32 else None
+  stop = start + q.shape[-2]
+  low = 0 if window is None else max(0, start - window + 1)
+  scores = jnp.einsum(
+      '...rtk,...sk->...rts',
+      q,
+      k[..., low:stop, :],
+      precision=precision,
+      preferred_element_type=jnp.float32,
+  )
+  if scale != 1.0:
+    scores = scores * scale
+  if soft_cap is not None:
+    scores = soft_cap * jnp.tanh(scores / soft_cap)
+  rows = jnp.arange(start, stop)[:, None]
+  columns = jnp.arange(low, stop)[None, :]
+  mask = columns <= rows
+  if window is not None:
+    mask &= columns > rows - window
+  if segments is not None:
+    same = segments[..., start:stop, None] == segments[..., None, low:stop]
+    # [B, T, S] beside scores [B, G, R, T, S]; without B beside [R, T, S]
+    mask = mask & (same[:, None, None] if same.ndim == 3 else same)
+  scores = jnp.where(mask, scores, _MASKED)
+  top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+  weights = jnp.exp(scores - top)
+  total = jnp.sum(weights, axis=-1, keepdims=True)
+  y = jnp.einsum(
+      '...rts,...sk->...rtk',
+      weights.astype(v.dtype),
+      v[..., low:stop, :],
+      precision=precision,
+      preferred_element_type=jnp.float32,
+  )
+  return (y / total).astype(v.dtype)  # smaller than weights / total

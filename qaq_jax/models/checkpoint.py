@@ -215,7 +215,14 @@ def save_hf(
     directory: made if missing; files of the same names are replaced.
     dtype: of the saved weights.
     shard_bytes: largest file; more than one file gets an index.
+
+  Raises:
+    ValueError: the model has adapters, which this format doesn't hold.
   """
+  if model.lora is not None:
+    raise ValueError(
+        'this model has adapters (LoRA): save what finetune.lora.merge returns'
+    )
   dtype = jnp.dtype(dtype)
   directory = pathlib.Path(directory)
   writer = jax.process_index() == 0

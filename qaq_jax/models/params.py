@@ -49,6 +49,10 @@ class LoraOptions:
   alpha: float = 32.0
   targets: tuple[str, ...] = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
 
+  def __post_init__(self):
+    if self.rank < 1:
+      raise ValueError(f'lora rank {self.rank}: must be at least 1')
+
   @property
   def scale(self) -> float:
     """What multiplies the adapter's output."""
@@ -107,7 +111,7 @@ def lora_specs(
   split as the kernel's own axes are.
 
   Raises:
-    ValueError: a rank below one, or targets that the family doesn't have.
+    ValueError: targets that the family doesn't have.
   """
   layer = layer_specs(config)
   suffix = '_kernel'
@@ -118,8 +122,6 @@ def lora_specs(
         f'lora targets {list(lora.targets)}: {unknown or "none named"}; a'
         f' {config.family} layer has {", ".join(known)}'
     )
-  if lora.rank < 1:
-    raise ValueError(f'lora rank {lora.rank}: must be at least 1')
   specs = {}
   for target in lora.targets:
     kernel = layer[target + suffix]
