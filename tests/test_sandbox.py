@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -439,6 +440,34 @@ def test_containers_that_forbid_layers(forbidden, found, refused):
   )
   assert done.stdout.strip() == found
   assert ('Refused: programs cannot be contained' in done.stderr) is refused
+
+
+_MOUNTED = """
+import os, sys
+from qaq_jax.evaluation import child
+sys.modules['child'] = child
+from child import kernel
+user, group = os.geteuid(), os.getegid()
+kernel.call('unshare', kernel.CLONE_NEWUSER | kernel.CLONE_NEWNS)
+for name, text in (('setgroups', 'deny'), ('uid_map', f'0 {user} 1'),
+                   ('gid_map', f'0 {group} 1')):
+  with open(f'/proc/self/{name}', 'w') as file:
+    file.write(text)
+kernel.mount('tmpfs', sys.argv[1], 'tmpfs')
+from qaq_jax.evaluation import sandbox
+print(sandbox.probe().layer, sandbox.probe().reasons)
+"""
+
+
+def test_mounts_of_others_do_not_matter():
+  if isinstance(_containment('namespaces'), str):
+    pytest.skip('this machine has no namespaces')
+  with tempfile.TemporaryDirectory(prefix='qaq mount', dir='/tmp') as folder:
+    done = subprocess.run(
+        [sys.executable, '-c', _MOUNTED, folder], text=True, check=True,
+        cwd=pathlib.Path(__file__).parent.parent, capture_output=True,
+    )
+  assert done.stdout.strip() == 'namespaces {}'
 
 
 @pytest.mark.parametrize('value', [

@@ -89,14 +89,18 @@ def _protect(root):
   """Makes every mount below `root` read-only, those inside of others too."""
   with open('/proc/self/mountinfo') as f:
     mounts = [line.split() for line in f]
-  for fields in mounts:
-    target = re.sub(
-        r'\\([0-7]{3})', lambda m: chr(int(m[1], 8)), fields[4]
-    )
-    if not target.startswith(f'{root}/') or target == f'{root}/tmp':
+  # Parents stand before children. Mounts that were in the folder before are
+  # hidden by the new root and cannot be reached.
+  below = {[fields[0] for fields in mounts if fields[4] == root][-1]}
+  for number, parent, _, _, target, options, *_ in mounts:
+    if parent not in below:
+      continue
+    below.add(number)
+    target = re.sub(r'\\([0-7]{3})', lambda m: chr(int(m[1], 8)), target)
+    if target == f'{root}/tmp':
       continue
     # A user namespace may not take away what the mount forbids already.
-    kept = sum(_KEPT.get(option, 0) for option in fields[5].split(','))
+    kept = sum(_KEPT.get(option, 0) for option in options.split(','))
     nodev = 0 if target.startswith(f'{root}/dev/') else kernel.MS_NODEV
     kernel.mount(
         'none', target,
