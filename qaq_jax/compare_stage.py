@@ -26,6 +26,13 @@ from qaq_jax.workdir import WorkDir
 # Part of every cell's fingerprint: raise it when a change here moves a result.
 VERSION = 1
 _TERM = 'a_given_q'
+# Fields of config.finetune that change no cell's result, or stand elsewhere in
+# its fingerprint.
+_FREE = (
+    'folder', 'data', 'model', 'path', 'revision', 'validation',
+    'validation_rows', 'eval_every', 'save_every', 'keep', 'log_every',
+    'trackers', 'looks', 'export_dtype',
+)
 
 
 def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
@@ -186,7 +193,7 @@ class _Cells:
 
   def _fingerprint(self, rows, seed) -> dict:
     options = self._config.finetune.to_dict()
-    for free in ('data', 'model', 'path', 'log_every', 'trackers', 'looks'):
+    for free in _FREE:
       options.pop(free)
     return {
         'version': VERSION,

@@ -117,6 +117,9 @@ def get_default() -> ml_collections.ConfigDict:
   c.audit.rules = ()  # () = every rule that the score table can serve
 
   c.finetune = ml_collections.ConfigDict()
+  # In the work directory, of checkpoints and the exported model; another name
+  # for another run (with LoRA, say).
+  c.finetune.folder = 'finetune'
   # Where training starts: a role or name of config.models, whose path,
   # revision, template and system prompt are then used.
   c.finetune.model = 'strong'

@@ -139,7 +139,9 @@ class _Job:
       ValueError: the model or its template cannot be used.
     """
     c = self._c = config.evaluate
-    path = workdir.filled(c.path) or str(workdir.finetune / 'model')
+    path = workdir.filled(c.path) or str(
+        workdir.path / config.finetune.folder / 'model'
+    )
     if not c.path and not pathlib.Path(path).is_dir():
       raise ValueError(
           f'{path}: there is no fine-tuned model; run `qaq finetune`, or give '

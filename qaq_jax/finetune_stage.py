@@ -50,7 +50,7 @@ def finetune(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   shown = [s for s in validation if s.status == 'ok'][: config.finetune.looks]
   train = job.examples(train, 'training')
   validation = job.examples(validation, 'validation') if validation else []
-  folder = workdir.finetune
+  folder = workdir.path / config.finetune.folder
   trainer, state = job.start()
   result = job.fit(
       trainer, state, train, folder, validation=validation, shown=shown
@@ -327,7 +327,8 @@ def _training_samples(config, workdir):
         f'{len(rows):,} of {store.num_rows:,} samples, chosen by '
         f'{config.select.rule}'
     )
-  store = prepared(config, workdir, data, workdir.finetune / 'samples')
+  folder = workdir.path / config.finetune.folder / 'samples'
+  store = prepared(config, workdir, data, folder)
   return store.iter_rows(), f'{store.num_rows:,} samples of {data}'
 
 
@@ -353,7 +354,7 @@ def _split(config, workdir, data):
         'validation set comes from its own file or from the data'
     )
   if c.validation:
-    folder = workdir.finetune / 'validation'
+    folder = workdir.path / c.folder / 'validation'
     store = prepared(config, workdir, c.validation, folder)
     return data, list(store.iter_rows())
   if not c.validation_rows:

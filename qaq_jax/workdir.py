@@ -39,11 +39,6 @@ class WorkDir:
     return self.path / 'held_out.jsonl'
 
   @property
-  def finetune(self) -> pathlib.Path:
-    """The fine-tuning run: samples, checkpoints, metrics, exported model."""
-    return self.path / 'finetune'
-
-  @property
   def evaluate(self) -> pathlib.Path:
     """Programs for the benchmarks, verdicts, results."""
     return self.path / 'evaluate'

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 import tiny_models
 import tiny_tokenizers
+from flax import nnx
+from safetensors.numpy import load_file
 
 from qaq_jax.data import chat
+from qaq_jax.finetune import lora
 from qaq_jax.models import checkpoint, export, source
 from qaq_jax.models import config as config_lib
 
@@ -120,3 +123,51 @@ def test_an_export_takes_the_place_of_an_older_one_in_one_step(
   export.save_model(model, out, source=origin, dtype=jnp.float32)
   assert 'of_before' not in os.listdir(out)
   assert not [p for p in tmp_path.iterdir() if p.name.startswith('out.')]
+
+
+def adapted(model, rank=3, alpha=6.0):
+  """The model with adapters that do something."""
+  model = lora.add(model, lora.LoraOptions(rank=rank, alpha=alpha))
+  rng = np.random.default_rng(0)
+  for path, variable in nnx.to_flat_state(nnx.state(model)):
+    if path[-1].endswith('_lora_b'):
+      value = variable.get_value()
+      variable.set_value(
+          jnp.asarray(0.1 * rng.standard_normal(value.shape), value.dtype)
+      )
+      nnx.update(model, nnx.from_flat_state({path: variable}))
+  return model
+
+
+@pytest.mark.parametrize('case', ['qwen2', 'gemma2', 'starcoder2'])
+def test_adapter_is_what_peft_adds_to_the_weights(tmp_path, case):
+  origin, base = start(tmp_path, case)
+  model = adapted(base)
+  export.save_adapter(
+      model, tmp_path / 'adapter', base=str(origin.directory), rank=3,
+      alpha=6.0,
+  )
+  config = json.loads((tmp_path / 'adapter/adapter_config.json').read_text())
+  assert config['base_model_name_or_path'] == str(origin.directory)
+  tensors = load_file(tmp_path / 'adapter' / 'adapter_model.safetensors')
+  change = {}
+  for name, a in tensors.items():
+    module, _, which = name.partition('.lora_')
+    assert module.rsplit('.', 1)[1] in config['target_modules']
+    if which == 'A.weight':
+      b = tensors[f'{module}.lora_B.weight']
+      weight = module.removeprefix('base_model.model.') + '.weight'
+      change[weight] = config['lora_alpha'] / config['r'] * b @ a
+  layers = model.config.num_layers
+  assert len(change) == layers * len(config['target_modules'])
+  found = theirs(origin.directory, change=change)
+  np.testing.assert_allclose(ours(model), found, atol=5e-5)
+  assert np.abs(ours(base) - found).max() > 0.05
+
+
+def test_adapter_of_a_fused_family_is_refused(tmp_path):
+  _, model = start(tmp_path, 'gpt2')
+  with pytest.raises(ValueError, match='gpt2 keeps query, key and value'):
+    export.save_adapter(
+        adapted(model), tmp_path / 'adapter', base='x', rank=3, alpha=6.0
+    )
