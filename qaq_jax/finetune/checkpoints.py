@@ -1,5 +1,6 @@
 """Checkpoints of a training run: all that is needed to go on exactly."""
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -77,10 +78,12 @@ class Checkpoints:
       progress: JSON-serialisable, returned by `restore`.
       validation_loss: finite, or None where it was not measured.
     """
-    self._checkpointer.save_async(
-        step, state, force=True, overwrite=True, custom_metadata=progress,
-        metrics=None if validation_loss is None else {_LOSS: validation_loss},
-    )
+    metrics = None if validation_loss is None else {_LOSS: validation_loss}
+    with self._naming():  # what went wrong with the save before, too
+      self._checkpointer.save_async(
+          step, state, force=True, overwrite=True, custom_metadata=progress,
+          metrics=metrics,
+      )
 
   def restore(self, step: int, like) -> tuple[object, dict]:
     """The state of a checkpoint, laid out like `like`, and its progress.
@@ -105,12 +108,29 @@ class Checkpoints:
     return state, progress
 
   def wait(self) -> None:
-    """Returns when what was saved is on disk; raises what went wrong."""
-    self._checkpointer.wait()
+    """Returns when what was saved is on disk.
+
+    Raises:
+      StoreError: it could not be written; says what to do.
+    """
+    with self._naming():
+      self._checkpointer.wait()
 
   def close(self) -> None:
     """Waits, then closes."""
-    self._checkpointer.close()
+    with self._naming():
+      self._checkpointer.close()
+
+  @contextlib.contextmanager
+  def _naming(self):
+    try:
+      yield
+    except Exception as e:
+      raise StoreError(
+          f'a checkpoint could not be written to {self.directory} '
+          f'({str(e)[:_SHOWN]}...): the ones before it stay; free the disk, '
+          'and the same command goes on from the last'
+      ) from e
 
 
 def abstract(state):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import errno
 import math
 import os
 import pathlib
@@ -127,7 +128,15 @@ def fit(
         ),
     )
     del state
-    loop.run(first)
+    try:
+      loop.run(first)
+    except OSError as e:
+      if e.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise
+      raise files.StoreError(
+          f'the disk of {workdir} is full: free some, and the same command '
+          'goes on from the last checkpoint'
+      ) from e
     best = store.best or (plan.steps, None)
   directory = workdir / 'checkpoints'
   return FitResult(
