@@ -411,6 +411,7 @@ def test_outputs_are_compared_as_evalplus_does():
 def test_tasks_with_rules_of_their_own():
   assert _matches([2, 1, 1], (1, 2), name='similar_elements')
   assert not _matches([1], (1, 2), name='similar_elements')
+  assert _matches(np.array([2, 1]), (1, 2), name='similar_elements')
   assert _matches(5, 9, name='are_equivalent')
   assert _matches(0, 9, name='sum_div')
   assert _matches(7, 3, name='digit_distance_nums', args=(123, 256))

@@ -70,11 +70,11 @@ def matches(
 def _matches(family, name, arguments, output, expected, atol):
   if family == 'humaneval' and name == 'find_zero':
     return abs(_polynomial(arguments[0], output)) <= atol
-  exact = bool(output == expected)
+  exact = output == expected  # of arrays: an array, which some rules replace
   if family == 'mbpp':
     exact = _mbpp_rule(name, arguments, output, expected, atol, exact)
   if exact or atol == 0:
-    return exact
+    return bool(exact)
   if type(output) is not type(expected):
     return False
   if isinstance(expected, (list, tuple)) and len(output) != len(expected):
