@@ -160,7 +160,7 @@ def get_default() -> ml_collections.ConfigDict:
   c.finetune.lora = ml_collections.ConfigDict()
   c.finetune.lora.rank = 0  # 0 = train all parameters
   c.finetune.lora.alpha = 16.0  # the update is scaled by alpha / rank
-  c.finetune.lora.targets = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
+  c.finetune.lora.targets = ()  # of q, k, v, o, gate, up, down; () = all
   c.finetune.mesh = ml_collections.ConfigDict()
   c.finetune.mesh.data = 1
   c.finetune.mesh.fsdp = -1  # -1 = all devices that the other axes leave

@@ -42,12 +42,13 @@ class LoraOptions:
   Attributes:
     rank: R, inner size of every adapter.
     alpha: numerator of the scale.
-    targets: the projections that get one, by the name of their kernel.
+    targets: the projections that get one, by the name of their kernel; () =
+      all that a layer of the family has.
   """
 
   rank: int = 16
   alpha: float = 32.0
-  targets: tuple[str, ...] = ('q', 'k', 'v', 'o', 'gate', 'up', 'down')
+  targets: tuple[str, ...] = ()
 
   def __post_init__(self):
     if self.rank < 1:
@@ -117,13 +118,13 @@ def lora_specs(
   suffix = '_kernel'
   known = [name[: -len(suffix)] for name in layer if name.endswith(suffix)]
   unknown = [target for target in lora.targets if target not in known]
-  if unknown or not lora.targets:
+  if unknown:
     raise ValueError(
-        f'lora targets {list(lora.targets)}: {unknown or "none named"}; a'
-        f' {config.family} layer has {", ".join(known)}'
+        f'lora targets {list(lora.targets)}: {unknown}; a {config.family}'
+        f' layer has {", ".join(known)}'
     )
   specs = {}
-  for target in lora.targets:
+  for target in lora.targets or known:
     kernel = layer[target + suffix]
     inputs = 2 if target == 'o' else 1  # heads and their size
     size = math.prod(kernel.shape[:inputs])
