@@ -56,7 +56,9 @@ def head_of(model: decoder_lib.Decoder, *, rows: int, trained: bool) -> Head:
   if not rows:
     limit = _CHUNK_BYTES.get(jax.default_backend(), 2**29)
     rows = max(limit // (4 * config.padded_vocab_size), 64)
-    rows = min(1 << (rows.bit_length() - 1), 4096)
+    # The last chunk should not be mostly empty: few positions may count.
+    most = 512 if jax.default_backend() == 'cpu' else 4096
+    rows = min(1 << (rows.bit_length() - 1), most)
   return Head(
       rules=model.rules,
       rows=rows,
