@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from qaq_jax.evaluation import pass_at_k
+
 BUDGETS = ('share', 'rows', 'tokens', 'token_share')
 _DRAWS = 2000
 
@@ -148,7 +150,8 @@ def summarise(
 
   Args:
     losses: of every line.
-    facts: of every line: `rows` and `tokens` trained on, `steps`; means over
+    facts: of every line: `rows` and `tokens` trained on, `steps`, and
+      `scores`, benchmark -> pass@1 `value` and number of `tasks`; means over
       seeds.
     baseline: rule whose line of the same budget is subtracted.
   """
@@ -190,6 +193,7 @@ def format_table(
     start: losses of the model before any training.
   """
   budgets = list(dict.fromkeys(r['budget'] for r in records))
+  scores = list(records[0]['scores'])
   ordered = sorted(
       records, key=lambda r: (budgets.index(r['budget']), r['loss'])
   )
@@ -197,12 +201,14 @@ def format_table(
       'rule', 'budget', 'rows', 'tokens', 'updates', 'seeds',
       'held-out loss [95%]', 'lowest to highest seed',
       f'minus {baseline} [95%]',
+      *(f'{name} pass@1 [95%]' for name in scores),
   )
   rows = [head, ('---',) * len(head)]
   low, high = interval(start)
   rows.append((
       '(before)', '', '0', '0', '0', '',
       f'{start.by_seed.mean():.4f} [{low:.4f}, {high:.4f}]', '', '',
+      *[''] * len(scores),
   ))
   for r in ordered:
     low, high = r['interval']
@@ -218,6 +224,7 @@ def format_table(
         r['rule'], r['budget'], f'{r["rows"]:,.0f}', f'{r["tokens"]:,.0f}',
         f'{r["steps"]:,.0f}', str(r['seeds']),
         f'{r["loss"]:.4f} [{low:.4f}, {high:.4f}]', spread, difference,
+        *(_percent(r['scores'][name]) for name in scores),
     ))
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return '\n'.join(
@@ -227,3 +234,9 @@ def format_table(
       ) + ' |'
       for row in rows
   )
+
+
+def _percent(score):
+  # Wilson's interval over the tasks: what other seeds would give is not in it.
+  low, high = pass_at_k.wilson(score['value'] * score['tasks'], score['tasks'])
+  return f'{100 * score["value"]:.1f} [{100 * low:.1f}, {100 * high:.1f}]'

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from qaq_jax import artifacts, compare, finetune_stage
+from qaq_jax import artifacts, compare, finetune_data, finetune_stage
 from qaq_jax.finetune import identity
 from qaq_jax.models import checkpoint
 from qaq_jax.scoring import files, parts, scorer
@@ -56,6 +56,11 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
     )
   for line in lines:
     registry.get_rule(line.rule)
+  if config.compare.evaluate and not config.evaluate.allow_code_execution:
+    raise ValueError(
+        'config.compare.evaluate runs programs that the models wrote: read '
+        'docs/evaluation.md and add --allow-code-execution, or set it to False'
+    )
   cells = _Cells(config, workdir)
   total = sum(line.seeds for line in lines)
   print(
@@ -77,6 +82,7 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
         key: float(np.mean([cell[key] for cell in made]))
         for key in ('rows', 'tokens', 'steps', 'seconds')
     }
+    facts[line]['scores'] = _mean_scores([cell['scores'] for cell in made])
   records = compare.summarise(losses, facts, config.compare.baseline)
   table = compare.format_table(records, config.compare.baseline, start)
   path = workdir.compare / 'results.json'
@@ -107,7 +113,7 @@ class _Cells:
           'config.compare.held_out is empty: name a file of samples to judge '
           'by, none of which is in the training data'
       )
-    self._held_out = finetune_stage.prepared(
+    self._held_out = finetune_data.prepared(
         config, workdir, config.compare.held_out, self._folder / 'held_out'
     )
     _check_apart(self._store, self._held_out, config.compare.held_out)
@@ -154,7 +160,7 @@ class _Cells:
   def make(self, line: compare.Line, seed: int, number: str) -> dict:
     """One cell's result, computed if it is not there."""
     rows = self._select(line, seed)
-    chosen = list(finetune_stage.chosen(self._store, rows))
+    chosen = list(finetune_data.chosen(self._store, rows))
     fingerprint = self._fingerprint(rows, seed)
     name = hashlib.sha256(
         json.dumps(fingerprint, sort_keys=True).encode()
@@ -162,8 +168,11 @@ class _Cells:
     folder = self._folder / 'cells' / name
     result = files.read_json(folder / 'result.json')
     label = f'[{number}] {line.rule}, {line.budget}, seed {seed}'
-    if result is None:
-      result = self._train(chosen, seed, folder, label)
+    wants_model = self._config.compare.keep_models or (
+        self._config.compare.evaluate
+    )
+    if result is None or wants_model and not (folder / 'model').exists():
+      result = self._train(chosen, seed, folder, label, wants_model)
       files.write_json(folder / 'result.json', result)
       files.write_json(folder / 'fingerprint.json', fingerprint)
       shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
@@ -173,7 +182,19 @@ class _Cells:
         f'{result["seconds"]:.0f} s, held-out loss {loss:.4f}  ({name})',
         flush=True,
     )
-    return result
+    return result | {'scores': self._evaluate(folder)}
+
+  def _evaluate(self, folder) -> dict:
+    """Benchmark -> its pass@1 record, of the cell's model."""
+    if not self._config.compare.evaluate:
+      return {}
+    from qaq_jax import evaluate_stage
+
+    config = self._config.copy_and_resolve_references()
+    with config.unlocked():
+      config.evaluate.path = str(folder / 'model')
+    scores = evaluate_stage.evaluate(config, WorkDir(folder))['scores']
+    return {name: found['pass@1'] for name, found in scores.items()}
 
   def _select(self, line, seed) -> np.ndarray:
     tokens = self._eligible_tokens() if line.kind == 'token_share' else 0
@@ -209,7 +230,7 @@ class _Cells:
         'base_seed': self._config.seed,
     }
 
-  def _train(self, chosen, seed, folder, label) -> dict:
+  def _train(self, chosen, seed, folder, label, export) -> dict:
     print(f'{label}: training', flush=True)
     examples = self.job.examples(chosen, 'training')
     trainer, state = self.job.start()
@@ -217,7 +238,7 @@ class _Cells:
         trainer, state, examples, folder, seed=self._config.seed + seed,
         quiet=True,
     )
-    if self._config.compare.keep_models:
+    if export:
       self.job.export(trainer, result.state, folder)
     nll = self._judge(lambda: _exact(trainer.model(result.state)), folder)
     return {
@@ -249,6 +270,17 @@ class _Cells:
       values = part.column(f'nll_{_TERM}_cell').to_pylist()
       found.update(zip(rows, values, strict=True))
     return np.array([found[row] for row in self._rows.tolist()], np.float64)
+
+
+def _mean_scores(by_seed):
+  """Benchmark -> pass@1, mean over seeds, and its number of tasks."""
+  return {
+      name: {
+          'value': float(np.mean([found[name]['value'] for found in by_seed])),
+          'tasks': by_seed[0][name]['tasks'],
+      }
+      for name in by_seed[0]
+  }
 
 
 def _exact(model):

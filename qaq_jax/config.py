@@ -109,6 +109,9 @@ def get_default() -> ml_collections.ConfigDict:
   c.compare.held_out = ''  # samples to judge by, in any format
   c.compare.baseline = 'random'  # subtracted from lines of the same budget
   c.compare.keep_models = False  # export the model of every cell
+  # Also evaluate every cell's model as config.evaluate says; its programs are
+  # run, so this needs --allow-code-execution.
+  c.compare.evaluate = False
 
   # What every rule lets through, by a label in the input's records.
   c.audit = ml_collections.ConfigDict()

@@ -7,14 +7,13 @@ trains its cells with it too.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import ml_collections
-import numpy as np
 
-from qaq_jax import artifacts
+from qaq_jax import finetune_data
 from qaq_jax.data import chat, samples, templates, training
 from qaq_jax.evaluation import generate
 from qaq_jax.evaluation import prompts as prompts_lib
@@ -26,7 +25,6 @@ from qaq_jax.scoring import files
 from qaq_jax.workdir import WorkDir
 
 _LOOK_TOKENS = 128  # written per query for an early look
-_SPLIT_SEED = 0x5EED  # keeps the draw of validation rows apart from others
 
 
 def finetune(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
@@ -43,8 +41,8 @@ def finetune(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
     ValueError: data, model or options cannot be used; says what to do.
   """
   job = Job(config, workdir)
-  data, origin = _training_samples(config, workdir)
-  train, validation = _split(config, workdir, data)
+  data, origin = finetune_data.training_samples(config, workdir)
+  train, validation = finetune_data.split(config, workdir, data)
   if jax.process_index() == 0:
     print(f'fine-tuning {job.source.path} on {origin}')
   shown = [s for s in validation if s.status == 'ok'][: config.finetune.looks]
@@ -304,70 +302,3 @@ def _start(config) -> dict:
           or config.score.system_prompt
       ),
   }
-
-
-def _training_samples(config, workdir):
-  """An iterator over the samples to train on, and what they are, in words."""
-  data = config.finetune.data
-  if data == 'all':
-    store = artifacts.open_samples(config, workdir)
-    return store.iter_rows(), f'all {store.num_rows:,} prepared samples'
-  if data == 'selected':
-    store = artifacts.open_samples(config, workdir)
-    table = artifacts.score_columns(config, workdir)
-    selection = artifacts.selection(config, workdir, table)
-    artifacts.check_selection(config, workdir, selection)
-    rows = selection.rows
-    if not len(rows):
-      raise ValueError(
-          f'{workdir.selection}: the selection is empty; there is nothing to '
-          'fine-tune on'
-      )
-    return chosen(store, rows), (
-        f'{len(rows):,} of {store.num_rows:,} samples, chosen by '
-        f'{config.select.rule}'
-    )
-  folder = workdir.path / config.finetune.folder / 'samples'
-  store = prepared(config, workdir, data, folder)
-  return store.iter_rows(), f'{store.num_rows:,} samples of {data}'
-
-
-def chosen(store, rows) -> Iterator[samples.Sample]:
-  """Samples of increasing row numbers."""
-  wanted = set(np.asarray(rows).tolist())
-  return (s for s in store.iter_rows() if s.row in wanted)
-
-
-def prepared(config, workdir, path, folder) -> samples.SampleStore:
-  """Samples of other data, read by the rules of `config.data`."""
-  source = artifacts.data_source(config, workdir, path)
-  samples.prepare(dataclasses.replace(source, limit=None), folder)
-  return samples.SampleStore.open(folder)
-
-
-def _split(config, workdir, data):
-  """Training and validation samples."""
-  c = config.finetune
-  if c.validation and c.validation_rows:
-    raise ValueError(
-        'config.finetune.validation and validation_rows are both given: a '
-        'validation set comes from its own file or from the data'
-    )
-  if c.validation:
-    folder = workdir.path / c.folder / 'validation'
-    store = prepared(config, workdir, c.validation, folder)
-    return data, list(store.iter_rows())
-  if not c.validation_rows:
-    return data, []
-  data = [s for s in data if s.status == 'ok']
-  if c.validation_rows >= len(data):
-    raise ValueError(
-        f'config.finetune.validation_rows={c.validation_rows} leaves nothing '
-        f'of {len(data):,} samples to train on'
-    )
-  rng = np.random.default_rng((_SPLIT_SEED, config.seed))
-  held = set(rng.permutation(len(data))[: c.validation_rows].tolist())
-  return (
-      [s for i, s in enumerate(data) if i not in held],
-      [s for i, s in enumerate(data) if i in held],
-  )

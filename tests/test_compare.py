@@ -87,7 +87,11 @@ def test_table_subtracts_the_baseline_of_the_same_budget():
       Line('random', 'token_share', 0.25, 1): losses(rng, 0.3, seeds=1),
       Line('all', 'share', 1.0, 3): losses(rng, -0.1),
   }
-  facts = {line: {'rows': 500, 'tokens': 5e4, 'steps': 96} for line in lines}
+  scores = {'humaneval': {'value': 0.5, 'tasks': 164}}
+  facts = {
+      line: {'rows': 500, 'tokens': 5e4, 'steps': 96, 'scores': scores}
+      for line in lines
+  }
   records = compare.summarise(lines, facts, 'random')
   assert 'minus_baseline' not in records[0]  # the baseline itself
   assert records[1]['minus_baseline'] == pytest.approx(-0.1, abs=0.01)
@@ -102,3 +106,5 @@ def test_table_subtracts_the_baseline_of_the_same_budget():
       'diff_high', 'random', 'random', 'all'
   ]
   assert '-0.1' in rows[3]
+  assert rows[0].rstrip(' |').endswith('humaneval pass@1 [95%]')
+  assert '50.0 [42.4, 57.6]' in rows[3]

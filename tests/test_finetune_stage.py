@@ -264,3 +264,25 @@ def test_compare_without_a_table_or_held_out_says_so(inputs, scored):
   with pytest.raises(ValueError, match='held_out is empty'):
     pipeline.run('compare', c, str(scored))
   assert compare_stage.VERSION >= 1
+
+
+@pytest.mark.slow
+def test_compare_evaluates_the_models_of_its_cells(inputs, scored, tmp_path):
+  work = shutil.copytree(scored, tmp_path / 'work')
+  c = compare_config(inputs)
+  c.compare.table = (('random', 'share', 0.25, 2),)
+  c.compare.evaluate = True
+  c.evaluate.benchmarks = ('humaneval_plus',)
+  c.evaluate.files.humaneval = str(
+      pathlib.Path(__file__).parent / 'fixtures/benchmarks/humaneval_plus.jsonl'
+  )
+  c.evaluate.max_new_tokens = 16
+  c.evaluate.dtype = 'float32'
+  with pytest.raises(ValueError, match='--allow-code-execution'):
+    pipeline.run('compare', c, str(work))
+  c.evaluate.allow_code_execution = True
+  pipeline.run('compare', c, str(work))
+  results = json.loads((work / 'compare' / 'results.json').read_text())
+  scores = results['lines'][0]['scores']
+  assert scores['humaneval_plus']['tasks'] == 3
+  assert 'humaneval_plus pass@1' in (work / 'compare/results.md').read_text()

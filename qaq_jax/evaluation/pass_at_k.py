@@ -30,7 +30,7 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
   return 1.0 - wrong / math.comb(num_samples, k)
 
 
-def wilson(successes: int, trials: int) -> tuple[float, float]:
+def wilson(successes: float, trials: int) -> tuple[float, float]:
   """95 % Wilson score interval of a share (Wilson 1927)."""
   share, z2 = successes / trials, _Z * _Z
   centre = share + z2 / (2 * trials)
