@@ -227,34 +227,9 @@ def _blocks(q, k, v, segments, *, scale, window, soft_cap):
     one = functools.partial(
         _block, start=start, scale=scale, window=window, soft_cap=soft_cap
     )
-    out.append(_recomputed(one, own, k, v, segments))
+    # Kept for the backward pass, the scores would be [B, N, T, T] per layer.
+    out.append(jax.checkpoint(one)(own, k, v, segments))
   return jnp.concatenate(out, axis=-2) if len(out) > 1 else out[0]
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _recomputed(block, q, k, v, segments):
-  """Runs a block, and again in the backward pass.
-
-  Kept, the scores would be [B, N, T, T] for every layer.
-  """
-  return block(q, k, v, segments)
-
-
-def _forward(block, q, k, v, segments):
-  return block(q, k, v, segments), (q, k, v, segments)
-
-
-def _backward(block, kept, grad):
-  q, k, v, segments = kept
-  # As in `_blocks`: one block waits for all gradients of the other.
-  q = q + 0 * grad[..., -1:, :1]
-  _, transpose = jax.vjp(lambda *qkv: block(*qkv, segments), q, k, v)
-  q_grad, k_grad, v_grad = transpose(grad)
-  last = k_grad[..., None, -1:, :1] + v_grad[..., None, -1:, :1]
-  return q_grad + 0 * last, k_grad, v_grad, None
-
-
-_recomputed.defvjp(_forward, _backward)
 
 
 def _block(q, k, v, segments, *, start, scale, window, soft_cap):
