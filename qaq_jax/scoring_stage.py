@@ -95,8 +95,8 @@ class _Model:
     largest = max(self._encoder.tokenizer.hf.get_vocab().values())
     if largest >= config.vocab_size:
       raise ValueError(
-          f'config.models.{name}: the tokenizer of {self._m.path} has ids up '
-          f'to {largest}, the model embeds {config.vocab_size}: the files '
+          f'config.models.{name}: the tokenizer of {self._source.path} has ids '
+          f'up to {largest}, the model embeds {config.vocab_size}: the files '
           'belong to different models'
       )
     positions = config.max_positions
@@ -110,7 +110,7 @@ class _Model:
       if length > positions:
         raise ValueError(
             f'{field}: {length} tokens are more than the {positions} positions '
-            f'of {self._m.path}; set --{field}={positions}'
+            f'of {self._source.path}; set --{field}={positions}'
         )
 
   @functools.cached_property
@@ -126,7 +126,7 @@ class _Model:
     """Scores one sample store into `out_dir`."""
     info = self._encoder.info()
     print(
-        f'{self._name}: {self._m.path}, {self._m.dtype}; template '
+        f'{self._name}: {self._source.path}, {self._m.dtype}; template '
         f'{info["template"]}; system prompt: {info["system_prompt"]}; BOS: '
         f'{info["bos"]}'
     )
