@@ -10,6 +10,7 @@ import json
 import pathlib
 import shutil
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -48,6 +49,11 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   Raises:
     ValueError: the table, a rule or the held-out samples cannot be used.
   """
+  if jax.process_count() > 1:
+    raise ValueError(
+        'a comparison runs in one process, on all of its devices: start it on '
+        'one host'
+    )
   lines = compare.parse_table(config.compare.table)
   if not lines:
     raise ValueError(
@@ -118,7 +124,6 @@ class _Cells:
     )
     _check_apart(self._store, self._held_out, config.compare.held_out)
     self._rows, self.tokens = self._usable()
-    self._trainer = None
 
   def _usable(self):
     """Rows of the held-out samples that can be judged, and their tokens."""
@@ -140,39 +145,36 @@ class _Cells:
 
   def loss_of_start(self) -> np.ndarray:
     """Held-out losses before any training, nats [R]."""
-    folder = self._folder / 'start'
-    self._fresh_if_changed(folder)
+    fingerprint = self._judged(self.job.fingerprint['model'])
+    folder = self._folder / 'start' / _name(fingerprint)
 
     def model():
       return checkpoint.load(
           self.job.source, mesh=self.job.mesh, dtype=jnp.float32
       )
 
-    return self._judge(model, folder)
+    return self._judge(model, folder, fingerprint)
 
-  def _fresh_if_changed(self, folder):
-    wanted = {'held_out': self._held_out.content_hash, **self.job.fingerprint}
-    if files.read_json(folder / 'of.json') != wanted:
-      shutil.rmtree(folder, ignore_errors=True)
-      folder.mkdir(parents=True)
-      files.write_json(folder / 'of.json', wanted)
+  def _judged(self, model) -> dict:
+    """What a held-out loss of a model depends on."""
+    return {
+        'model': model,
+        'held_out': self._held_out.content_hash,
+        'encoder': self.job.encoder.fingerprint(),
+        'scoring': scorer.VERSION,
+    }
 
   def make(self, line: compare.Line, seed: int, number: str) -> dict:
     """One cell's result, computed if it is not there."""
     rows = self._select(line, seed)
     chosen = list(finetune_data.chosen(self._store, rows))
     fingerprint = self._fingerprint(rows, seed)
-    name = hashlib.sha256(
-        json.dumps(fingerprint, sort_keys=True).encode()
-    ).hexdigest()[:16]
+    name = _name(fingerprint)
     folder = self._folder / 'cells' / name
     result = files.read_json(folder / 'result.json')
     label = f'[{number}] {line.rule}, {line.budget}, seed {seed}'
-    wants_model = self._config.compare.keep_models or (
-        self._config.compare.evaluate
-    )
-    if result is None or wants_model and not (folder / 'model').exists():
-      result = self._train(chosen, seed, folder, label, wants_model)
+    if result is None:
+      result = self._train(chosen, seed, folder, label, fingerprint)
       files.write_json(folder / 'result.json', result)
       files.write_json(folder / 'fingerprint.json', fingerprint)
       shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
@@ -213,34 +215,36 @@ class _Cells:
     return int(table.tokens(select_lib.token_model(table))[usable].sum())
 
   def _fingerprint(self, rows, seed) -> dict:
-    options = self._config.finetune.to_dict()
+    c = self._config
+    options = c.finetune.to_dict()
     for free in _FREE:
       options.pop(free)
+    exported = c.compare.keep_models or c.compare.evaluate
     return {
+        **self._judged(self.job.fingerprint),
         'version': VERSION,
         'training': identity.VERSION,
-        'scoring': scorer.VERSION,
         'samples': self._store.content_hash,
         'rows': hashlib.sha256(rows.astype('<i8').tobytes()).hexdigest(),
-        'held_out': self._held_out.content_hash,
-        'start': self.job.fingerprint,
-        'encoder': self.job.encoder.fingerprint(),
         'finetune': options,
+        'exported': c.finetune.export_dtype if exported else '',
         'seed': seed,
         'base_seed': self._config.seed,
     }
 
-  def _train(self, chosen, seed, folder, label, export) -> dict:
+  def _train(self, chosen, seed, folder, label, fingerprint) -> dict:
     print(f'{label}: training', flush=True)
     examples = self.job.examples(chosen, 'training')
-    trainer, state = self.job.start()
+    seed += self._config.seed
+    trainer, state = self.job.start(seed)
     result = self.job.fit(
-        trainer, state, examples, folder, seed=self._config.seed + seed,
-        quiet=True,
+        trainer, state, examples, folder, seed=seed, quiet=True
     )
-    if export:
+    if fingerprint['exported']:
       self.job.export(trainer, result.state, folder)
-    nll = self._judge(lambda: _exact(trainer.model(result.state)), folder)
+    nll = self._judge(
+        lambda: _exact(trainer.model(result.state)), folder, fingerprint
+    )
     return {
         'rows': len(examples),
         'tokens': sum(len(e.ids) for e in examples),
@@ -250,7 +254,9 @@ class _Cells:
         'nll': nll.tolist(),
     }
 
-  def _judge(self, model, folder: pathlib.Path) -> np.ndarray:
+  def _judge(
+      self, model, folder: pathlib.Path, fingerprint: dict
+  ) -> np.ndarray:
     """Sum of -log p of each held-out answer given its query, nats [R]."""
     scorer.score(
         self._held_out,
@@ -258,7 +264,7 @@ class _Cells:
         model,
         name='cell',
         out_dir=folder / 'held_out',
-        fingerprint={'held_out': self._held_out.content_hash},
+        fingerprint=fingerprint,
         options=scorer.ScoreOptions(
             terms=(_TERM,), max_shapes=6, progress=False
         ),
@@ -270,6 +276,11 @@ class _Cells:
       values = part.column(f'nll_{_TERM}_cell').to_pylist()
       found.update(zip(rows, values, strict=True))
     return np.array([found[row] for row in self._rows.tolist()], np.float64)
+
+
+def _name(fingerprint) -> str:
+  text = json.dumps(fingerprint, sort_keys=True)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _mean_scores(by_seed):

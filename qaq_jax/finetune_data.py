@@ -3,7 +3,9 @@
 import dataclasses
 from collections.abc import Iterator
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from qaq_jax import artifacts
 from qaq_jax.data import samples
@@ -50,7 +52,10 @@ def chosen(store, rows) -> Iterator[samples.Sample]:
 def prepared(config, workdir, path, folder) -> samples.SampleStore:
   """Samples of other data, read by the rules of `config.data`."""
   source = artifacts.data_source(config, workdir, path)
-  samples.prepare(dataclasses.replace(source, limit=None), folder)
+  if jax.process_index() == 0:
+    samples.prepare(dataclasses.replace(source, limit=None), folder)
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(f'prepared {folder}')
   return samples.SampleStore.open(folder)
 
 

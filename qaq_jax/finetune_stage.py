@@ -6,12 +6,14 @@ trains its cells with it too.
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+from flax import nnx
 
 from qaq_jax import finetune_data
 from qaq_jax.data import chat, samples, templates, training
@@ -45,19 +47,21 @@ def finetune(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   train, validation = finetune_data.split(config, workdir, data)
   if jax.process_index() == 0:
     print(f'fine-tuning {job.source.path} on {origin}')
-  shown = [s for s in validation if s.status == 'ok'][: config.finetune.looks]
   train = job.examples(train, 'training')
-  validation = job.examples(validation, 'validation') if validation else []
+  held_out = job.examples(validation, 'validation') if validation else []
+  usable = {example.row for example in held_out}
+  shown = [s for s in validation if s.row in usable][: config.finetune.looks]
   folder = workdir.path / config.finetune.folder
   trainer, state = job.start()
   result = job.fit(
-      trainer, state, train, folder, validation=validation, shown=shown
+      trainer, state, train, folder, validation=held_out, shown=shown
   )
   if result.best_loss is not None and result.best_step != result.steps:
-    print(
-        f'best validation loss {result.best_loss:.4f} after update '
-        f'{result.best_step:,}: that checkpoint is exported'
-    )
+    if jax.process_index() == 0:
+      print(
+          f'best validation loss {result.best_loss:.4f} after update '
+          f'{result.best_step:,}: that checkpoint is exported'
+      )
     state = result.load_best()
   else:
     state = result.state
@@ -70,6 +74,7 @@ def finetune(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
       'best_step': result.best_step,
       'validation_loss': result.best_loss,
       'exported': [str(path) for path in exported],
+      'start': job.fingerprint,
   }
   if jax.process_index() == 0:
     files.write_json(folder / 'result.json', summary)
@@ -143,8 +148,11 @@ class Job:
       )
     return rendered.examples
 
-  def start(self):
+  def start(self, seed: int | None = None):
     """Loads the start.
+
+    Args:
+      seed: of adapters; None is the config's.
 
     Returns:
       The Trainer and its state before the first update.
@@ -159,7 +167,8 @@ class Job:
         attention=self._c.attention,
     )
     if self._lora:
-      model = lora_lib.add(model, self._lora, seed=self._seed)
+      seed = self._seed if seed is None else seed
+      model = lora_lib.add(model, self._lora, seed=seed)
     trainer = step.Trainer(
         model,
         optimizer.make(self.optimizer_options),
@@ -217,6 +226,7 @@ class Job:
         validation=validation,
         sample_fn=self._writer(trainer, shown) if shown else None,
         fingerprint=self.fingerprint,
+        reserve=self._export_bytes,
         say=(lambda line: None) if quiet else print,
     )
 
@@ -251,6 +261,27 @@ class Job:
         'lora': dataclasses.asdict(self._lora) if self._lora else None,
     }
 
+  @property
+  def _export_bytes(self) -> int:
+    shapes = checkpoint.expected_tensors(checkpoint.read_config(self.source))
+    size = jnp.dtype(self._c.export_dtype).itemsize
+    return size * sum(math.prod(shape) for shape in shapes.values())
+
+  def _on_exact_base(self, model):
+    """The adapters on the start's weights as they are in its files.
+
+    The frozen weights of the training are in the dtype of the computation.
+    """
+    base = checkpoint.load(self.source, mesh=self.mesh, dtype=jnp.float32)
+    exact = lora_lib.add(base, self._lora)
+    trained = {
+        path: variable
+        for path, variable in nnx.to_flat_state(nnx.state(model))
+        if '_lora_' in path[-1]
+    }
+    nnx.update(exact, nnx.from_flat_state(trained))
+    return exact
+
   def export(self, trainer, state, folder: pathlib.Path) -> list[pathlib.Path]:
     """Writes folder/model, and for LoRA folder/adapter before it is merged.
 
@@ -265,7 +296,7 @@ class Job:
             rank=self._lora.rank, alpha=self._lora.alpha,
         )
         written.append(folder / 'adapter')
-      model = lora_lib.merge(model)
+      model = lora_lib.merge(self._on_exact_base(model))
     template = None
     if self._template not in (chat.AUTO, chat.PLAIN):
       template, _ = chat.find_template(

@@ -66,7 +66,9 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)  # jax says much at INFO
   try:
     pipeline.run(argv[1], _CONFIG.value, _WORKDIR.value)
-  except (ValueError, OSError, ImportError, RuntimeError) as e:
+  except (
+      ValueError, OSError, ImportError, RuntimeError, FloatingPointError
+  ) as e:
     # What the user can mend is told in words; the stack trace is in run.log.
     sys.exit(f'qaq {argv[1]}: error: {e}')
 

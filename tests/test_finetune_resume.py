@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from qaq_jax.finetune import checkpoints, loop, signals
+from qaq_jax.finetune import checkpoints, signals
 from qaq_jax.scoring import files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -302,7 +302,3 @@ def test_two_runs_in_one_folder_are_refused(tmp_path):
       rig.fit(tmp_path)
   finally:
     lock.release()
-
-
-def test_loop_exports_what_the_stage_needs():
-  assert loop.FitOptions(batch_size=4, epochs=2).steps(9) == 6

@@ -20,17 +20,20 @@ class Checkpoints:
 
   Saving is asynchronous: `save` returns when the arrays are copied, and a
   checkpoint that was being written when the process died is not among
-  `steps`; opening the folder again deletes its pieces. Only the holder of the
-  run's lock may open it.
+  `steps`; opening the folder again deletes its pieces, which only the holder
+  of the run's lock may do.
   """
 
-  def __init__(self, directory: str | os.PathLike, keep: int = 2):
+  def __init__(
+      self, directory: str | os.PathLike, keep: int = 2, *, tidy: bool = True
+  ):
     """Opens the folder, made when missing.
 
     Args:
       directory: of the run's checkpoints.
       keep: how many of the latest stay; the one of the least validation loss
         stays besides.
+      tidy: delete the pieces of saves that did not end.
     """
     policies = ocp.training.preservation_policies
     self.directory = pathlib.Path(directory).absolute()
@@ -45,7 +48,7 @@ class Checkpoints:
                 keep_checkpoints_without_metrics=False,
             ),
         ]),
-        cleanup_tmp_directories=True,
+        cleanup_tmp_directories=tidy,
     )
 
   @property
@@ -143,7 +146,7 @@ def abstract(state):
 
 def load(directory: str | os.PathLike, step: int, like):
   """The state of one checkpoint of a run that is not going on."""
-  store = Checkpoints(directory)
+  store = Checkpoints(directory, tidy=False)
   try:
     return store.restore(step, like)[0]
   finally:
@@ -155,8 +158,18 @@ def size_of(state) -> int:
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
 
 
+def _bytes_in(directory: pathlib.Path) -> int:
+  """Bytes of all files below, some of which may go away meanwhile."""
+  total = 0
+  for path in directory.rglob('*'):
+    with contextlib.suppress(FileNotFoundError):
+      total += path.stat().st_size if path.is_file() else 0
+  return total
+
+
 def check_folder(
-    directory: str | os.PathLike, state, keep: int, free: int | None = None
+    directory: str | os.PathLike, state, keep: int, reserve: int = 0,
+    free: int | None = None,
 ) -> str:
   """Sees to it that the checkpoints of a run can be written.
 
@@ -164,6 +177,7 @@ def check_folder(
     directory: of the checkpoints; made when missing.
     state: what will be saved.
     keep: as in `Checkpoints`.
+    reserve: bytes that will be written besides.
     free: bytes free on the disk; None: asks the system.
 
   Returns:
@@ -179,9 +193,7 @@ def check_folder(
     directory.mkdir(parents=True, exist_ok=True)
     probe.write_bytes(b'x')
     probe.unlink()
-    there = sum(
-        f.stat().st_size for f in directory.rglob('*') if f.is_file()
-    )
+    there = _bytes_in(directory)
     if free is None:
       free = shutil.disk_usage(directory).free
   except OSError as e:
@@ -189,10 +201,12 @@ def check_folder(
         f'checkpoints cannot be written to {directory}: {e}. Free the disk or '
         'give another folder'
     ) from e
-  needed = size_of(state) * (keep + 2) + _SLACK - there
+  needed = size_of(state) * (keep + 2) + reserve + _SLACK - there
   text = (
-      f'{keep + 2} checkpoints of {size_of(state) / 2**20:,.1f} MiB: up to '
-      f'{max(needed, 0) / 2**20:,.0f} MiB more, {free / 2**20:,.0f} MiB free'
+      f'{keep + 2} checkpoints of {size_of(state) / 2**20:,.1f} MiB'
+      + (f', an export of {reserve / 2**20:,.1f} MiB' if reserve else '')
+      + f': up to {max(needed, 0) / 2**20:,.0f} MiB more, '
+      f'{free / 2**20:,.0f} MiB free'
   )
   if needed > free:
     raise StoreError(

@@ -126,11 +126,14 @@ class Curve:
     self._since = time.perf_counter()
     self._rated_tokens, self._rated_flops = 0, 0.0
 
-  def evaluated(self, step: int, values: Mapping, samples: Sequence) -> None:
-    """Writes the numbers and samples of an evaluation."""
+  def evaluated(self, step: int, values: Mapping) -> None:
+    """Writes the numbers of an evaluation."""
     if values:
       self._write(step, **values)
-    if samples and self._samples is not None:
+
+  def looked(self, step: int, samples: Sequence) -> None:
+    """Writes what the model wrote at an evaluation."""
+    if self._samples is not None:
       self._samples.write(step=step, samples=list(samples))
 
   def _write(self, step, **values):

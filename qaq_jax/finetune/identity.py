@@ -50,6 +50,7 @@ def describe_model(model: Decoder) -> dict:
       'layers': model.config.num_layers,
       'heads': model.config.num_heads,
       'dtype': model.dtype.name,
+      'attention': model.attention,
       'lora': _plain(model.lora),
   }
 

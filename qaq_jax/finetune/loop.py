@@ -45,6 +45,7 @@ def fit(
     sample_fn: Callable[[object], Sequence] | None = None,
     measure_fn: Callable[[object], Mapping[str, float]] | None = None,
     fingerprint: Mapping | None = None,
+    reserve: int = 0,
     name: str = '',
     say: Callable[[str], None] = print,
 ) -> FitResult:
@@ -69,6 +70,7 @@ def fit(
       for the validation line.
     fingerprint: JSON-serialisable; what else the weights depend on: the files
       of the model that training starts from, LoRA options.
+    reserve: bytes that the caller will write to the folder afterwards.
     name: of the run, for the bar and trackers.
     say: prints a line.
 
@@ -84,7 +86,9 @@ def fit(
   _check_examples(validation, options, 'validation')
   if not examples:
     raise ValueError('there are no examples to train on')
-  room = checkpoints.check_folder(workdir / 'checkpoints', state, options.keep)
+  room = checkpoints.check_folder(
+      workdir / 'checkpoints', state, options.keep, reserve
+  )
   with contextlib.ExitStack() as stack:
     if jax.process_index() == 0:
       stack.callback(files.Lock(workdir).release)
@@ -258,9 +262,10 @@ class _Loop:
         loss = values['validation_loss'] = self._evaluate(step)
       if self.measure_fn:
         values.update(self.measure_fn(self.state))
-      samples = self.sample_fn(self.state) if self.sample_fn else ()
-      self.curve.evaluated(step, values, samples)
+      self.curve.evaluated(step, values)
     self.store.save(step, self.state, self.curve.progress(), loss)
+    if evaluate and self.sample_fn:  # a look that fails costs no update
+      self.curve.looked(step, self.sample_fn(self.state))
     self.curve.restart_clock()
 
   def _evaluate(self, step) -> float:
