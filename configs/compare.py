@@ -12,9 +12,10 @@ your own data and models, set `data.path`, `compare.held_out` and the models,
 and add lines to the table.
 
 The paper (arXiv 2603.12165) compares pass@1 of a 6.7B model: 25% by diff_high
-as good as all data, ifd below random. Expected here, in less than an hour on one
-core, otherwise: ifd and rmi_window at or below the loss of random, diff_high and
-rmi_top, which keep the planted echoes, above it; the README has the table.
+as good as all data, ifd below random. Expected here, in less than an hour on
+one core, otherwise: ifd and rmi_window at or below the loss of random,
+diff_high and rmi_top, which keep the planted echoes, above it; the README has
+the table.
 """
 
 from qaq_jax import config as config_lib
