@@ -334,7 +334,8 @@ def test_curve_counts_alike_without_writing(tmp_path):
       flops=lambda batch: 1.0, peak=1.0, settings={}, show=False,
   )
   made = curve.Curve(tmp_path, run, step=0, progress=None, write=False)
-  made.evaluated(1, {'validation_loss': 1.0}, ['x'])
+  made.evaluated(1, {'validation_loss': 1.0})
+  made.looked(1, ['x'])
   assert made.progress()['tokens'] == 0
   made.close()
   assert not list(tmp_path.iterdir())
