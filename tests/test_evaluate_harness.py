@@ -151,6 +151,42 @@ def test_no_trick_passes(box, name, trick):
     assert verdict.status in (judge.FAIL, judge.TIMEOUT), verdict
 
 
+def _forger(value):
+  """A program that answers every call with `value`, as it stands."""
+  return (
+      'from child import runner\n'
+      f'runner.values.encode = lambda v, d=0: {value!r}\n'
+      'def scale(*a): return 1\n'
+  )
+
+
+@pytest.mark.parametrize('value', [
+    ['digest', []], ['numpy', ['(,)i4', None, [1]]],
+])
+def test_forged_values_do_not_end_the_harness(tmp_path, value):
+  benchmark = _read('humaneval', limit=1)
+  (task,) = benchmark.tasks.values()
+  result = harness.run(
+      benchmark, [_sample(task, _forger(value))], tmp_path / 'r.jsonl', _OPTIONS
+  )
+  assert result['failures'] == {'base: fail: output': 1}
+
+
+def test_a_judge_that_fails_is_a_failed_program(tmp_path, monkeypatch):
+  def broken(*_, **__):
+    raise IndexError('surprise')
+
+  benchmark = _read('humaneval', limit=2)
+  monkeypatch.setattr(judge, 'judge', broken)
+  result = harness.run(
+      benchmark, _references(benchmark), tmp_path / 'r.jsonl', _OPTIONS
+  )
+  assert result['failures'] == {'base: fail: judge': 2}
+  lines = (tmp_path / 'r.jsonl').read_text().splitlines()
+  reason = json.loads(lines[1])['suites']['base']['reason']
+  assert reason == 'judge: IndexError: surprise'
+
+
 def test_a_wrong_program_that_rewrites_the_test_fails(box):
   """Test code runs where the program cannot reach it."""
   program = (

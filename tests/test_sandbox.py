@@ -15,8 +15,10 @@ import sys
 import tempfile
 import time
 
+import hypothesis
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from qaq_jax.evaluation import process as process_lib
 from qaq_jax.evaluation import sandbox as sandbox_lib
@@ -522,3 +524,34 @@ def test_values_of_other_types(monkeypatch):
   assert travel(long) == travel(list(long))
   assert travel(long) != travel([0, *long[:-1]])
   assert travel(values.List(long)) == travel(long)
+
+
+_TAGS = sorted({*values._SEQUENCES, *values._RARE, 'dict', 'sub', 'x'})
+_DATA = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text()
+    | st.sampled_from(['1e999', '(,)i4', 'i4', '<U9', '|b1', 'O', 'ff', '0x']),
+    lambda inner: st.lists(inner, max_size=4)
+    | st.tuples(st.sampled_from(_TAGS), inner).map(list)
+    | st.dictionaries(st.text(), inner, max_size=2),
+    max_leaves=12,
+)
+
+
+@pytest.mark.parametrize('tag', _TAGS)
+@hypothesis.settings(max_examples=150, deadline=None)
+@hypothesis.given(payload=_DATA)
+def test_malformed_values_are_values_or_errors_of_value(tag, payload):
+  try:
+    values.decode([tag, payload])
+  except ValueError as e:
+    assert str(e).startswith('not an encoded value')
+
+
+@pytest.mark.parametrize('data', [
+    ['digest', []], ['numpy', ['(,)i4', None, [1]]],
+    ['numpy', ['2i4', None, [1]]], ['numpy', ['i4,i4', None, [1]]],
+    ['numpy', ['i4', [1 << 62, 1 << 62], [1]]], ['numpy', [7, None, [1]]],
+])
+def test_forged_values_that_numpy_or_python_choke_on(data):
+  with pytest.raises(ValueError, match='not an encoded value'):
+    values.decode(data)

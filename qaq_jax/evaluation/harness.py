@@ -32,7 +32,7 @@ from qaq_jax.evaluation import samples as samples_lib
 from qaq_jax.evaluation.process import Limits, Refused
 from qaq_jax.evaluation.sandbox import Sandbox
 
-_VERSION = 1  # of what decides a verdict
+_VERSION = 2  # of what decides a verdict
 REFUSAL = (
     'running programs that a model wrote needs --allow-code-execution. They '
     'run contained, see docs/evaluation.md; nothing has been run'
@@ -88,7 +88,7 @@ def run(
   )
   say(sandbox.containment.describe())
   workers = options.workers or _workers(options.limits)
-  scale = judge.machine_scale()
+  timing = options.timing.scaled(judge.machine_scale())
   results = _Results(path, _fingerprint(benchmark, options, sandbox))
   with tqdm.tqdm(desc='references', unit='suite', disable=None) as bar:
     def tick(done, total):
@@ -102,14 +102,20 @@ def run(
 
   def work(sample):
     task = benchmark.tasks[sample.task_id]
-    suites = {
-        suite: dataclasses.asdict(judge.judge(
-            sandbox, benchmark.family, task, suite, sample.program,
-            known[task.task_id, suite], options.timing.scaled(scale),
-            all_tests=options.all_tests,
-        ))
-        for suite in benchmark.suites
-    }
+    suites = {}
+    for suite in benchmark.suites:
+      reference = known[task.task_id, suite]
+      try:
+        verdict = judge.judge(
+            sandbox, benchmark.family, task, suite, sample.program, reference,
+            timing, all_tests=options.all_tests,
+        )
+      except Refused:
+        raise  # of this machine, not of the program
+      except Exception as e:  # no program may end the run of all others
+        say(f'{task.task_id}: {type(e).__name__} while it was judged')
+        verdict = judge.unjudged(reference, e)
+      suites[suite] = dataclasses.asdict(verdict)
     results.add(sample, suites)
 
   todo = [sample for sample in samples if sample not in results]

@@ -189,6 +189,12 @@ def judge(
   )
 
 
+def unjudged(reference: Reference, error: Exception) -> Verdict:
+  """Returns the verdict on a program that made the judge itself fail."""
+  reason = _clean(f'judge: {type(error).__name__}: {error}')
+  return Verdict(FAIL, reason, [], max(1, len(reference.calls)), 0.0)
+
+
 class _Run:
   """The tests of a suite, over one process or, after a kill, several."""
 
