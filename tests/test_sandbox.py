@@ -333,6 +333,38 @@ def test_no_signal_to_others(sandbox):
     other.communicate(b'\n')
 
 
+@pytest.mark.parametrize('change', [
+    'fcntl.fcntl(0, fcntl.F_SETOWN, pid)', 'fcntl.fcntl(0, fcntl.F_SETSIG, 9)',
+    'fcntl.fcntl(0, 15, struct.pack("ii", 1, pid))',
+    'fcntl.ioctl(0, 0x8901, struct.pack("i", pid))',
+    'fcntl.ioctl(0, 0x8902, struct.pack("i", pid))',
+])
+def test_no_signal_through_the_owner_of_a_file(sandbox, change):
+  program = f'import fcntl, struct\ndef f(pid):\n  {change}'
+  assert _run(sandbox, program, os.getpid()).startswith('PermissionError')
+
+
+def test_files_can_still_be_locked(sandbox):
+  program = (
+      'import fcntl\ndef f():\n  with open("x", "w") as file:\n'
+      '    fcntl.flock(file, fcntl.LOCK_EX)\n'
+      '    return file.isatty() or fcntl.fcntl(file, fcntl.F_GETFD)'
+  )
+  assert _run(sandbox, program) == 1
+
+
+def test_the_probe_finds_signals_through_the_owner_of_a_file(monkeypatch):
+  if isinstance(_containment('landlock'), str):
+    pytest.skip('this machine has no landlock')
+  # As if `kill` alone were filtered, and files had any owner.
+  monkeypatch.setattr(
+      sandbox_lib, '_PROBE',
+      sandbox_lib._PROBE.replace('os.kill(pid, 0)', 'raise OSError'),
+  )
+  assert sandbox_lib.measure('landlock', True).signals
+  assert not sandbox_lib.measure('none', False).signals
+
+
 def test_limits_cannot_be_raised_again(sandbox):
   program = (
       'import resource\ndef f():\n'
@@ -373,13 +405,63 @@ def test_nothing_is_left_behind(sandbox, tmp_path, monkeypatch):
   assert (outside / 'file').read_text() == 'as before'
 
 
-def test_programs_die_with_the_trusted_process(sandbox):
+@pytest.mark.parametrize(('depth', 'length'), [(60, 120), (3000, 50)])
+def test_folders_too_deep_for_a_path(
+    sandbox, tmp_path, monkeypatch, depth, length
+):
+  monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
+  program = (
+      f'import os\ndef f():\n  made = 0\n  for _ in range({depth}):\n'
+      f'    os.mkdir("d" * {length})\n    os.chdir("d" * {length})\n'
+      '    made += 1\n  os.mkdir("sealed", 0)\n  return made'
+  )
+  assert _run(sandbox, program) == depth
+  assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_stays_is_told(tmp_path, monkeypatch, capsys):
+  (tmp_path / 'file').touch()
+  monkeypatch.setenv('PATH', '')
+  process_lib._remove(str(tmp_path))
+  assert f'{tmp_path} could not be removed' in capsys.readouterr().err
+
+
+def test_no_signal_to_a_number_that_may_be_of_another(sandbox, monkeypatch):
+  sent = []
+  with sandbox.start() as process:
+    kill = [process.program_pid, process.pid]
+    for pid in kill:
+      os.kill(pid, signal.SIGKILL)
+    process._process.wait()
+    for name in ('kill', 'killpg'):
+      monkeypatch.setattr(os, name, lambda pid, _: sent.append(pid))
+  assert sent == []
+
+
+def test_how_a_process_ended_is_told(sandbox):
+  with pytest.raises(ProgramError, match='ended with status 3'):
+    _run(sandbox, 'import os; os._exit(3)')
+
+
+@pytest.mark.parametrize('first', [
+    'pass',
+    'ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)',  # PR_SET_PDEATHSIG
+    'ctypes.CDLL(None).setresuid(65534, 65534, 65534)',  # clears it as well
+    'ctypes.CDLL(None).syscall(119, 7, 7, 7)',  # setresgid, x86_64
+    'signal.signal(1, signal.SIG_IGN); os.setsid()',
+])
+def test_programs_die_with_the_trusted_process(sandbox, first):
   """kill -9 of the harness leaves no program running."""
   layer = sandbox.containment.layer
+  program = (
+      'import ctypes, os, signal, time\n'
+      f'try: {first}\nexcept OSError: pass\nwhile True: time.sleep(1)'
+  )
   script = (
       'from qaq_jax.evaluation.process import Limits, Process\n'
       f'p = Process(Limits(), {layer!r}, seccomp=True)\n'
-      'p.send({"load": "while True: pass"})\n'
+      f'p.send({{"load": {program!r}}})\n'
+      'import time; time.sleep(0.5)\n'
       'print(p.pid, p.program_pid, flush=True)\ninput()'
   )
   root = pathlib.Path(__file__).parent.parent

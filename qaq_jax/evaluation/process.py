@@ -10,7 +10,6 @@ import json
 import os
 import pathlib
 import select
-import shutil
 import signal
 import struct
 import subprocess
@@ -24,6 +23,8 @@ _HEADER = struct.Struct('>I')
 _MB = 1 << 20
 # Until a process says that it is contained, and to send an order.
 START_SECONDS = 60.0
+_REMOVE_SECONDS = 60.0
+_END_SECONDS = 5.0  # for a process to be seen to have ended
 _SLICE = 0.05  # seconds between two looks at the clock
 # A program may be kept waiting by others for so many times its limit.
 _PATIENCE = 20.0
@@ -92,8 +93,10 @@ class Process:
     self._folder = tempfile.mkdtemp(prefix='qaq_program_')
     self.seconds = 0.0  # that it had for its answers, as `receive` counts
     # As seen from here: of what was started, and of the one in which the
-    # program runs, a child of the first in namespaces.
+    # program runs, a child of the first in namespaces. That one is reaped by
+    # its parent, so its number may be another's; the handle is its own.
     self.program_pid = None
+    self._program = None
     self._buffer = bytearray()
     self._process = subprocess.Popen(
         [
@@ -134,6 +137,9 @@ class Process:
     if answer.get('contained') != layer:
       raise Refused(answer.get('refused', 'no reason given'))
     self.program_pid = answer['pid']
+    if hasattr(os, 'pidfd_open'):
+      with contextlib.suppress(OSError):  # an old kernel, or it has ended
+        self._program = os.pidfd_open(self.program_pid)
 
   def send(self, message: dict) -> None:
     """Sends an order."""
@@ -207,18 +213,40 @@ class Process:
     return taken
 
   def _end(self):
-    with contextlib.suppress(subprocess.TimeoutExpired):
-      code = self._process.wait(5)
-      return f'the process ended with status {code}'
+    """Says how it ended; `close` reaps it, after its group is killed."""
+    deadline = time.monotonic() + _END_SECONDS
+    while time.monotonic() < deadline:
+      code = self._status()
+      if code is not None:
+        return f'the process ended with status {code}'
+      time.sleep(0.01)
     return 'the process closed its channel'
+
+  def _status(self):
+    if not hasattr(os, 'waitid'):  # macOS
+      return self._process.poll()
+    look = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    found = os.waitid(os.P_PID, self.pid, look)
+    if found is None:
+      return None
+    exited = found.si_code == os.CLD_EXITED
+    return found.si_status if exited else -found.si_status
 
   def close(self) -> None:
     """Kills the process and what it may have started; removes its folder."""
-    for pid in filter(None, (self.program_pid, self.pid)):
+    if self._program is not None:
       with contextlib.suppress(OSError):
-        os.kill(pid, signal.SIGKILL)
-    with contextlib.suppress(OSError):
-      os.killpg(self.pid, signal.SIGKILL)
+        signal.pidfd_send_signal(self._program, signal.SIGKILL)
+      os.close(self._program)
+      self._program = None
+      # Its parent reaps it and ends; killed as well, it would leave that to
+      # a first process that may not.
+      with contextlib.suppress(subprocess.TimeoutExpired):
+        self._process.wait(_END_SECONDS)
+    # The number stays its own, and its group's, until it is reaped.
+    if self._process.returncode is None:
+      with contextlib.suppress(OSError):
+        os.killpg(self.pid, signal.SIGKILL)
     self._process.stdout.close()
     with contextlib.suppress(OSError):
       self._process.stdin.close()
@@ -309,10 +337,23 @@ def _environment():
 
 
 def _remove(folder):
-  """Removes a program's folder; follows no link that it may have made."""
-  for parent, folders, _ in os.walk(folder):
-    for name in folders:
-      path = os.path.join(parent, name)
-      if not os.path.islink(path):
-        os.chmod(path, 0o700)
-  shutil.rmtree(folder)
+  """Removes a program's folder; follows no link that it may have made.
+
+  By commands: a program can nest folders deeper than a path may be long, or
+  than Python may recurse. What cannot be removed is told, never raised.
+  """
+  with contextlib.suppress(OSError):
+    os.rmdir(folder)  # what nearly every program leaves is empty
+    return
+  said = ''
+  for command in (['chmod', '-R', 'u+rwx'], ['rm', '-rf']):
+    try:
+      said = subprocess.run(
+          [*command, '--', folder], stdin=subprocess.DEVNULL, check=False,
+          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+          timeout=_REMOVE_SECONDS,
+      ).stderr.decode(errors='replace')
+    except (OSError, subprocess.SubprocessError) as e:
+      said = str(e)
+  if os.path.lexists(folder):
+    print(f'{folder} could not be removed: {said:.200}', file=sys.stderr)

@@ -90,10 +90,12 @@ def _contain(layer, seccomp, readable, tmp, tmp_bytes, limits, path):
   if layer == 'namespaces':
     namespaces.enter(readable, tmp_bytes)
     pid = _fork()
-    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     kernel.drop_capabilities()
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
   elif layer == 'landlock':
     landlock.restrict(readable, tmp)
+    kernel.drop_capabilities()
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
   else:
     os.chdir(tmp)
   for name, value in limits.items():

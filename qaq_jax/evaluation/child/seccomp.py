@@ -15,7 +15,8 @@ _EPERM, _ENOSYS = 1, 38
 _MODE_FILTER = 2
 _LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
 _ALLOW, _ERROR, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
-_NUMBER, _ARCH, _FIRST = 0, 4, 16  # offsets: call, machine, first argument
+# Offsets: call, machine, lower half of the first two arguments.
+_NUMBER, _ARCH, _FIRST, _SECOND = 0, 4, 16, 24
 _X32 = 0x40000000
 _AUDIT = {'x86_64': 0xC000003E, 'aarch64': 0xC00000B7}
 
@@ -63,6 +64,12 @@ _DENIED = {
     'kexec_file_load': (320, 294), 'bpf': (321, 280),
     'perf_event_open': (298, 241), 'userfaultfd': (323, 282),
     'add_key': (248, 217), 'request_key': (249, 218), 'keyctl': (250, 219),
+    # Would undo the signal at the death of the trusted process: prctl itself,
+    # and every change of user, group or capabilities.
+    'prctl': (157, 167), 'setuid': (105, 146), 'setgid': (106, 144),
+    'setreuid': (113, 145), 'setregid': (114, 143), 'setresuid': (117, 147),
+    'setresgid': (119, 149), 'setfsuid': (122, 151), 'setfsgid': (123, 152),
+    'setgroups': (116, 159), 'capset': (126, 91),
     'personality': (135, 92), 'syslog': (103, 116), 'vhangup': (153, 58),
     'settimeofday': (164, 170), 'clock_settime': (227, 112),
     'adjtimex': (159, 171), 'clock_adjtime': (305, 266),
@@ -72,6 +79,14 @@ _DENIED = {
 _OWN = {
     'kill': (62, 129), 'tkill': (200, 130), 'tgkill': (234, 131),
     'prlimit64': (302, 261),
+}
+# Denied with these second arguments: a file's owner gets signals from the
+# kernel, and may be any process.
+_DENIED_OPTIONS = {
+    # F_SETOWN, F_SETSIG, F_SETOWN_EX.
+    'fcntl': ((72, 25), (8, 10, 15)),
+    # FIOSETOWN, SIOCSPGRP.
+    'ioctl': ((16, 29), (0x8901, 0x8902)),
 }
 # libc then tries `clone`, which is denied in a way that Python reports.
 _MISSING = {'clone3': (435, 435)}
@@ -123,5 +138,13 @@ def _assemble(machine, own):
         (_RETURN, 0, 0, _ALLOW),
         (_RETURN, 0, 0, _ERROR | _EPERM),
     ]
+  for numbers, options in _DENIED_OPTIONS.values():
+    code += [
+        (_EQUAL, 0, 2 * len(options) + 2, numbers[column]),
+        (_LOAD, 0, 0, _SECOND),
+    ]
+    for option in options:
+      code += [(_EQUAL, 0, 1, option), (_RETURN, 0, 0, _ERROR | _EPERM)]
+    code.append((_RETURN, 0, 0, _ALLOW))
   code.append((_RETURN, 0, 0, _ALLOW))
   return b''.join(struct.pack('HBBI', *line) for line in code)
