@@ -241,6 +241,60 @@ def test_time_limits_are_those_of_the_reference_and_of_the_machine():
   assert 1.0 <= judge.machine_scale() < 100
 
 
+@pytest.mark.parametrize('name', ['mbpp', 'mbpp_original'])
+def test_the_load_is_not_counted_as_time_of_the_tests(box, name):
+  benchmark = _read(name)
+  task = next(iter(benchmark.tasks.values()))
+  (suite,) = benchmark.suites
+  verdict = judge.judge(
+      box, benchmark.family, task, suite,
+      f'import time\ntime.sleep(2.5)\n{task.reference}',
+      judge.run_reference(box, benchmark.family, task, suite),
+      judge.Timing(floor=0.5, total=1.0, test_code=1.0),
+  )
+  assert (verdict.status, verdict.reason) == (judge.PASS, '')
+  assert verdict.seconds < 1
+
+
+def test_all_tests_together_have_a_limit(box):
+  """No test is over its own; a suite that is done is not late any more."""
+  benchmark = _read('humaneval_plus')
+  task = list(benchmark.tasks.values())[1]
+  program = (
+      'import time\ndef tally(word):\n  time.sleep(0.7)\n'
+      '  return {c: word.count(c) for c in word}'
+  )
+  reference = judge.run_reference(box, 'humaneval', task, 'base')
+  for total, status in ((0.2, judge.TIMEOUT), (9.0, judge.PASS)):
+    timing = judge.Timing(floor=2.0, total=total - 2.0)
+    verdict = judge.judge(
+        box, 'humaneval', task, 'base', program, reference, timing
+    )
+    assert verdict.status == status
+    if status == judge.TIMEOUT:
+      assert (verdict.reason, verdict.failed) == ('all tests together', [1])
+  late = judge.Timing(floor=2.0, total=1.0 - 2.0)  # over after the last
+  verdict = judge.judge(
+      box, 'humaneval', task, 'base', program, reference, late
+  )
+  assert verdict.status == judge.PASS
+
+
+def test_workers_share_what_a_container_may_use(tmp_path, monkeypatch):
+  limits = Limits(memory_mb=1000, tmp_mb=24)
+  monkeypatch.setattr(harness.os, 'cpu_count', lambda: 64)
+  monkeypatch.setattr(
+      harness.os, 'sched_getaffinity', lambda _: set(range(64))
+  )
+  path = tmp_path / 'memory.max'
+  monkeypatch.setattr(harness, '_CGROUP_LIMIT', path)
+  free = harness._workers(limits)
+  path.write_text('max\n')
+  assert harness._workers(limits) == free
+  path.write_text(f'{2048 << 20}\n')
+  assert harness._workers(limits) == min(2, free)
+
+
 def test_a_loaded_machine_does_not_fail_programs(box):
   """A program that needs most of its limit, with many others on the cores."""
   burn = [sys.executable, '-c', 'while True: pass']

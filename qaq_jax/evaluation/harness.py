@@ -12,8 +12,10 @@ kill, it goes on with the samples that have none.
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import os
+import pathlib
 import platform
 import sys
 from collections.abc import Callable
@@ -33,6 +35,7 @@ from qaq_jax.evaluation.process import Limits, Refused
 from qaq_jax.evaluation.sandbox import Sandbox
 
 _VERSION = 2  # of what decides a verdict
+_CGROUP_LIMIT = pathlib.Path('/sys/fs/cgroup/memory.max')  # a container's
 REFUSAL = (
     'running programs that a model wrote needs --allow-code-execution. They '
     'run contained, see docs/evaluation.md; nothing has been run'
@@ -149,7 +152,10 @@ def _workers(limits):
   cores = os.cpu_count() or 1
   if hasattr(os, 'sched_getaffinity'):
     cores = len(os.sched_getaffinity(0))
-  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') >> 20
+  memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+  with contextlib.suppress(OSError, ValueError):  # none, or 'max'
+    memory = min(memory, int(_CGROUP_LIMIT.read_text()))
+  memory >>= 20
   return max(1, min(cores, memory // (limits.memory_mb + limits.tmp_mb)))
 
 

@@ -89,7 +89,7 @@ class Verdict:
     reason: of the first failure: 'wrong output', or an error message.
     failed: numbers of the failed tests; only the first, unless all were run.
     tests: how many tests the suite has.
-    seconds: that the program had.
+    seconds: that the program had for its tests, after its load.
   """
 
   status: str
@@ -208,27 +208,33 @@ class _Run:
     ]
     self.budget = min(timing.total, sum(self.limits)) + timing.floor
     self.next, self.seconds = 0, 0.0
+    self.before = 0.0  # seconds of the current process, start and load
     self.status, self.reason, self.failed = PASS, '', []
     self.loaded = self.stopped = False
 
   def go(self, program, all_tests):
     """Runs tests until all are done or the process is of no more use."""
     with self.sandbox.start() as process:
+      self.before = process.seconds
       try:
         self._go(process, program, all_tests)
       except ProgramError as e:
         self._fail(TIMEOUT if e.kind == 'timeout' else FAIL, _reason(e))
         self.next += 1
       finally:
-        self.seconds += process.seconds
-    if self.seconds > self.budget or not self.loaded:
+        self.seconds += process.seconds - self.before
+    left = range(self.next, len(self.inputs))
+    if not self.loaded or (left and self.seconds > self.budget):
       self.stopped = True
-      self.failed += range(self.next, len(self.inputs))
+      self.failed += left
       if self.status == PASS:
         self.status, self.reason = TIMEOUT, 'all tests together'
 
   def _go(self, process, program, all_tests):
-    _load(process, program, self.timing.load)
+    try:
+      _load(process, program, self.timing.load)
+    finally:
+      self.before = process.seconds
     self.loaded = True
     _send_calls(
         process, self.task.entry_point, self.reference.calls[self.next:]
@@ -238,7 +244,7 @@ class _Run:
       self.next += 1
       if self.failed and not all_tests:
         return
-      if self.seconds + process.seconds > self.budget:
+      if self.seconds + process.seconds - self.before > self.budget:
         return
 
   def _test(self, process):
@@ -270,7 +276,7 @@ def judge_check(
 ) -> Verdict:
   """Runs a task's test code against `program`, in a process of its own."""
   limit = max(timing.test_code, timing.factor * reference.seconds[0])
-  status, reason, seconds = PASS, '', 0.0
+  status, reason, before = PASS, '', None
   with sandbox.start() as tester, sandbox.start() as process:
     try:
       # HumanEval's tests use helpers of the prompt, so the tester has the
@@ -278,13 +284,14 @@ def judge_check(
       by_name = not task.prompt or task.task_id.startswith('Mbpp/')
       _load(tester, '' if by_name else task.reference, _REFERENCE_SECONDS)
       _load(process, program, timing.load)
+      before = process.seconds
       tester.send({
           'check': task.check, 'function': task.entry_point if by_name else ''
       })
       _relay(tester, process, task.entry_point, limit)
     except ProgramError as e:
       status, reason = TIMEOUT if e.kind == 'timeout' else FAIL, _reason(e)
-    seconds = process.seconds
+    seconds = 0.0 if before is None else process.seconds - before
   failed = [] if status == PASS else [0]
   return Verdict(status, reason, failed, 1, round(seconds, 3))
 

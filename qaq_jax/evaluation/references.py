@@ -20,7 +20,7 @@ from qaq_jax.evaluation.benchmarks import Benchmark
 from qaq_jax.evaluation.sandbox import Sandbox
 from qaq_jax.scoring import files
 
-_VERSION = 1  # of what is kept
+_VERSION = 2  # of what is kept
 
 Key = tuple[str, str]  # task id, suite
 
