@@ -184,7 +184,8 @@ def get_default() -> ml_collections.ConfigDict:
   c.evaluate.dtype = 'bfloat16'
   c.evaluate.attention = 'auto'
   # humaneval, mbpp: base tests; humaneval_plus, mbpp_plus: those and more;
-  # humaneval_original, mbpp_original: the files as first published.
+  # humaneval_original, mbpp_original: the files as first published;
+  # demo_tasks: the demo's ten toy tasks.
   c.evaluate.benchmarks = ('humaneval_plus', 'mbpp_plus')
   # The published files, gzipped or plain; docs/evaluation.md says where.
   c.evaluate.files = ml_collections.ConfigDict()
@@ -192,10 +193,12 @@ def get_default() -> ml_collections.ConfigDict:
   c.evaluate.files.mbpp = ''  # EvalPlus's MbppPlus
   c.evaluate.files.humaneval_original = ''  # OpenAI's HumanEval
   c.evaluate.files.mbpp_original = ''  # Google's mbpp
+  c.evaluate.files.demo_tasks = ''  # config.embedded_tasks()
   c.evaluate.prompt = 'chat'  # or 'base': the task's text, to go on with
   c.evaluate.samples = 1  # per task
   c.evaluate.temperature = 0.0  # 0 = greedy
   c.evaluate.top_p = 0.95  # where samples are drawn
+  c.evaluate.top_k = 0  # where samples are drawn; 0 = all tokens
   c.evaluate.max_new_tokens = 768
   c.evaluate.batch_size = 32
   c.evaluate.limit = 0  # first tasks only; 0 = all
@@ -203,8 +206,9 @@ def get_default() -> ml_collections.ConfigDict:
   c.evaluate.mesh.data = -1  # -1 = all devices that the other axes leave
   c.evaluate.mesh.fsdp = 1
   c.evaluate.mesh.tensor = 1
-  # Programs that a model wrote are run only if this is set, for which there
-  # is --allow-code-execution; see docs/evaluation.md for what contains them.
+  # Programs that a model wrote are run only if this is set. `qaq` sets it to
+  # what --allow-code-execution says, whatever a recipe says; callers from
+  # Python may set it. docs/evaluation.md: what contains them.
   c.evaluate.allow_code_execution = False
   # Run them even where they would reach files, network or other processes.
   c.evaluate.allow_uncontained = False

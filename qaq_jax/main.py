@@ -59,8 +59,8 @@ def main(argv: list[str]) -> None:
     sys.exit(f'qaq: error: a stage, --config and --workdir, please\n{_USAGE}')
   if argv[1] not in ('run', *pipeline.STAGES):
     sys.exit(f'qaq: error: there is no stage {argv[1]!r}\n{_USAGE}')
-  if _ALLOW_CODE.value:
-    _CONFIG.value.evaluate.allow_code_execution = True
+  # Also where it is False: a recipe of somebody else does not decide this.
+  _CONFIG.value.evaluate.allow_code_execution = _ALLOW_CODE.value
   pipeline.keep_programs()
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.ERROR)  # jax says much at INFO

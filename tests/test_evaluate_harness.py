@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from qaq_jax import config as config_lib
 from qaq_jax.evaluation import (
     benchmarks,
     harness,
@@ -49,6 +50,8 @@ def box():
 
 
 def _read(name, limit=0):
+  if name == 'demo_tasks':
+    return benchmarks.read(name, config_lib.embedded_tasks(), limit=limit)
   path = _FILES / f'{_PATHS[name]}.jsonl'
   return benchmarks.read(name, str(path), limit=limit)
 
@@ -443,6 +446,19 @@ def test_other_files_that_cannot_be_used(tmp_path):
     benchmarks.read('mbpp', '')
   with pytest.raises(ValueError, match='there are: humaneval'):
     benchmarks.read('humanevil', str(path))
+
+
+def test_toy_tasks_are_not_called_humaneval():
+  benchmark = _read('demo_tasks')
+  verdicts = [
+      {'task_id': t, 'suites': {'base': {'status': judge.PASS},
+                                'plus': {'status': judge.FAIL}}}
+      for t in benchmark.tasks
+  ]
+  scores = harness.summarize(benchmark, verdicts)
+  assert {n: s['pass@1']['value'] for n, s in scores.items()} == {
+      'demo_tasks': 1.0, 'demo_tasks_plus': 0.0,
+  }
 
 
 def test_original_split_and_limit():

@@ -95,6 +95,21 @@ def test_drawn_samples_do_not_depend_on_what_was_there(tmp_path):
   assert sorted(path.read_text().splitlines(keepends=True)) == sorted(whole)
 
 
+def _qaq(tmp_path, *options):
+  return subprocess.run(
+      [sys.executable, '-m', 'qaq_jax.main', 'evaluate',
+       f'--config={__file__}', f'--workdir={tmp_path}', *options],
+      cwd=pathlib.Path(__file__).parent.parent, text=True, check=True,
+      capture_output=True,
+  ).stdout
+
+
+def test_a_field_of_the_recipe_does_not_permit_execution(tmp_path):
+  shown = _qaq(tmp_path, '--config.evaluate.allow_code_execution=True')
+  assert 'nothing was executed' in shown
+  assert not (tmp_path / 'evaluate' / 'results.json').exists()
+
+
 def test_right_programs_pass_from_the_command_line(tmp_path):
   """What the model wrote is replaced by right answers, then run."""
   config = get_config()
@@ -107,13 +122,7 @@ def test_right_programs_pass_from_the_command_line(tmp_path):
   header, *records = _lines(path)
   records = [r | {'text': right[r['task_id']]} for r in records]
   path.write_text('\n'.join(map(json.dumps, [header, *records])) + '\n')
-  shown = subprocess.run(
-      [sys.executable, '-m', 'qaq_jax.main', 'evaluate',
-       f'--config={__file__}', f'--workdir={tmp_path}',
-       '--allow-code-execution'],
-      cwd=pathlib.Path(__file__).parent.parent, text=True, check=True,
-      capture_output=True,
-  ).stdout
+  shown = _qaq(tmp_path, '--allow-code-execution')
   assert 'humaneval_plus       pass@1     100.0  43.9 - 100.0' in shown
 
 
@@ -163,10 +172,11 @@ def test_prompts_are_those_of_evalplus():
 
 def test_base_answers_go_on_after_the_prompt():
   task = _task('def f(x):\n    """Doubles."""\n')
-  program = postprocess.make_program(task, 'base', '\treturn 2 * x\n\tx =')
+  whole = postprocess.whole_text(task, 'base', '\treturn 2 * x\n\tx =')
+  program = postprocess.extract(whole, 'f')
   assert program == 'def f(x):\n    """Doubles."""\n    return 2 * x'
-  program = postprocess.make_program(task, 'chat', 'def f(x):\n\treturn 2')
-  assert program == 'def f(x):\n    return 2'
+  whole = postprocess.whole_text(task, 'chat', 'def f(x):\n\treturn 2')
+  assert whole == 'def f(x):\n    return 2'
 
 
 _WANTED = 'def f(x):\n    return g(x) + K\ndef g(x):\n    return x'

@@ -8,6 +8,7 @@
 | `mbpp_plus` | the same | base and plus |
 | `humaneval_original` | OpenAI's HumanEval | `check(candidate)` |
 | `mbpp_original` | Google's mbpp, task ids 11 to 510 | three asserts |
+| `demo_tasks` | the demo's ten toy tasks, no benchmark | base and plus |
 
 EvalPlus's tests are inputs; the expected outputs are those of the reference
 solution. The original files hold test code, with the outputs in it.
@@ -234,6 +235,8 @@ NAMES: dict[str, tuple[str, tuple[str, ...], collections.abc.Callable]] = {
     'mbpp_plus': ('mbpp', ('base', 'plus'), _evalplus),
     'humaneval_original': ('humaneval', ('check',), _humaneval_original),
     'mbpp_original': ('mbpp', ('check',), _mbpp_original),
+    # A name of their own: their figure is none of HumanEval.
+    'demo_tasks': ('humaneval', ('base', 'plus'), _evalplus),
 }
 _HUMANEVAL_PLUS = 'github.com/evalplus/humanevalplus_release'
 _MBPP_PLUS = 'github.com/evalplus/mbppplus_release'
@@ -244,4 +247,5 @@ PUBLISHED = {
     'mbpp_plus': _MBPP_PLUS,
     'humaneval_original': 'github.com/openai/human-eval',
     'mbpp_original': 'github.com/google-research/google-research, mbpp/',
+    'demo_tasks': 'qaq_jax/demo/tasks/tasks.jsonl, here',
 }

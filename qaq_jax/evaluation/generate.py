@@ -24,7 +24,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from qaq_jax.data.tokenization import Tokenizer
-from qaq_jax.evaluation import programs, sampling, stopping
+from qaq_jax.evaluation import compiled, sampling, stopping
 from qaq_jax.evaluation.sampling import Sampling
 from qaq_jax.models.decoder import Decoder
 from qaq_jax.models.unrolled import unrolled
@@ -227,7 +227,7 @@ class Generator:
     seed = np.uint32(job.sampling.seed % 2**32)
     stop_S = np.full(-(-(len(job.stop_ids) or 1) // 8) * 8, -1, np.int32)
     stop_S[: len(job.stop_ids)] = sorted(job.stop_ids)
-    plan = programs.Plan(
+    plan = compiled.Plan(
         numbers=job.sampling.numbers(), stop_S=stop_S,
         limits_B=self._put(limits_B, 0),
     )
@@ -242,7 +242,7 @@ class Generator:
       )), 0)
 
     with self._context():
-      state = programs.prefill(
+      state = compiled.prefill(
           self._graphdef, self._params, self._put(tokens_BT, 0),
           self._put(segments_BT, 0), draws(0, 1), plan,
           slots=self._slots(length + min(self._chunk, most)), mode=mode,
@@ -252,10 +252,10 @@ class Generator:
         steps = min(self._chunk, most - written)
         slots = self._slots(length + written + steps)
         if slots > state.cache.slots:
-          state = programs.grow(state, slots=slots)
+          state = compiled.grow(state, slots=slots)
         stopped_B = np.ones(rows, bool)
         stopped_B[:count] = [t.finish_reason is not None for t in texts]
-        state, tokens_BC = programs.decode(
+        state, tokens_BC = compiled.decode(
             self._graphdef, self._params, state, self._put(stopped_B, 0),
             draws(written + 1, self._chunk), plan, np.int32(steps),
             mode=mode,

@@ -176,7 +176,7 @@ def summarize(
   base = benchmark.name.removesuffix('_plus')
   scores = {base: benchmark.suites[:1]}
   if len(benchmark.suites) > 1:
-    scores[benchmark.name] = benchmark.suites
+    scores[f'{base}_plus'] = benchmark.suites
   found = {}
   for name, suites in scores.items():
     outcomes = collections.defaultdict(list)

@@ -71,17 +71,6 @@ def make_prompt(family: str, task: Task, style: str) -> Prompt:
   )
 
 
-def make_program(task: Task, style: str, text: str) -> str:
-  """Returns the program in what a model wrote, as EvalPlus would run it.
-
-  Args:
-    task: the problem.
-    style: of the prompt.
-    text: what the model wrote, without a stop.
-  """
-  return extract(whole_text(task, style, text), task.entry_point)
-
-
 def whole_text(task: Task, style: str, text: str) -> str:
   """Returns what a model wrote, after its prompt if that is code (base)."""
   text = text.replace('\t', '    ')
