@@ -7,6 +7,7 @@ WORKDIR/evaluate/results.json holds the figures.
 """
 
 import functools
+import itertools
 import pathlib
 import zlib
 
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import tqdm
+from jax._src import distributed  # the barrier has no public name
 from jax.experimental import multihost_utils
 
 from qaq_jax.data import chat, templates, tokenization
@@ -35,6 +37,8 @@ from qaq_jax.scoring import files
 from qaq_jax.workdir import WorkDir
 
 _VERSION = 1  # of what a model is asked
+_BARRIERS = itertools.count()  # a barrier's name is used once
+_DAY_MS = 24 * 3600 * 1000
 
 
 def evaluate(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
@@ -61,8 +65,31 @@ def evaluate(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   for benchmark in read:
     folder = workdir.evaluate / benchmark.name
     made[benchmark.name] = job.samples(benchmark, folder)
-  if jax.process_index():
-    return {}
+  def work():
+    return _execute(c, workdir, job, read, made)
+
+  return _by_the_first(work) or {}
+
+
+def _by_the_first(work):
+  """Returns what `work` does in process 0; the others wait for its end.
+
+  Not by a collective of the devices, as everywhere else: those give up after
+  seconds or minutes, and programs can run for hours.
+  """
+  if jax.process_count() == 1:
+    return work()
+  try:
+    return None if jax.process_index() else work()
+  finally:
+    distributed.global_state.client.wait_at_barrier(
+        f'evaluate: programs were run, {next(_BARRIERS)}',
+        timeout_in_ms=_DAY_MS,
+    )
+
+
+def _execute(c, workdir, job, read, made):
+  """Runs the programs, where that is allowed; returns the summary."""
   if not c.allow_code_execution:
     print(_how_to_go_on(workdir, read))
     return {'executed': False, 'samples': _counts(made)}
@@ -78,6 +105,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
     scores |= result['scores']
   files.write_json(workdir.evaluate / 'results.json', {
       'model': job.name,
+      'model_files': job.model_print,
       'prompt': c.prompt,
       'scores': scores,
       'benchmarks': results,
@@ -168,9 +196,13 @@ class _Job:
       self._tokenizer = self._encoder.tokenizer
     else:
       self._tokenizer = tokenization.load(self._source.directory)
+    self._stop_ids = stopping.stop_ids(
+        self._tokenizer, self._config, self._source, self._encoder
+    )
     self._sampling = generate.Sampling(
         temperature=c.temperature,
         top_p=c.top_p if c.temperature else 1.0,
+        top_k=c.top_k if c.temperature else 0,
         seed=config.seed,
     )
 
@@ -227,9 +259,7 @@ class _Job:
     stream = self._generator.stream(
         [encoded[task_id] for task_id, _ in todo],
         self._sampling,
-        stop_ids=stopping.stop_ids(
-            self._tokenizer, self._config, self._source, self._encoder
-        ),
+        stop_ids=self._stop_ids,
         stop_strings=stops,
         # Of the sample, not of its place: a resumed run draws the same.
         seeds=[zlib.crc32(f'{t}/{n}'.encode()) for t, n in todo],
@@ -261,7 +291,8 @@ class _Job:
     )
 
   @functools.cached_property
-  def _model_print(self):
+  def model_print(self) -> dict[str, str]:
+    """SHA-256 of the model's files, wherever they lie."""
     model = source_lib.fingerprint(self._source)
     return {f['name']: f['sha256'] for f in model['files']}
 
@@ -270,16 +301,20 @@ class _Job:
     c = self._c
     return {
         'version': _VERSION,
-        'model': self._model_print,
+        'model': self.model_print,
         'dtype': c.dtype,
+        'attention': c.attention,
         'encoder': (
             self._encoder.fingerprint() if self._encoder
             else dict(self._tokenizer.files)
         ),
         'prompt': c.prompt,
         'md5': benchmark.digest,
+        # generation_config.json names some, and is no part of `model`.
+        'stop_ids': list(self._stop_ids),
         'temperature': self._sampling.temperature,
         'top_p': self._sampling.top_p,
+        'top_k': self._sampling.top_k,
         'seed': self._sampling.seed,
         'max_new_tokens': c.max_new_tokens,
     }
