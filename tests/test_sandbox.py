@@ -618,10 +618,16 @@ _DATA = st.recursive(
     max_leaves=12,
 )
 
+_ARRAYS = st.tuples(
+    st.text('(,)<>|=bifcUSO1 ', max_size=5),
+    st.none() | st.lists(st.integers(-1, 1 << 62), max_size=3),
+    st.lists(_DATA, max_size=3),
+)
+
 
 @pytest.mark.parametrize('tag', _TAGS)
 @hypothesis.settings(max_examples=150, deadline=None)
-@hypothesis.given(payload=_DATA)
+@hypothesis.given(payload=_DATA | _ARRAYS)
 def test_malformed_values_are_values_or_errors_of_value(tag, payload):
   try:
     values.decode([tag, payload])
