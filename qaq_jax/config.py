@@ -144,7 +144,7 @@ def get_default() -> ml_collections.ConfigDict:
   c.finetune.batch_size = 256  # samples per update, on any number of devices
   c.finetune.tokens_per_device = 8192  # of a micro-batch, padding included
   c.finetune.epochs = 3
-  c.finetune.max_steps = 0  # updates; 0 = as many as the epochs have
+  c.finetune.max_steps = 0  # at most so many updates; 0 = all of the epochs
   c.finetune.dtype = 'bfloat16'  # of the computation; the masters are float32
   c.finetune.remat = True  # recompute layers in the backward pass
   c.finetune.attention = 'auto'

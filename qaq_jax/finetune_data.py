@@ -74,10 +74,15 @@ def split(config, workdir, data):
   if c.validation:
     folder = workdir.path / c.folder / 'validation'
     store = prepared(config, workdir, c.validation, folder)
-    return data, list(store.iter_rows())
+    held = list(store.iter_rows())
+    return _apart(data, held, c.validation), held
   if not c.validation_rows:
     return data, []
   data = [s for s in data if s.status == 'ok']
+  if not data:
+    raise ValueError(
+        'no sample of the data can be used: the prepare stage prints why'
+    )
   if c.validation_rows >= len(data):
     raise ValueError(
         f'config.finetune.validation_rows={c.validation_rows} leaves nothing '
@@ -89,3 +94,16 @@ def split(config, workdir, data):
       [s for i, s in enumerate(data) if i not in held],
       [s for i, s in enumerate(data) if i in held],
   )
+
+
+def _apart(data, held, path):
+  """The samples, none of which may be a validation sample."""
+  known = {(s.query, s.answer) for s in held if s.status == 'ok'}
+  for sample in data:
+    if (sample.query, sample.answer) in known:
+      raise ValueError(
+          f'config.finetune.validation: {path} holds row {sample.row} of the '
+          'training data, so its loss would choose the checkpoint that '
+          'remembers best; take it out'
+      )
+    yield sample

@@ -107,6 +107,11 @@ class Job:
         date_string=config.score.date_string,
     )
     self._lora = None
+    if c.lora.rank < 0:
+      raise ValueError(
+          f'config.finetune.lora.rank is {c.lora.rank}; 0 trains all '
+          'parameters, a rank from 1 on trains adapters'
+      )
     if c.lora.rank:
       self._lora = lora_lib.LoraOptions(
           rank=c.lora.rank, alpha=c.lora.alpha, targets=tuple(c.lora.targets)

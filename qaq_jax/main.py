@@ -71,6 +71,12 @@ def main(argv: list[str]) -> None:
   ) as e:
     # What the user can mend is told in words; the stack trace is in run.log.
     sys.exit(f'qaq {argv[1]}: error: {e}')
+  except KeyboardInterrupt:
+    print(
+        f'qaq {argv[1]}: interrupted; the same command goes on with what is on '
+        'disk', file=sys.stderr,
+    )
+    sys.exit(130)
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -25,12 +25,20 @@ STAGES = {
     'report': stages.report,
 }
 
-_NEXT = """
-next: open {report}
+# What to do after `qaq run`, by a stage that was in it.
+_NEXT = {
+    'report': """open {workdir}/report/index.html
       read docs/selection.md, or list the rules: python -m qaq_jax.selection
       choose again, without a model: qaq select --workdir={workdir} \\
         {config} --config.select.rule=rmi_window
-      look at single samples: notebooks/probe_rmi.ipynb"""
+      look at single samples: notebooks/probe_rmi.ipynb
+      train on what was chosen: qaq finetune --workdir={workdir} \\
+        {config}""",
+    'finetune': """evaluate the model in {workdir}/{folder}/model: read
+      docs/evaluation.md, then qaq evaluate --workdir={workdir} \\
+        {config}""",
+    'compare': 'read {workdir}/compare/results.md and docs/finetuning.md',
+}
 
 
 def run(
@@ -57,7 +65,7 @@ def run(
         f'config.stages: there is no stage {unknown[0]!r}; there are: '
         + ', '.join(STAGES)
     )
-  stages.check(config)
+  stages.check(config, names)
   workdir = WorkDir(workdir)
   # Process 0 holds the lock; stages of two commands would mix artifacts.
   lock = files.Lock(workdir.path) if jax.process_index() == 0 else None
@@ -68,11 +76,12 @@ def run(
       lock.release()
   if stage == 'run' and jax.process_index() == 0:
     given = [a for a in sys.argv if a.startswith('--config=')]
-    print(_NEXT.format(
-        workdir=workdir.path,
-        report=workdir.report,
-        config=(given or ['--config=THE_SAME'])[0],
-    ))
+    for name in (n for n in _NEXT if n in names):
+      print('\nnext: ' + _NEXT[name].format(
+          workdir=workdir.path,
+          folder=config.finetune.folder,
+          config=(given or ['--config=THE_SAME'])[0],
+      ))
   return workdir.path
 
 

@@ -21,11 +21,16 @@ from qaq_jax.selection import audit as audit_lib
 from qaq_jax.workdir import WorkDir
 
 _MAX_LABELS = 20  # columns of the audit's table
+_LOADING = {'score', 'finetune', 'compare'}  # stages that load config.models
 DTYPES = ('float32', 'bfloat16')
 
 
-def check(config: ml_collections.ConfigDict) -> None:
+def check(config: ml_collections.ConfigDict, names=('score',)) -> None:
   """Finds what can be known to be wrong before any work is done.
+
+  Args:
+    config: the resolved config.
+    names: the stages that will run.
 
   Raises:
     ValueError: names the field and what to do.
@@ -37,7 +42,7 @@ def check(config: ml_collections.ConfigDict) -> None:
           + (', '.join(config.models) or 'none')
       )
   for name, model in config.models.items():
-    if not model.path:
+    if not model.path and _LOADING & set(names):
       raise ValueError(f'config.models.{name}.path is empty')
     if model.dtype not in DTYPES:
       raise ValueError(

@@ -605,3 +605,9 @@ def test_summary_of_several_samples():
   assert found['pass@2']['value'] == 0.5
   assert found['pass@2']['interval'] == 'bootstrap over tasks'
   assert list(pass_at_k.summarize({'a': [True], 'b': [True] * 9})) == ['pass@1']
+
+
+def test_the_file_of_another_benchmark_is_refused():
+  path = pathlib.Path(__file__).parent / 'fixtures/benchmarks/mbpp_plus.jsonl'
+  with pytest.raises(ValueError, match="'Mbpp/900' is none of humaneval_plus"):
+    benchmarks.read('humaneval_plus', str(path))

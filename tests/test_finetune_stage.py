@@ -181,6 +181,7 @@ def test_lora_exports_an_adapter_and_the_merged_model(inputs, tmp_path):
     ({'max_length': 56}, 'no training sample can be used'),
     ({'data': '/nowhere.jsonl'}, '/nowhere.jsonl'),
     ({'on_long': 'cut'}, 'on_long'),
+    ({'lora': {'rank': -1}}, 'config.finetune.lora.rank is -1'),
     ({'packing': 'tight'}, 'packing'),
 ])
 def test_settings_that_cannot_be_are_named(inputs, tmp_path, change, words):
@@ -309,3 +310,12 @@ def test_compare_judges_by_the_likelihoods_of_scoring(
   tokens = sum(table['n_a_strong'].to_pylist())
   assert results['held_out'] == {'rows': 12, 'tokens': tokens}
   assert results['start'] == pytest.approx(nll / tokens, rel=2e-6)
+
+
+def test_validation_samples_that_are_trained_on_are_refused(inputs, tmp_path):
+  rows = records(4, 5) + records(40, 0)[9:10]
+  held = write_jsonl(tmp_path / 'held.jsonl', rows)
+  c = make_config(inputs, data='all', validation=held)
+  c.stages = ('prepare', 'finetune')
+  with pytest.raises(ValueError, match='held.jsonl holds row 9 of the train'):
+    pipeline.run('run', c, str(tmp_path / 'w'))

@@ -23,6 +23,8 @@ import pathlib
 
 from qaq_jax.evaluation import mbpp_inputs
 
+# How task ids begin, by the first word of a benchmark's name.
+_PREFIXES = {'humaneval': 'HumanEval/', 'mbpp': 'Mbpp/'}
 _MBPP_TEST = range(11, 511)  # by its authors: the test split
 
 
@@ -102,6 +104,12 @@ def read(name: str, path: str, *, limit: int = 0) -> Benchmark:
     task = make(_Fields(record, f'{path}: line {number}'), suites)
     if task is None:
       continue
+    prefix = _PREFIXES.get(name.partition('_')[0], '')
+    if not task.task_id.startswith(prefix):
+      raise ValueError(
+          f'{path}: line {number}: task_id {task.task_id!r} is none of {name}, '
+          f'whose begin with {prefix!r}: is it the file of another benchmark?'
+      )
     if task.task_id in tasks:
       raise ValueError(
           f'{path}: line {number}: task_id {task.task_id!r} is there twice'
