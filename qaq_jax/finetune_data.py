@@ -75,7 +75,8 @@ def split(config, workdir, data):
     folder = workdir.path / c.folder / 'validation'
     store = prepared(config, workdir, c.validation, folder)
     held = list(store.iter_rows())
-    return _apart(data, held, c.validation), held
+    name = f'config.finetune.validation: {c.validation}'
+    return apart(data, held, name), held
   if not c.validation_rows:
     return data, []
   data = [s for s in data if s.status == 'ok']
@@ -96,14 +97,22 @@ def split(config, workdir, data):
   )
 
 
-def _apart(data, held, path):
-  """The samples, none of which may be a validation sample."""
+def apart(data, held, name: str) -> Iterator[samples.Sample]:
+  """Yields the samples, none of which may be a held-out one.
+
+  Args:
+    data: samples to train on.
+    held: samples to judge by.
+    name: of the held-out data, for the message.
+
+  Raises:
+    ValueError: a sample is in both; names its row.
+  """
   known = {(s.query, s.answer) for s in held if s.status == 'ok'}
   for sample in data:
     if (sample.query, sample.answer) in known:
       raise ValueError(
-          f'config.finetune.validation: {path} holds row {sample.row} of the '
-          'training data, so its loss would choose the checkpoint that '
-          'remembers best; take it out'
+          f'{name} holds row {sample.row} of the training data: what is judged '
+          'by what it was trained on looks better than it is; take it out'
       )
     yield sample
