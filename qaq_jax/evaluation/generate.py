@@ -95,8 +95,7 @@ class Generator:
     self._tokenizer, self._mesh = tokenizer, mesh
     self._max_new, self._chunk = max_new_tokens, chunk
     axes = model.rules.batch if mesh is not None else None
-    names = (axes,) if isinstance(axes, str) else tuple(axes or ())
-    self._shards = int(np.prod([mesh.shape[a] for a in names], dtype=int))
+    self._shards = model.rules.batch_shards(mesh)
     self._batch_size = batch_size
     self._batch_axes = axes
     limit = model.config.max_positions

@@ -130,7 +130,7 @@ def _island(
 ):
   """The loss on one shard, and its gradients, summed over the mesh."""
   rules = head.rules
-  batch_axes = _axes(rules.batch) if meshed else ()
+  batch_axes = rules.batch_axes if meshed else ()
   vocab_axis = rules.vocab if meshed else None
   embed_axis = rules.embed if meshed else None
   chunk = functools.partial(_chunk, head, vocab_axis)
@@ -239,7 +239,3 @@ def _sum_table(grad_VD, batch_axes, embed_axis):
     else:
       grad_VD = jax.lax.psum(grad_VD, axis)
   return grad_VD
-
-
-def _axes(entry) -> tuple[str, ...]:
-  return (entry,) if isinstance(entry, str) else tuple(entry or ())

@@ -23,11 +23,10 @@ class Plan:
     """
     self._examples, self._options, self._first = examples, options, first
     mesh = trainer.mesh
-    shards = 1 if mesh is None else mesh.shape['data'] * mesh.shape['fsdp']
-    self.layout = options.layout(shards)
     self.per_epoch = options.per_epoch(len(examples))
     self.steps = options.steps(len(examples))
     model = trainer.model(state)
+    self.layout = options.layout(model.rules.batch_shards(mesh))
     self._config = model.config
     self._lora = mfu.lora_params(state)
     self._peak, self._peak_origin = mfu.peak_flops(

@@ -188,17 +188,14 @@ class Trainer:
       return micro
     spec = self._rules.spec('batch', None)
     place = sharding.named(self.mesh, spec)
-    rows, shards = micro['tokens'].shape[0], self._shards(spec[0])
+    rows = micro['tokens'].shape[0]
+    shards = self._rules.batch_shards(self.mesh)
     if rows % shards:
       raise ValueError(
           f'micro-batch of {rows} rows cannot be split over {shards} devices'
           f' (mesh axes {spec[0]}): use a multiple of {shards}'
       )
     return jax.device_put(micro, place)
-
-  def _shards(self, axes) -> int:
-    axes = (axes,) if isinstance(axes, str) else axes or ()
-    return int(np.prod([self.mesh.shape[axis] for axis in axes]))
 
   def _on_mesh(self):
     if self.mesh is None:

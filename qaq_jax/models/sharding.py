@@ -13,6 +13,7 @@ Letters of dimensions: see `decoder.py`.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import jax
@@ -99,6 +100,18 @@ class ShardingRules:
   def gathered(self, *axes: str | None) -> PartitionSpec:
     """As `spec`, with the parameter's fsdp split undone."""
     return self.spec(*(None if a == 'embed' else a for a in axes))
+
+  @property
+  def batch_axes(self) -> tuple[str, ...]:
+    """Mesh axes that rows are split over."""
+    entry = self.batch
+    return (entry,) if isinstance(entry, str) else tuple(entry or ())
+
+  def batch_shards(self, mesh: Mesh | None) -> int:
+    """Returns how many parts rows are split into; 1 without a mesh."""
+    if mesh is None:
+      return 1
+    return math.prod(mesh.shape[axis] for axis in self.batch_axes)
 
   def resolve(self, config, mesh: Mesh) -> 'ShardingRules':
     """Returns the rules with every split that doesn't divide taken out.

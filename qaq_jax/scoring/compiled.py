@@ -67,8 +67,7 @@ class Programs:
     self.compile_seconds = 0.0
     axes = model.rules.batch if mesh is not None else None
     self._batch = axes
-    names = (axes,) if isinstance(axes, str) else tuple(axes or ())
-    self.shards = int(np.prod([mesh.shape[a] for a in names], dtype=int))
+    self.shards = model.rules.batch_shards(mesh)
     devices = mesh.devices.flat if mesh is not None else jax.devices()[:1]
     self._devices = list(devices)
     self.platform = self._devices[0].platform

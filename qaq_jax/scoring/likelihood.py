@@ -154,7 +154,7 @@ def scored_logp(
           jax.lax.Precision.HIGHEST if model.dtype == jnp.float32 else None
       ),
       vocab_axis=None if sharding.current_mesh() is None else rules.vocab,
-      batch_axes=() if sharding.current_mesh() is None else _axes(rules.batch),
+      batch_axes=() if sharding.current_mesh() is None else rules.batch_axes,
   )
   args = (hidden_BTD.astype(model.dtype), tokens_BT, spans_BS2, table_VD)
   if sharding.current_mesh() is None:
@@ -293,7 +293,3 @@ def _where_in(span_B12, position_T, values_BT):
   return jnp.where(
       (position_T >= start) & (position_T < stop), values_BT, 0.0
   )
-
-
-def _axes(entry) -> tuple[str, ...]:
-  return (entry,) if isinstance(entry, str) else tuple(entry or ())
