@@ -5,11 +5,8 @@ import json
 import os
 import pathlib
 import secrets
-import sys
 
-import tqdm
-
-from qaq_jax.scoring import files
+from qaq_jax.scoring import files, progress
 
 TRACKERS = ('tensorboard', 'wandb')
 
@@ -90,20 +87,8 @@ class Bar:
       steps: of the whole run.
       show: False prints nothing.
     """
-    terminal = sys.stderr.isatty()
     self._steps = steps
-    self._bar = tqdm.tqdm(
-        total=tokens,
-        desc=f'train {name}'.strip(),
-        unit='tok',
-        unit_scale=True,
-        disable=not show,
-        dynamic_ncols=terminal,
-        # A log file wants a line now and then, not ten a second.
-        mininterval=0.5 if terminal else 30.0,
-        maxinterval=10.0 if terminal else 60.0,
-        smoothing=0.05,
-    )
+    self._bar = progress.token_bar(f'train {name}'.strip(), tokens, show)
 
   def add(
       self, step: int, tokens: int, loss: float, mfu: float | None

@@ -9,6 +9,23 @@ from collections.abc import Iterable, Iterator
 import tqdm
 
 
+def token_bar(text: str, tokens: int, show: bool) -> tqdm.tqdm:
+  """Returns a bar on stderr that counts tokens, `tokens` in all."""
+  terminal = sys.stderr.isatty()
+  return tqdm.tqdm(
+      total=tokens,
+      desc=text,
+      unit='tok',
+      unit_scale=True,
+      disable=not show,
+      dynamic_ncols=terminal,
+      # A log file wants a line now and then, not ten a second.
+      mininterval=0.5 if terminal else 30.0,
+      maxinterval=10.0 if terminal else 60.0,
+      smoothing=0.05,
+  )
+
+
 class Progress:
   """Rows, tokens per second, padding waste and time left, on stderr.
 
@@ -32,19 +49,7 @@ class Progress:
     self._total_rows = rows
     self._start = time.perf_counter()
     self._cpu_start = time.process_time()
-    terminal = sys.stderr.isatty()
-    self._bar = tqdm.tqdm(
-        total=tokens,
-        desc=f'score {name}',
-        unit='tok',
-        unit_scale=True,
-        disable=not show,
-        dynamic_ncols=terminal,
-        # A log file wants a line now and then, not ten a second.
-        mininterval=0.5 if terminal else 30.0,
-        maxinterval=10.0 if terminal else 60.0,
-        smoothing=0.05,
-    )
+    self._bar = token_bar(f'score {name}', tokens, show)
 
   def add_batch(self, tokens: int, computed: int) -> None:
     """Counts a scored batch."""
