@@ -28,26 +28,9 @@ def get_config(arg=None):
   arg = config_lib.parse_arg(arg, runlocal=False, rows=2000)
   c = config_lib.get_default()
   c.stages = ('mine', 'prepare', 'score', 'select', 'compare')
-  c.mine.rows = 200 if arg.runlocal else arg.rows
+  config_lib.use_demo(c, rows=200 if arg.runlocal else arg.rows)
   c.mine.held_out = 40 if arg.runlocal else 400
-  for defect in ('swapped', 'nonsense', 'echo', 'cut_off', 'boilerplate'):
-    c.mine.defects[defect] = 0.06
-  c.data.path = '{workdir}/demo.jsonl'
-  for name in ('strong', 'weak'):
-    config_lib.add_model(
-        c, name, config_lib.embedded_model(name), dtype='float32',
-        chat_template='plain',
-    )
-  c.score.max_length = 1024
-  c.score.max_shapes = 8
-  c.score.reverse_instruction = '{answer}\n# doc'
-  c.finetune.max_length = 512
-  c.finetune.batch_size = 16
   c.finetune.tokens_per_device = 2048
-  c.finetune.epochs = 2
-  c.finetune.remat = False
-  c.finetune.optimizer.learning_rate = 1e-3
-  c.finetune.optimizer.warmup_ratio = 0.1
   c.compare.held_out = '{workdir}/held_out.jsonl'
   c.compare.table = (
       ('all', 'share', 1.0, _SEEDS),

@@ -31,32 +31,14 @@ def get_config(arg=None):
   arg = config_lib.parse_arg(arg, runlocal=False, rows=2000, finetuned=False)
   c = config_lib.get_default()
   c.stages = ('mine', 'prepare', 'score', 'select', 'report', 'audit')
-  c.mine.rows = 200 if arg.runlocal else arg.rows
-  for defect in ('swapped', 'nonsense', 'echo', 'cut_off', 'boilerplate'):
-    c.mine.defects[defect] = 0.06
-  c.data.path = '{workdir}/demo.jsonl'
-  for name in ('strong', 'weak'):
-    config_lib.add_model(
-        c, name, config_lib.embedded_model(name), dtype='float32',
-        chat_template='plain',
-    )
+  config_lib.use_demo(c, rows=200 if arg.runlocal else arg.rows)
   if arg.finetuned:
     config_lib.add_model(
         c, 'finetuned', '{workdir}/finetune/model', dtype='float32',
         chat_template='plain',
     )
-  c.score.max_length = 1024
-  c.score.max_shapes = 8  # compiling takes longer than the padding saves
-  # The words with which the models were trained (qaq_jax/demo/corpus.py).
-  c.score.reverse_instruction = '{answer}\n# doc'
   c.audit.label = 'defect'
-  c.finetune.max_length = 512
-  c.finetune.batch_size = 16
   c.finetune.tokens_per_device = 512  # one row at a time: fastest on a CPU
-  c.finetune.epochs = 2
-  c.finetune.remat = False
-  c.finetune.optimizer.learning_rate = 1e-3
-  c.finetune.optimizer.warmup_ratio = 0.1
   c.finetune.validation_rows = 50
   c.evaluate.benchmarks = ('demo_tasks',)
   c.evaluate.files.demo_tasks = config_lib.embedded_tasks()

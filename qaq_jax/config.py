@@ -309,6 +309,34 @@ def embedded_model(name: str) -> str:
   return str(importlib.resources.files('qaq_jax.demo') / 'models' / name)
 
 
+def use_demo(config: ml_collections.ConfigDict, *, rows: int) -> None:
+  """Sets the demo's data, models, and settings that suit both.
+
+  Args:
+    config: the config.
+    rows: mined pairs, 6% of them with each of five defects.
+  """
+  config.mine.rows = rows
+  for defect in ('swapped', 'nonsense', 'echo', 'cut_off', 'boilerplate'):
+    config.mine.defects[defect] = 0.06
+  config.data.path = '{workdir}/demo.jsonl'
+  for name in ('strong', 'weak'):
+    add_model(
+        config, name, embedded_model(name), dtype='float32',
+        chat_template='plain',
+    )
+  config.score.max_length = 1024
+  config.score.max_shapes = 8  # compiling takes longer than padding saves
+  # The words with which the models were trained (qaq_jax/demo/corpus.py).
+  config.score.reverse_instruction = '{answer}\n# doc'
+  config.finetune.max_length = 512
+  config.finetune.batch_size = 16
+  config.finetune.epochs = 2
+  config.finetune.remat = False
+  config.finetune.optimizer.learning_rate = 1e-3
+  config.finetune.optimizer.warmup_ratio = 0.1
+
+
 def embedded_tasks() -> str:
   """Path of the demo's ten toy tasks, in the format of EvalPlus."""
   return str(importlib.resources.files('qaq_jax.demo') / 'tasks/tasks.jsonl')
