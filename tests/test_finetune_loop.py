@@ -20,6 +20,7 @@ from qaq_jax.finetune import (
     optimizer,
     step,
 )
+from qaq_jax.models import flops
 from qaq_jax.scoring import files
 
 
@@ -213,14 +214,14 @@ def test_operations_are_those_of_a_hand_count():
   weights = 2 * layer + 128 * 32
   # One sequence of 10 tokens: scores and values of 5 keys on average.
   attention = 2 * 2 * 32 * 5 * 10 * 2
-  assert mfu.training_flops(config, 10, 100) == (
+  assert flops.training_flops(config, 10, 100) == (
       6 * weights * 10 + 3 * attention
   )
-  assert mfu.training_flops(config, 10, 100, lora_params=1000) == (
+  assert flops.training_flops(config, 10, 100, lora_params=1000) == (
       4 * weights * 10 + 6 * 1000 * 10 + 3 * attention
   )
   # Two sequences of 5 attend over half as much.
-  assert mfu.training_flops(config, 10, 50) == (
+  assert flops.training_flops(config, 10, 50) == (
       6 * weights * 10 + 3 * attention / 2
   )
 
@@ -230,8 +231,8 @@ def test_window_limits_the_counted_keys():
   short = dataclasses.replace(config, layers=tuple(
       dataclasses.replace(kind, window=4) for kind in config.layers
   ))
-  full = mfu.forward_flops(config, 10, 100)[1]
-  assert mfu.forward_flops(short, 10, 100)[1] == pytest.approx(
+  full = flops.forward_flops(config, 10, 100)[1]
+  assert flops.forward_flops(short, 10, 100)[1] == pytest.approx(
       full * (4 - 16 / 20) / 5
   )
 

@@ -4,6 +4,7 @@ import dataclasses
 
 from qaq_jax.finetune import batches, mfu
 from qaq_jax.finetune import curve as curve_lib
+from qaq_jax.models import flops
 
 _PLANNED = 20  # batches laid out to tell how full rows will be
 
@@ -69,7 +70,7 @@ class Plan:
         per_epoch=self.per_epoch,
         tokens_left=int(per_update * (self.steps - self._first)),
         log_every=options.log_every,
-        flops=lambda batch: mfu.training_flops(
+        flops=lambda batch: flops.training_flops(
             self._config, batch.tokens, batch.attended, self._lora
         ),
         peak=self._peak,
