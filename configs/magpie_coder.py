@@ -29,6 +29,7 @@ def get_config(arg=None):
       chat_template='deepseek-coder',
   )
   config_lib.add_model(c, 'weak', 'Qwen/Qwen3-0.6B')
+  c.plan.topology = 'v5e:4x4'
   if arg.runlocal:
     config_lib.shrink(c)
   return c

@@ -33,6 +33,7 @@ def get_config(arg=None):
   config_lib.add_model(c, 'weak', 'Qwen/Qwen2.5-Math-1.5B-Instruct')
   c.score.max_length = 4096
   c.score.reverse_instruction = REVERSE_INSTRUCTION
+  c.plan.topology = 'v5e:4x4'
   if arg.runlocal:
     config_lib.shrink(c)
   return c

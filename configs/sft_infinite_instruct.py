@@ -28,6 +28,7 @@ def get_config(arg=None):
   c.finetune.epochs = 3
   c.finetune.optimizer.learning_rate = 2e-5
   c.finetune.optimizer.schedule = 'cosine'
+  c.plan.topology = 'v5p:2x2x2'
   if arg.runlocal:
     config_lib.shrink(c)
   return c

@@ -8,6 +8,8 @@ with rmi_top at 50%; `full` fine-tunes on all data and scores nothing. On a work
 directory that configs/warriorcoder.py has scored already, `qaq select` and
 `qaq finetune` with this config go on from there.
 
+What a pod would need: `qaq plan --config=configs/sft_warriorcoder.py`.
+
 DeepSeek-Coder-6.7B-Base, all parameters: float32 masters and Adam's two moments
 take 80 GB over the mesh, besides the gradient (27 GB) and activations.
 
@@ -59,6 +61,8 @@ def get_config(arg=None):
   c.finetune.optimizer.schedule = 'cosine'
   c.finetune.optimizer.warmup_ratio = 0.2
   c.finetune.validation_rows = 1000
+  c.plan.topology = 'v5e:4x4'
+  c.plan.finetune_topology = 'v5p:2x2x2'
   if arg.runlocal:
     config_lib.shrink(c)
   return c

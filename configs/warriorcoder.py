@@ -5,6 +5,10 @@ Command, on any mesh that holds 6.7B parameters in bfloat16 (13.4 GB):
   qaq run --config=configs/warriorcoder.py:data=warriorcoder.jsonl \
       --workdir=runs/warriorcoder
 
+What a pod would need, before there is one (docs/planning.md):
+
+  qaq plan --config=configs/warriorcoder.py:data=warriorcoder.jsonl
+
 The pairs of WarriorCoder (arXiv 2412.17395) were never released: `data` is
 your own reproduction, in any format that the tool reads. The paper's has
 329K pairs, about 310K of them under 2,048 tokens.
@@ -32,6 +36,7 @@ def get_config(arg=None):
       chat_template='deepseek-coder',
   )
   config_lib.add_model(c, 'weak', 'Qwen/Qwen3-0.6B')
+  c.plan.topology = 'v5e:4x4'
   if arg.runlocal:
     config_lib.shrink(c)
   return c

@@ -218,6 +218,15 @@ def get_default() -> ml_collections.ConfigDict:
   c.evaluate.test_factor = 4.0  # times the reference's time, if that is more
   c.evaluate.memory_mb = 4096  # of one program
 
+  # What a pod would need, before it is paid for; docs/planning.md.
+  c.plan = ml_collections.ConfigDict()
+  c.plan.topology = ''  # of scoring: 'v5e:4x4', 'v5p:2x2x4', 'h100:8', ...
+  c.plan.finetune_topology = ''  # '' = the same
+  c.plan.survey_rows = 2000  # rows whose lengths are read; counts are scaled
+  c.plan.utilisation = 0.5  # assumed share of the chip's bfloat16 peak
+  c.plan.bandwidth = 0.8  # assumed share of its memory's rate
+  c.plan.links = 0.8  # assumed share of its links' rate
+
   # Only configs/demo.py mines its input.
   c.mine = ml_collections.ConfigDict()
   c.mine.rows = 0

@@ -93,7 +93,7 @@ class Job:
     """
     c = self._c = config.finetune
     self._seed = config.seed
-    model = _start(config)
+    model = start_of(config)
     self.source = source_lib.resolve(
         workdir.filled(model['path']), model['revision'] or None
     )
@@ -106,16 +106,7 @@ class Job:
         max_length=c.max_length,
         date_string=config.score.date_string,
     )
-    self._lora = None
-    if c.lora.rank < 0:
-      raise ValueError(
-          f'config.finetune.lora.rank is {c.lora.rank}; 0 trains all '
-          'parameters, a rank from 1 on trains adapters'
-      )
-    if c.lora.rank:
-      self._lora = lora_lib.LoraOptions(
-          rank=c.lora.rank, alpha=c.lora.alpha, targets=tuple(c.lora.targets)
-      )
+    self._lora = lora_options(config)
     self.mesh = sharding.make_mesh(**c.mesh.to_dict())
     self.optimizer_options = optimizer.OptimizerOptions(
         **c.optimizer.to_dict()
@@ -315,7 +306,28 @@ class Job:
     return [folder / 'model', *written]
 
 
-def _start(config) -> dict:
+def lora_options(
+    config: ml_collections.ConfigDict,
+) -> lora_lib.LoraOptions | None:
+  """The adapters that the config asks for; None trains all parameters.
+
+  Raises:
+    ValueError: a negative rank.
+  """
+  c = config.finetune.lora
+  if c.rank < 0:
+    raise ValueError(
+        f'config.finetune.lora.rank is {c.rank}; 0 trains all parameters, a '
+        'rank from 1 on trains adapters'
+    )
+  if not c.rank:
+    return None
+  return lora_lib.LoraOptions(
+      rank=c.rank, alpha=c.alpha, targets=tuple(c.targets)
+  )
+
+
+def start_of(config: ml_collections.ConfigDict) -> dict:
   """path, revision, chat_template, system_prompt of the start."""
   c = config.finetune
   name = config.roles.get(c.model) or c.model

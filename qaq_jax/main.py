@@ -7,6 +7,7 @@ and tested. `python -m qaq_jax.main` is the same command.
 import os
 import sys
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -28,7 +29,10 @@ _ALLOW_CODE = flags.DEFINE_bool(
     'allow-code-execution', False,
     'Run programs that a model wrote (evaluate); see docs/evaluation.md.',
 )
-
+_TOPOLOGY = flags.DEFINE_string(
+    'topology', None,
+    'Chips to plan for, as in v5e:4x4; short for --config.plan.topology.',
+)
 
 _USAGE = """\
 usage: qaq STAGE --config=FILE.py[:arg] --workdir=DIR [--config.field=value ...]
@@ -46,6 +50,7 @@ stages:
   audit    what each rule lets through, by a label in the input
   analyse  rank correlations of scores, overlaps of rules
   mine     the demo's input
+  plan     --topology=v5e:4x4: memory, batch, hours of a pod, without the pod
 
 example:
   qaq run --config=configs/demo.py --workdir=workdir/demo
@@ -55,17 +60,24 @@ example:
 
 def main(argv: list[str]) -> None:
   """Runs one stage, or with `run` all that the config lists."""
-  if len(argv) != 2 or not (_CONFIG.value and _WORKDIR.value):
+  workdir = _WORKDIR.value
+  if argv[1:] == ['plan']:  # leaves a page of numbers, wherever
+    workdir = workdir or os.path.join('workdir', 'plan')
+  if len(argv) != 2 or not (_CONFIG.value and workdir):
     sys.exit(f'qaq: error: a stage, --config and --workdir, please\n{_USAGE}')
   if argv[1] not in ('run', *pipeline.STAGES):
     sys.exit(f'qaq: error: there is no stage {argv[1]!r}\n{_USAGE}')
   # Also where it is False: a recipe of somebody else does not decide this.
   _CONFIG.value.evaluate.allow_code_execution = _ALLOW_CODE.value
+  if argv[1] == 'plan':
+    jax.config.update('jax_platforms', 'cpu')  # it uses no chip that is here
+    if _TOPOLOGY.value:
+      _CONFIG.value.plan.topology = _TOPOLOGY.value
   pipeline.keep_programs()
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.ERROR)  # jax says much at INFO
   try:
-    pipeline.run(argv[1], _CONFIG.value, _WORKDIR.value)
+    pipeline.run(argv[1], _CONFIG.value, workdir)
   except (
       ValueError, OSError, ImportError, RuntimeError, FloatingPointError
   ) as e:

@@ -23,6 +23,7 @@ STAGES = {
     'audit': stages.audit,
     'analyse': stages.analyse,
     'report': stages.report,
+    'plan': stages.plan,
 }
 
 # What to do after `qaq run`, by a stage that was in it.

@@ -63,30 +63,50 @@ def score(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   return summaries
 
 
+def make_encoder(
+    config: ml_collections.ConfigDict, name: str, directory: pathlib.Path
+) -> templates.Encoder:
+  """The encoder of model `name` of the config, from its tokenizer's folder."""
+  c, m = config.score, config.models[name]
+  return templates.Encoder(
+      directory,
+      template=m.chat_template,
+      system_prompt=m.system_prompt or c.system_prompt,
+      reverse_instruction=c.reverse_instruction,
+      max_length=m.max_length or c.max_length,
+      on_long=c.on_long,
+      author_compatible=c.author_compatible,
+      ifd_cherry=c.ifd_cherry,
+      ifd_superfilter=c.ifd_superfilter,
+      cherry_limit=c.cherry_limit,
+      superfilter_limit=c.superfilter_limit,
+      embeddings=c.embeddings,
+      date_string=c.date_string,
+  )
+
+
+def score_options(config: ml_collections.ConfigDict) -> scorer.ScoreOptions:
+  """How to score, as `config.score` says."""
+  c = config.score
+  return scorer.ScoreOptions(
+      tokens_per_batch=c.tokens_per_batch,
+      max_shapes=c.max_shapes,
+      rows_per_part=c.rows_per_part,
+      length_multiple=c.length_multiple,
+  )
+
+
 class _Model:
   """One model of the config: its files, its encoder, its weights on demand."""
 
   def __init__(self, config, name, mesh, workdir):
     self._c, self._m = config.score, config.models[name]
     self._name, self._mesh = name, mesh
+    self._options = score_options(config)
     self._source = source_lib.resolve(
         workdir.filled(self._m.path), self._m.revision or None
     )
-    self._encoder = templates.Encoder(
-        self._source.directory,
-        template=self._m.chat_template,
-        system_prompt=self._m.system_prompt or self._c.system_prompt,
-        reverse_instruction=self._c.reverse_instruction,
-        max_length=self._m.max_length or self._c.max_length,
-        on_long=self._c.on_long,
-        author_compatible=self._c.author_compatible,
-        ifd_cherry=self._c.ifd_cherry,
-        ifd_superfilter=self._c.ifd_superfilter,
-        cherry_limit=self._c.cherry_limit,
-        superfilter_limit=self._c.superfilter_limit,
-        embeddings=self._c.embeddings,
-        date_string=self._c.date_string,
-    )
+    self._encoder = make_encoder(config, name, self._source.directory)
     self._check_fit(name)
 
   def _check_fit(self, name):
@@ -139,12 +159,7 @@ class _Model:
         name=self._name,
         out_dir=out_dir,
         fingerprint=self._fingerprint(store),
-        options=scorer.ScoreOptions(
-            tokens_per_batch=self._c.tokens_per_batch,
-            max_shapes=self._c.max_shapes,
-            rows_per_part=self._c.rows_per_part,
-            length_multiple=self._c.length_multiple,
-        ),
+        options=self._options,
         mesh=self._mesh,
     )
 

@@ -21,7 +21,8 @@ from qaq_jax.selection import audit as audit_lib
 from qaq_jax.workdir import WorkDir
 
 _MAX_LABELS = 20  # columns of the audit's table
-_LOADING = {'score', 'finetune', 'compare'}  # stages that load config.models
+# Stages that load config.models.
+_LOADING = {'score', 'finetune', 'compare', 'plan'}
 DTYPES = ('float32', 'bfloat16')
 
 
@@ -184,6 +185,13 @@ def evaluate(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   from qaq_jax import evaluate_stage  # loads flax and transformers
 
   return evaluate_stage.evaluate(config, workdir)
+
+
+def plan(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
+  """Config and topology -> memory, batch, hours, before a pod is started."""
+  from qaq_jax import plan_stage  # loads flax and transformers
+
+  return plan_stage.plan(config, workdir)
 
 
 def compare(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:

@@ -73,6 +73,11 @@ class WorkDir:
     """The report page."""
     return self.path / 'report' / 'index.html'
 
+  @property
+  def plan(self) -> pathlib.Path:
+    """What a pod would need."""
+    return self.path / 'plan.json'
+
   def parts(self, model: str, of: str = 'scores') -> pathlib.Path:
     """A model's parts, of the samples ('scores') or of the 'targets'."""
     return self.path / of / model

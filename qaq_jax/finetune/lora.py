@@ -18,7 +18,8 @@ def add(model: Decoder, options: LoraOptions, seed: int = 0) -> Decoder:
   """Returns a decoder of the same arrays with adapters that do nothing yet.
 
   Args:
-    model: without adapters; stays as it is.
+    model: without adapters; stays as it is. Of an abstract one the adapters
+      are abstract too.
     options: see LoraOptions.
     seed: of the random halves of the adapters.
 
@@ -42,9 +43,12 @@ def add(model: Decoder, options: LoraOptions, seed: int = 0) -> Decoder:
       )
       for path, spec in specs.items()
   }
-  values |= params_lib.random_values(
-      model.config, specs, abstract, jax.random.key(seed)
-  )
+  if any(isinstance(x, jax.ShapeDtypeStruct) for x in values.values()):
+    values |= abstract
+  else:
+    values |= params_lib.random_values(
+        model.config, specs, abstract, jax.random.key(seed)
+    )
   return _filled(out, values)
 
 

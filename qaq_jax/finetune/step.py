@@ -74,7 +74,7 @@ class Trainer:
 
   Attributes:
     state: the initial TrainState. Its arrays are copies, so the model stays
-      usable; the first update consumes them.
+      usable; the first update consumes them. Abstract if the model is.
   """
 
   def __init__(
@@ -105,16 +105,51 @@ class Trainer:
     self._program = _Program(
         graphdef, optimizer, options or StepOptions(), tuple(sorted(trained))
     )
-    self._frozen = {
-        name: x.astype(model.dtype)
-        for name, x in values.items() if name not in trained
-    }
     self._rules = model.rules
     self.mesh = None
     if model.has_mesh:
       self.mesh = next(iter(values.values())).sharding.mesh
+    abstract = any(
+        isinstance(x, jax.ShapeDtypeStruct) for x in values.values()
+    )
+    run = jax.eval_shape if abstract else lambda f, *args: f(*args)
     with self._on_mesh():
-      self.state = _initial(self._program, trained)
+      self._frozen = run(
+          lambda frozen: {k: x.astype(model.dtype) for k, x in frozen.items()},
+          {k: x for k, x in values.items() if k not in trained},
+      )
+      self.state = run(functools.partial(_initial, self._program), trained)
+
+  def compile(self, rows: int, length: int) -> dict[str, jax.stages.Compiled]:
+    """Compiles the programs of an update; needs no arrays.
+
+    Args:
+      rows: of a micro-batch; divides by the devices that rows are split over.
+      length: tokens of a row.
+
+    Returns:
+      'gradient' (adds a micro-batch's gradient to the sum) and 'apply' (makes
+      the update).
+    """
+    place = sharding.named(self.mesh, self._rules.spec('batch', None))
+    micro = {
+        key: jax.ShapeDtypeStruct(
+            (rows, length), np.float32 if key == 'weights' else np.int32,
+            sharding=place,
+        )
+        for key in MICRO_KEYS
+    }
+    arguments = self.state.params, self._frozen, micro
+    with self._on_mesh():
+      total = jax.eval_shape(
+          functools.partial(_gradient, self._program), *arguments
+      )
+      gradient = _add_gradient.lower(self._program, total, *arguments)
+      apply = _apply.lower(
+          self._program, self.state, total,
+          jax.ShapeDtypeStruct((), np.float32),
+      )
+      return {'gradient': gradient.compile(), 'apply': apply.compile()}
 
   def gradient(self, state: TrainState, micro: dict) -> Accumulated:
     """Returns loss, weight and gradient, summed over one micro-batch."""

@@ -13,7 +13,10 @@ from qaq_jax.models.config import ModelConfig
 
 
 def forward_flops(
-    config: ModelConfig, tokens: int, attended: int
+    config: ModelConfig,
+    tokens: int,
+    attended: int,
+    head_tokens: int | None = None,
 ) -> tuple[float, float]:
   """Operations of a forward pass: in products with weights, in attention.
 
@@ -21,6 +24,7 @@ def forward_flops(
     config: of the model.
     tokens: real tokens.
     attended: sum over sequences of their tokens squared.
+    head_tokens: tokens that the head runs over; None: all.
 
   Returns:
     2 x parameters x tokens, the embedding counting once, as the head; and
@@ -31,13 +35,16 @@ def forward_flops(
   weights = sum(
       math.prod(spec.shape) for path, spec in specs.items()
       if path[-1].endswith('_kernel')
-  ) + config.padded_vocab_size * config.hidden_size
+  )
+  head = config.padded_vocab_size * config.hidden_size
+  head_tokens = tokens if head_tokens is None else head_tokens
   mean = attended / max(tokens, 1)  # length seen by the average token
   keys = sum(
       _keys_per_query(mean, kind.window) for kind in config.layers
   )
   width = config.num_heads * config.head_dim
-  return 2.0 * weights * tokens, 4.0 * width * keys * tokens
+  products = 2.0 * (weights * tokens + head * head_tokens)
+  return products, 4.0 * width * keys * tokens
 
 
 def _keys_per_query(length, window):

@@ -22,6 +22,33 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 MESH_AXES = ('data', 'fsdp', 'tensor')
 
 
+def mesh_sizes(
+    number: int, data: int = -1, fsdp: int = 1, tensor: int = 1
+) -> tuple[int, int, int]:
+  """Returns the sizes of the mesh axes on `number` devices, -1 filled in.
+
+  Raises:
+    ValueError: the sizes don't multiply to the number of devices.
+  """
+  sizes = [data, fsdp, tensor]
+  wrong = [n for n in sizes if n < 1 and n != -1]
+  if wrong or sizes.count(-1) > 1:
+    raise ValueError(
+        f'mesh sizes {dict(zip(MESH_AXES, sizes, strict=True))}: each is a'
+        ' positive number, at most one may be -1 (the rest)'
+    )
+  if -1 in sizes:
+    known = -math.prod(sizes)
+    sizes[sizes.index(-1)] = max(number // known, 1)
+  if math.prod(sizes) != number:
+    raise ValueError(
+        f'mesh {dict(zip(MESH_AXES, sizes, strict=True))} needs'
+        f' {math.prod(sizes)} devices, there are {number}: choose sizes whose'
+        f' product is {number}'
+    )
+  return tuple(sizes)
+
+
 def make_mesh(
     data: int = -1,
     fsdp: int = 1,
@@ -40,27 +67,9 @@ def make_mesh(
     ValueError: the sizes don't multiply to the number of devices.
   """
   devices = list(jax.devices() if devices is None else devices)
-  sizes = [data, fsdp, tensor]
-  wrong = [n for n in sizes if n < 1 and n != -1]
-  if wrong or sizes.count(-1) > 1:
-    raise ValueError(
-        f'mesh sizes {dict(zip(MESH_AXES, sizes, strict=True))}: each is a'
-        ' positive number, at most one may be -1 (the rest)'
-    )
-  if -1 in sizes:
-    known = 1
-    for n in sizes:
-      known *= n if n != -1 else 1
-    sizes[sizes.index(-1)] = max(len(devices) // known, 1)
-  total = sizes[0] * sizes[1] * sizes[2]
-  if total != len(devices):
-    raise ValueError(
-        f'mesh {dict(zip(MESH_AXES, sizes, strict=True))} needs {total}'
-        f' devices, there are {len(devices)}: choose sizes whose product is'
-        f' {len(devices)}'
-    )
+  sizes = mesh_sizes(len(devices), data, fsdp, tensor)
   return jax.make_mesh(
-      tuple(sizes), MESH_AXES, (AxisType.Explicit,) * 3, devices=devices
+      sizes, MESH_AXES, (AxisType.Explicit,) * 3, devices=devices
   )
 
 

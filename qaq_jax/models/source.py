@@ -50,7 +50,9 @@ class ModelSource:
   directory: pathlib.Path
 
 
-def resolve(path: str, revision: str | None = None) -> ModelSource:
+def resolve(
+    path: str, revision: str | None = None, *, weights: bool = True
+) -> ModelSource:
   """Returns the files of a local folder or of a hub id, downloading them.
 
   `HF_TOKEN` opens gated repositories, `HF_HUB_OFFLINE=1` takes what is cached.
@@ -59,6 +61,7 @@ def resolve(path: str, revision: str | None = None) -> ModelSource:
   Args:
     path: a folder, or `owner/name` (or `name`) on the hub.
     revision: branch, tag or commit of a hub id.
+    weights: False takes config and tokenizer alone, for planning.
 
   Raises:
     FileNotFoundError: no such folder, repository, revision, or not cached.
@@ -73,7 +76,7 @@ def resolve(path: str, revision: str | None = None) -> ModelSource:
       raise ValueError(
           f'{path} is a local folder: revision {revision!r} has no meaning'
       )
-    return _checked(ModelSource(path, None, None, local.resolve()))
+    return _checked(ModelSource(path, None, None, local.resolve()), weights)
   if path.endswith('.gguf') or local.is_file():
     raise tensors.CheckpointError(
         f'{path} is a file: name a folder with config.json and safetensors'
@@ -81,17 +84,24 @@ def resolve(path: str, revision: str | None = None) -> ModelSource:
     )
   if not re.fullmatch(r'[\w.-]+(/[\w.-]+)?', path) or path.startswith('.'):
     raise FileNotFoundError(f'{path}: no such folder, and not a hub id')
-  directory = _download(path, revision)
-  return _checked(ModelSource(path, revision, directory.name, directory))
+  directory = _download(path, revision, weights)
+  return _checked(
+      ModelSource(path, revision, directory.name, directory), weights
+  )
 
 
-def _download(repo: str, revision: str | None) -> pathlib.Path:
+def _download(
+    repo: str, revision: str | None, weights: bool
+) -> pathlib.Path:
   page = f'{constants.ENDPOINT}/{repo}'
   where = repo if revision is None else f'{repo} at revision {revision!r}'
   try:
     return pathlib.Path(
         huggingface_hub.snapshot_download(
-            repo, revision=revision, allow_patterns=list(ALLOWED)
+            repo, revision=revision,
+            allow_patterns=[
+                name for name in ALLOWED if weights or 'safetensors' not in name
+            ],
         )
     )
   except errors.GatedRepoError as e:
@@ -119,12 +129,14 @@ def _download(repo: str, revision: str | None) -> pathlib.Path:
     raise ConnectionError(f'{where}: the hub answered: {e}') from e
 
 
-def _checked(source: ModelSource) -> ModelSource:
+def _checked(source: ModelSource, weights: bool) -> ModelSource:
   """Refuses early what can't be loaded."""
   if not (source.directory / 'config.json').exists():
     raise tensors.CheckpointError(
         f'{source.path}: no config.json in {source.directory}'
     )
+  if not weights:
+    return source
   try:
     tensors.weight_files(source.directory)
   except tensors.MissingTensorError:

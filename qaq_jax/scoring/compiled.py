@@ -34,12 +34,30 @@ def default_tokens(platform: str) -> int:
   return TOKENS.get(platform, _OTHER_TOKENS)
 
 
+def memory_share(platform: str) -> float:
+  """Share of a device's memory that a scoring program may take."""
+  return MEMORY_SHARE.get(platform, _OTHER_SHARE)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
   """Whether a JAX error says that memory ran out."""
   text = str(error)
   return isinstance(error, OutOfMemory) or any(
       word in text
       for word in ('RESOURCE_EXHAUSTED', 'Out of memory', 'out of memory')
+  )
+
+
+def program_bytes(program: jax.stages.Compiled) -> int:
+  """Bytes per device that a program needs, arguments included; 0: unknown."""
+  stats = program.memory_analysis()
+  if stats is None:
+    return 0
+  return (
+      stats.argument_size_in_bytes
+      + stats.output_size_in_bytes
+      + stats.temp_size_in_bytes
+      - stats.alias_size_in_bytes
   )
 
 
@@ -53,17 +71,21 @@ class Programs:
   """
 
   def __init__(self, model, mesh: jax.sharding.Mesh | None, *,
-               outputs: likelihood.Outputs):
+               outputs: likelihood.Outputs, memory_limit: int = 0):
     """Splits the model; compiles nothing yet.
 
     Args:
-      model: a `Decoder`.
+      model: a `Decoder`. Of an abstract one, on a mesh of devices that are
+        elsewhere, programs can be compiled and their memory told, not run.
       mesh: the mesh it lives on; None is one device.
       outputs: what the programs return.
+      memory_limit: bytes per device that a program may need; 0 asks the
+        device.
     """
     self._mesh = mesh
     self._graphdef, self._params = nnx.split(model)
     self._compiled = {}
+    self._memory_limit = memory_limit
     self.compile_seconds = 0.0
     axes = model.rules.batch if mesh is not None else None
     self._batch = axes
@@ -135,25 +157,23 @@ class Programs:
         raise OutOfMemory(f'{rows} rows of {length} tokens: {e}') from e
       raise
 
+  def program(self, shape: tuple[int, int]) -> jax.stages.Compiled:
+    """The compiled program of a shape."""
+    self.compile([shape])
+    return self._compiled[shape]
+
   def memory(self, shape: tuple[int, int]) -> int:
     """Bytes per device that the shape's program needs, parameters included.
 
     0 where the platform doesn't say.
     """
-    self.compile([shape])
-    stats = self._compiled[shape].memory_analysis()
-    if stats is None:
-      return 0
-    return (
-        stats.argument_size_in_bytes
-        + stats.output_size_in_bytes
-        + stats.temp_size_in_bytes
-        - stats.alias_size_in_bytes
-    )
+    return program_bytes(self.program(shape))
 
   def memory_limit(self) -> int:
     """Bytes per device that a program may need; 0 if unknown."""
-    share = MEMORY_SHARE.get(self.platform, _OTHER_SHARE)
+    if self._memory_limit:
+      return self._memory_limit
+    share = memory_share(self.platform)
     if self.platform == 'cpu':
       total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
       return int(share * total / len(self._devices))
@@ -219,6 +239,7 @@ def fit(
     largest = {max(shapes), max(shapes, key=lambda s: (s[0] * s[1], s[1]))}
     largest.add(max(shapes, key=lambda s: s[1]))
     try:
+      programs.compile(sorted(largest))  # several at a time
       need = max(programs.memory(s) for s in largest)
     except OutOfMemory:
       need = None

@@ -1,0 +1,1 @@
+"""What a pod would need: memory, time and collectives, without the pod."""

@@ -1,0 +1,47 @@
+"""Lengths of a data set's sequences, for planning."""
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+
+from qaq_jax.scoring import planning
+from qaq_jax.workdir import WorkDir
+
+_BLOCK = 64  # neighbouring rows that are read together
+
+
+def stored(workdir: WorkDir, model: str) -> dict | None:
+  """The survey that a scoring run of `model` left in the work directory."""
+  path = workdir.parts(model) / 'plan.json'
+  if not path.exists():
+    return None
+  return json.loads(path.read_text()).get('survey')
+
+
+def sampled(
+    num_rows: int, encode: Callable[[int, int], list], most: int
+) -> dict:
+  """Surveys some rows, and scales the counts to all of them.
+
+  Args:
+    num_rows: of the input.
+    encode: first and last + 1 row -> `Encoded` of each.
+    most: rows to read at most, in blocks spread evenly over the input.
+
+  Returns:
+    As `planning.survey`, with `surveyed`: the rows that were read.
+  """
+  if num_rows <= most:
+    return planning.survey([encode(0, num_rows)]) | {'surveyed': num_rows}
+  blocks = max(most // _BLOCK, 1)
+  starts = np.linspace(0, num_rows - _BLOCK, blocks).astype(int)
+  found = planning.survey(
+      encode(int(start), int(start) + _BLOCK) for start in starts
+  )
+  scale = num_rows / found['rows']
+  for name in ('sequences', 'tokens', 'scored_tokens'):
+    found[name] = round(found[name] * scale)
+  for name in ('lengths', 'statuses'):
+    found[name] = {k: round(n * scale) for k, n in found[name].items()}
+  return found | {'surveyed': found['rows'], 'rows': num_rows}

@@ -1,0 +1,172 @@
+"""Seconds of a step, predicted from counted operations and bytes.
+
+A roofline (Williams, Waterman and Patterson, 2009): a chip computes or reads
+its memory, whichever takes longer, and waits for its collectives besides, since
+none is assumed to overlap with the computation. What is assumed is in
+`Assumptions`; docs/planning.md says how far predictions were off where that
+could be checked.
+"""
+
+import dataclasses
+
+from qaq_jax.chips import Chip
+from qaq_jax.models import flops
+from qaq_jax.models.config import ModelConfig
+from qaq_jax.planner import footprint
+from qaq_jax.planner.footprint import Mesh
+
+
+@dataclasses.dataclass(frozen=True)
+class Assumptions:
+  """Shares of the data sheet's rates that a program reaches.
+
+  Attributes:
+    utilisation: of the peak of bfloat16 products, within a step.
+    bandwidth: of the memory's rate.
+    links: of the links' rate.
+  """
+
+  utilisation: float = 0.5
+  bandwidth: float = 0.8
+  links: float = 0.8
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if not 0 < value <= 1:
+        raise ValueError(
+            f'config.plan.{field.name} is {value}: a share, above 0 and at '
+            'most 1'
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+  """What one step takes on every chip.
+
+  Attributes:
+    compute: seconds of products.
+    memory: seconds of reading and writing memory.
+    links: seconds of collectives.
+  """
+
+  compute: float
+  memory: float
+  links: float
+
+  @property
+  def seconds(self) -> float:
+    """All of it."""
+    return max(self.compute, self.memory) + self.links
+
+  @property
+  def bound(self) -> str:
+    """What most of it waits for."""
+    if self.links > max(self.compute, self.memory):
+      return 'collectives'
+    return 'products' if self.compute >= self.memory else 'memory'
+
+
+def scoring_step(
+    config: ModelConfig,
+    mesh: Mesh,
+    chip: Chip,
+    shape: tuple[int, int],
+    scored: float,
+    assumed: Assumptions,
+    wire_bytes: float | None = None,
+    itemsize: int = 2,
+) -> Step:
+  """Predicts one batch of scoring.
+
+  Args:
+    config: of the model.
+    mesh: that it runs on.
+    chip: of the mesh.
+    shape: (rows, length) of the batch over all chips, padding included: a
+      device computes that too.
+    scored: share of the positions that the head runs over.
+    assumed: see Assumptions.
+    wire_bytes: sent by each chip; None estimates them.
+    itemsize: bytes of a weight.
+  """
+  rows, length = shape
+  tokens = rows * length
+  products, attention = flops.forward_flops(
+      config, tokens, rows * length**2, scored * tokens
+  )
+  if wire_bytes is None:
+    wire_bytes = scoring_wire_bytes(config, mesh, tokens, itemsize)
+  traffic = (
+      footprint.param_bytes(config, dataclasses.replace(mesh, fsdp=1), itemsize)
+      + _activation_traffic(config, mesh, tokens, itemsize)
+  )
+  return Step(
+      (products + attention) / mesh.number / (chip.flops * assumed.utilisation),
+      traffic / (chip.bandwidth * assumed.bandwidth),
+      wire_bytes / (chip.links * assumed.links),
+  )
+
+
+def training_step(
+    config: ModelConfig,
+    mesh: Mesh,
+    chip: Chip,
+    shape: tuple[int, int],
+    assumed: Assumptions,
+    remat: bool,
+    wire_bytes: float,
+) -> Step:
+  """Predicts one micro-batch of fine-tuning, all parameters.
+
+  Args:
+    config: of the model.
+    mesh: that it runs on.
+    chip: of the mesh.
+    shape: (rows, length) of the micro-batch over all chips.
+    assumed: see Assumptions.
+    remat: layers are computed once more in the backward pass.
+    wire_bytes: sent by each chip.
+  """
+  rows, length = shape
+  tokens, attended = rows * length, rows * length**2
+  operations = flops.training_flops(config, tokens, attended)
+  if remat:
+    operations += sum(flops.forward_flops(config, tokens, attended, 0))
+  passes = 4 if remat else 3
+  traffic = passes * (
+      footprint.param_bytes(config, dataclasses.replace(mesh, fsdp=1), 2)
+      + _activation_traffic(config, mesh, tokens, 2)
+  ) + 3 * footprint.param_bytes(config, mesh, 4)
+  return Step(
+      operations / mesh.number / (chip.flops * assumed.utilisation),
+      traffic / (chip.bandwidth * assumed.bandwidth),
+      wire_bytes / (chip.links * assumed.links),
+  )
+
+
+def scoring_wire_bytes(
+    config: ModelConfig, mesh: Mesh, tokens: int, itemsize: int = 2
+) -> float:
+  """Bytes that each chip sends in a batch of `tokens`.
+
+  Over `tensor` two sums of the residual stream per layer and one for the
+  embedding; over `fsdp` every weight once.
+  """
+  stream = tokens / mesh.rows * config.hidden_size * itemsize
+  sums = 2 * config.num_layers + 1
+  around = 2 * (mesh.tensor - 1) / mesh.tensor
+  weights = footprint.param_bytes(
+      config, dataclasses.replace(mesh, fsdp=1), itemsize
+  )
+  return sums * around * stream + weights * (mesh.fsdp - 1) / mesh.fsdp
+
+
+def _activation_traffic(config, mesh, tokens, itemsize):
+  """Bytes of activations read and written, for all layers.
+
+  Each array of the working set is written once and read once or twice;
+  attention's scores stay on the chip.
+  """
+  per_token = footprint.token_bytes(config, mesh, itemsize)
+  return 2.5 * config.num_layers * per_token * tokens / mesh.rows

@@ -1,0 +1,178 @@
+"""The plan of fine-tuning on a topology."""
+
+import dataclasses
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+
+from qaq_jax.finetune import batches, optimizer, step
+from qaq_jax.finetune import lora as lora_lib
+from qaq_jax.models import checkpoint, flops, sharding
+from qaq_jax.models.config import ModelConfig
+from qaq_jax.planner import collectives, footprint, predict, score_plan
+from qaq_jax.planner.footprint import Mesh
+from qaq_jax.planner.predict import Assumptions
+from qaq_jax.planner.topology import Topology
+from qaq_jax.scoring import compiled
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """A fine-tuning run.
+
+  Attributes:
+    name: of the model that it starts from.
+    config: its sizes.
+    dtype: of the computation.
+    layout: shapes of micro-batches; `shards` is the mesh's.
+    optimizer_options: of the optimiser.
+    remat: whether layers are computed again.
+    lora: adapters, or None for all parameters.
+    samples: to train on; None: not known.
+    tokens: of these samples together.
+    epochs: over them.
+    attention: implementation.
+  """
+
+  name: str
+  config: ModelConfig
+  dtype: str
+  layout: batches.Layout
+  optimizer_options: optimizer.OptimizerOptions
+  remat: bool
+  lora: lora_lib.LoraOptions | None = None
+  samples: int | None = None
+  tokens: int | None = None
+  epochs: int = 1
+  attention: str = 'auto'
+
+
+def plan(
+    request: Request, topology: Topology, mesh: Mesh, assumed: Assumptions
+) -> dict:
+  """Plans a run; see `score_plan.plan`."""
+  config = request.config
+  shape = max(request.layout.shapes, key=lambda s: s[0] * s[1])
+  limit = score_plan.limit(topology)
+  result = {
+      'model': request.name,
+      'family': config.family,
+      'parameters': score_plan.parameters(config),
+      'dtype': request.dtype,
+      'mesh': mesh.shape,
+      'compiled': bool(topology.devices),
+      'limit_bytes': limit,
+      'shape': list(shape),
+  }
+  found = (_compiled if topology.devices else _estimated)(
+      request, topology, mesh, shape
+  )
+  result |= found
+  result['fits'] = found['memory_bytes'] is not None and (
+      found['memory_bytes'] <= limit
+  )
+  if not result['fits']:
+    return result | {'try': _alternatives(request, topology, mesh)}
+  made = predict.training_step(
+      config, mesh, topology.chip, shape, assumed, request.remat,
+      found['wire_bytes'],
+  )
+  rate = shape[0] * shape[1] / made.seconds
+  useful = flops.training_flops(
+      config, shape[0] * shape[1], shape[0] * shape[1] ** 2
+  )
+  result |= {
+      'tokens_per_second': rate,
+      'bound_by': made.bound,
+      'mfu': useful / made.seconds / (topology.chip.flops * mesh.number),
+      'assumed': dataclasses.asdict(assumed),
+  }
+  if request.tokens:
+    hours = request.tokens * request.epochs / rate / 3600
+    result |= {
+        'samples': request.samples,
+        'tokens': request.tokens,
+        'epochs': request.epochs,
+        'hours': hours,
+        'chip_hours': hours * mesh.number,
+    }
+  return result
+
+
+def _compiled(request, topology, mesh, shape):
+  device_mesh = sharding.make_mesh(**mesh.shape, devices=topology.devices)
+  start = time.perf_counter()
+  model = checkpoint.abstract(
+      request.config, mesh=device_mesh, dtype=jnp.dtype(request.dtype),
+      param_dtype=jnp.dtype(request.dtype) if request.lora else jnp.float32,
+      attention=request.attention,
+  )
+  if request.lora:
+    model = lora_lib.add(model, request.lora)
+  trainer = step.Trainer(
+      model, optimizer.make(request.optimizer_options),
+      step.StepOptions(remat=request.remat),
+  )
+  try:
+    programs = trainer.compile(*shape)
+  except Exception as e:
+    if not compiled.is_out_of_memory(e):
+      raise
+    return {'memory_bytes': None, 'why': str(e).splitlines()[0]}
+  gradient, apply = programs['gradient'], programs['apply']
+  # Adam's moments are no argument of the gradient, but they stay.
+  moments = _device_bytes(trainer.state.opt_state)
+  need = max(
+      compiled.program_bytes(gradient) + moments,
+      compiled.program_bytes(apply),
+  )
+  found = collectives.find(gradient.as_text(), mesh.number)
+  return {
+      'memory_bytes': need,
+      'state_bytes': _device_bytes(trainer.state),
+      'temporary_bytes': gradient.memory_analysis().temp_size_in_bytes,
+      'collectives': [
+          dataclasses.asdict(c) | {'wire_bytes': round(c.wire_bytes)}
+          for c in found
+      ],
+      'wire_bytes': sum(c.wire_bytes for c in found),
+      'compile_seconds': round(time.perf_counter() - start, 1),
+  }
+
+
+def _device_bytes(tree) -> int:
+  """Bytes on one device of a tree of abstract arrays."""
+  return sum(
+      math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+      for x in jax.tree.leaves(tree)
+  )
+
+
+def _estimated(request, topology, mesh, shape):
+  tokens = shape[0] * shape[1] // mesh.rows
+  masters = footprint.param_bytes(request.config, mesh, 4)
+  return {
+      'memory_bytes': footprint.training_bytes(request.config, mesh, tokens),
+      'state_bytes': 3 * masters,
+      # Gathered twice, and the gradient scattered, in float32.
+      'wire_bytes': 4 * predict.scoring_wire_bytes(
+          request.config, mesh, shape[0] * shape[1]
+      ),
+  }
+
+
+def _alternatives(request, topology, mesh):
+  """Meshes here that would fit with one row per device, by estimate."""
+  length = request.layout.max_length
+  fitting = [
+      m for m in footprint.meshes(request.config, topology.number)
+      if footprint.training_bytes(request.config, m, length)
+      <= score_plan.limit(topology)
+  ]
+  if not fitting:
+    return []
+  best = min(fitting, key=lambda m: (m.tensor, m.data))
+  return [{'topology': topology.name, 'mesh': best.shape,
+           'tokens_per_device': length}]

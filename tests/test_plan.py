@@ -1,0 +1,372 @@
+"""`qaq plan`: names, collectives, memory, lengths; compiled for TPUs."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import test_configs
+
+from qaq_jax import config as config_lib
+from qaq_jax import plan_stage
+from qaq_jax.finetune import optimizer, step
+from qaq_jax.models import checkpoint, sharding
+from qaq_jax.models import config as model_config
+from qaq_jax.planner import (
+    collectives,
+    footprint,
+    lengths,
+    predict,
+    score_plan,
+    topology,
+)
+from qaq_jax.planner.footprint import Mesh
+from qaq_jax.scoring import compiled, likelihood, planning
+from qaq_jax.workdir import WorkDir
+
+FIXTURES = pathlib.Path(__file__).parent / 'fixtures' / 'hf_configs'
+ASSUMED = predict.Assumptions()
+
+
+def hf_config(name):
+  text = (FIXTURES / f'{name.replace("/", "--")}.json').read_text()
+  return model_config.from_hf(json.loads(text))
+
+
+def request(name, **changes):
+  return score_plan.Request(**({
+      'name': name, 'config': hf_config(name), 'dtype': 'bfloat16',
+      'max_length': 2048, 'survey': None, 'options': planning.ScoreOptions(),
+  } | changes))
+
+
+def tiny():
+  """A model of two layers, in Qwen2's shape."""
+  values = json.loads((FIXTURES / 'Qwen--Qwen2.5-Coder-0.5B.json').read_text())
+  return model_config.from_hf(values | {
+      'hidden_size': 128, 'intermediate_size': 256, 'num_hidden_layers': 3,
+      'num_attention_heads': 4, 'num_key_value_heads': 2, 'vocab_size': 1000,
+  })
+
+
+# Names.
+
+
+@pytest.mark.parametrize('name, chip, number, devices', [
+    ('v5e:2x2', 'v5e', 4, 4), ('v6e:2x4', 'v6e', 8, 8),
+    ('v5p:2x2x1', 'v5p', 4, 4), ('v4:2x2x1', 'v4', 4, 4),
+    ('H100:8', 'h100', 8, 0),
+])
+def test_a_topology_has_one_device_per_chip(name, chip, number, devices):
+  if chip.startswith('v'):
+    pytest.importorskip('libtpu')
+  found = topology.describe(name)
+  assert (found.chip.name, found.number) == (chip, number)
+  assert len(found.devices) == devices
+
+
+@pytest.mark.parametrize('name, words', [
+    ('v5e', 'a chip, a colon and sizes, as in v4:2x2x4'),
+    ('v9:2x2', "chip 'v9' is not known; there are: v6e, v5e"),
+    ('v5e:2x2x2', 'v5e has 2 dimensions, as in v5e:4x4'),
+    ('v5e:3x3', 'libtpu knows no such slice'),
+    ('h100:0', 'sizes are at least 1'),
+])
+def test_a_wrong_topology_is_told(name, words):
+  pytest.importorskip('libtpu')
+  with pytest.raises(ValueError, match=words):
+    topology.describe(name)
+
+
+@pytest.mark.parametrize('name, bigger', [
+    ('v5e:4x4', 'v5e:4x8'), ('v5p:2x2x4', 'v5p:4x2x4'), ('h100:8', 'h100:16')
+])
+def test_larger_topology_doubles_the_chips(name, bigger):
+  found = topology.larger(
+      topology.Topology(name, topology.parse(name)[0], 0)
+  )
+  assert found == bigger
+
+
+# Collectives.
+
+
+def test_collectives_of_a_loop_count_as_often_as_it_runs():
+  """A psum of 4 KiB in a scan of 5 and an all-gather of 1 KiB after it."""
+  mesh = sharding.make_mesh(data=2, tensor=4)
+
+  def island(x):
+    def body(x, _):
+      return jax.lax.psum(jnp.sin(x), 'tensor') * 0.1, None
+
+    x, _ = jax.lax.scan(body, x, length=5)
+    return jax.lax.all_gather(x[:16], 'data', tiled=True)
+
+  mapped = jax.shard_map(
+      island, mesh=mesh, in_specs=jax.P(None), out_specs=jax.P(None),
+      check_vma=False,
+  )
+  with jax.set_mesh(mesh):
+    program = jax.jit(mapped).lower(
+        jax.ShapeDtypeStruct((1024,), jnp.float32)
+    ).compile()
+  found = {c.kind: c for c in collectives.find(program.as_text(), 8)}
+  reduce, gather = found['all-reduce'], found['all-gather']
+  assert (reduce.count, reduce.bytes, reduce.group) == (5, 4096, 4)
+  assert reduce.wire_bytes == 5 * 4096 * 2 * 3 / 4
+  assert (gather.count, gather.bytes, gather.group) == (1, 128, 2)
+  assert gather.wire_bytes == 64
+
+
+@pytest.mark.parametrize('line, size, group', [
+    (
+        '%a = (f32[8]{0}, bf16[4,2]{1,0}) all-reduce(%x, %y), '
+        'replica_groups={{0,1},{2,3}}, to_apply=%add', 48, 2,
+    ),
+    (
+        '%a = (bf16[4]{0}, bf16[16]{0}) all-gather-start(%x), '
+        'replica_groups=[2,4]<=[8], dimensions={0}', 32, 4,
+    ),
+    (
+        "%a = s8[100]{0} all-gather(%x), replica_groups=mesh['axis_0'=4,"
+        "'axis_1'=1,'axis_2'=2] {'axis_0','axis_2'}, dimensions={0}", 100, 8,
+    ),
+])
+def test_every_way_to_write_a_collective_is_read(line, size, group):
+  text = f'ENTRY %main (p: f32[8]) -> f32[8] {{\n  {line}\n}}\n'
+  (found,) = collectives.find(text, 8)
+  assert (found.bytes, found.group) == (size, group)
+
+
+# The steps: abstract programs are the real ones.
+
+
+def test_abstract_scoring_program_needs_what_the_real_one_needs():
+  mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+  outputs = likelihood.Outputs()
+  made = [
+      compiled.Programs(model, mesh, outputs=outputs).memory((8, 64))
+      for model in (
+          checkpoint.abstract(tiny(), mesh=mesh),
+          checkpoint.random_init(tiny(), mesh=mesh),
+      )
+  ]
+  assert made[0] == made[1] > 0
+
+
+def test_abstract_training_step_is_compiled_without_arrays():
+  mesh = sharding.make_mesh(data=2, fsdp=4)
+  rule = optimizer.make(optimizer.OptimizerOptions())
+  sizes = []
+  for model in (
+      checkpoint.abstract(tiny(), mesh=mesh),
+      checkpoint.random_init(tiny(), mesh=mesh),
+  ):
+    programs = step.Trainer(model, rule).compile(8, 32)
+    sizes.append({k: compiled.program_bytes(p) for k, p in programs.items()})
+  assert sizes[0] == sizes[1]
+  assert min(sizes[0].values()) > 0
+
+
+def test_bytes_of_parameters_are_those_of_the_arrays():
+  for name in ('Qwen/Qwen2.5-Coder-0.5B', 'google/gemma-2-2b'):
+    config = hf_config(name)
+    mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
+    model = checkpoint.abstract(config, mesh=mesh, dtype=jnp.bfloat16)
+    leaves = jax.tree.leaves(compiled.nnx.split(model)[1])
+    real = sum(
+        np.prod(x.sharding.shard_shape(x.shape)) * 2 for x in leaves
+    )
+    assert footprint.param_bytes(config, Mesh(1, 4, 2), 2) == real
+
+
+# Lengths.
+
+
+class _Sequence:
+  def __init__(self, length):
+    self.ids, self.spans = [0] * length, [('q', 1, 3)]
+
+
+class _Row:
+  status, merged = 'ok', None
+
+  def __init__(self, row):
+    self.sequences = [_Sequence(10 + row % 7), _Sequence(20)]
+
+
+def test_lengths_of_some_rows_stand_for_all():
+  def encode(start, stop):
+    return [_Row(row) for row in range(start, stop)]
+
+  whole = lengths.sampled(6400, encode, 6400)
+  some = lengths.sampled(6400, encode, 640)
+  assert (whole['surveyed'], some['surveyed']) == (6400, 640)
+  assert some['rows'] == whole['rows'] == 6400
+  assert some['tokens'] == pytest.approx(whole['tokens'], rel=0.02)
+  assert set(some['lengths']) == set(whole['lengths'])
+
+
+# Predictions.
+
+
+def test_a_prediction_is_the_roofline_of_counted_operations():
+  """One chip, so no collectives; operations counted by hand."""
+  config, chip = tiny(), topology.parse('v5e:1x1')[0]
+  made = predict.scoring_step(
+      config, Mesh(), chip, (4, 64), 0.5, ASSUMED
+  )
+  layer = 2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 256
+  products = 2 * 256 * (3 * layer + 0.5 * 1024 * 128)
+  attention = 4 * 128 * 32 * 256 * 3
+  assert made.compute == pytest.approx(
+      (products + attention) / (197e12 * 0.5)
+  )
+  assert made.links == 0
+  assert made.seconds == max(made.compute, made.memory)
+
+
+def test_collectives_by_estimate_are_those_of_the_compiled_step():
+  """Two sums of the stream per layer over `tensor`, one for the embedding."""
+  mesh = Mesh(2, 1, 4)
+  device_mesh = sharding.make_mesh(**mesh.shape)
+  programs = compiled.Programs(
+      checkpoint.abstract(tiny(), mesh=device_mesh), device_mesh,
+      outputs=likelihood.Outputs(),
+  )
+  found = collectives.find(programs.program((4, 256)).as_text(), 8)
+  wire = sum(c.wire_bytes for c in found)
+  estimate = predict.scoring_wire_bytes(tiny(), mesh, 1024, itemsize=4)
+  assert wire == pytest.approx(estimate, rel=0.1)
+
+
+@pytest.mark.parametrize('field', ['utilisation', 'bandwidth', 'links'])
+def test_shares_are_checked(field):
+  with pytest.raises(ValueError, match=f'config.plan.{field} is 1.5'):
+    predict.Assumptions(**{field: 1.5})
+
+
+def test_what_does_not_fit_says_what_would():
+  wanted = request('Qwen/Qwen2.5-Coder-32B', dtype='float32')  # 131 GB
+  found = score_plan.plan(
+      wanted, topology.describe('h100:1'), Mesh(), ASSUMED
+  )
+  assert not found['fits'] and 'GiB' in found['why']
+  (other,) = found['try']
+  there = topology.describe(other['topology'])
+  mesh = Mesh(**other['mesh'])
+  assert mesh.number == there.number > 1
+  assert score_plan.plan(wanted, there, mesh, ASSUMED)['fits']
+
+
+def test_a_gpu_plan_is_marked_as_an_estimate(tmp_path, capsys):
+  config = config_lib.get_default()
+  config_lib.use_demo(config, rows=100)
+  config.data.path = ''
+  config.plan.topology = 'h200:4'
+  result = plan_stage.plan(config, WorkDir(tmp_path))
+  text = capsys.readouterr().out
+  assert 'ESTIMATED' in text and 'config.data.path is empty' in text
+  assert not result['score']['strong']['compiled']
+  assert 'hours' not in result['score']['strong']
+
+
+def test_an_empty_topology_is_told(tmp_path):
+  with pytest.raises(ValueError, match='say --topology=NAME, as in v4:2x2x4'):
+    plan_stage.plan(config_lib.get_default(), WorkDir(tmp_path))
+
+
+def test_plan_for_a_tpu_reads_the_users_data(tmp_path, capsys):
+  """An embedded model on four v5e chips, compiled here."""
+  pytest.importorskip('libtpu')
+  rows = [
+      {'instruction': f'Write function number {i} ' * (1 + i % 5),
+       'output': f'def f{i}(x):\n  return x + {i}\n' * (1 + i % 3)}
+      for i in range(200)
+  ]
+  data = tmp_path / 'pairs.jsonl'
+  data.write_text(''.join(json.dumps(r) + '\n' for r in rows))
+  config = config_lib.get_default()
+  config_lib.use_demo(config, rows=0)
+  config.data.path = str(data)
+  config.plan.topology = 'v5e:2x2'
+  del config.models['weak']
+  config.models.strong.dtype = 'bfloat16'
+  config.score.max_shapes = 1
+  config.score.tokens_per_batch = 1024
+  config.score.mesh.fsdp = 2
+  result = plan_stage.plan(config, WorkDir(tmp_path / 'work'))
+  text = capsys.readouterr().out
+  assert 'compiled for it' in text and 'all-gather' in text
+  for found in result['score'].values():
+    assert found['fits'] and found['compiled'] and found['rows'] == 200
+    assert found['mesh'] == {'data': 2, 'fsdp': 2, 'tensor': 1}
+    assert 0 < found['memory_bytes'] < found['limit_bytes']
+    assert found['chip_hours'] == pytest.approx(4 * found['hours'])
+    assert found['tokens'] / found['tokens_per_second'] == pytest.approx(
+        found['hours'] * 3600
+    )
+  assert not (tmp_path / 'work' / 'samples').exists()
+  assert json.loads((tmp_path / 'work' / 'plan.json').read_text())
+
+
+# Every pod recipe fits the topology that it names.
+
+PODS = {
+    'warriorcoder.py': {}, 'magpie_coder.py': {}, 'openr1_math.py': {},
+    'sft_warriorcoder.py': {}, 'sft_infinite_instruct.py': {},
+    'qwen_coder_32b.py': {},
+}
+
+
+def test_every_pod_recipe_names_its_topology():
+  for recipe in PODS:
+    assert test_configs.resolve(recipe).plan.topology
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('recipe, where', [
+    *[(recipe, '') for recipe in PODS], ('warriorcoder.py', 'v6e:2x4'),
+])
+def test_recipe_fits_its_topology(recipe, where, tmp_path):
+  """The real steps at full length, with sizes from config.json alone."""
+  pytest.importorskip('libtpu')
+  config = test_configs.resolve(recipe)
+  with config.unlocked():
+    config.plan.topology = where or config.plan.topology
+    config.data.path = ''
+    for name, model in config.models.items():
+      folder = tmp_path / name
+      folder.mkdir()
+      fixture = FIXTURES / f'{model.path.replace("/", "--")}.json'
+      shutil.copy(fixture, folder / 'config.json')
+      model.path = str(folder)
+  result = plan_stage.plan(config, WorkDir(tmp_path / 'work'))
+  plans = dict(result['score'])
+  if 'finetune' in config.stages:
+    plans['finetune'] = result['finetune']
+  assert plans
+  for name, found in plans.items():
+    assert found['fits'], (name, found)
+    assert found['memory_bytes'] <= found['limit_bytes']
+    assert found['compiled']
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name, where, mesh', [
+    ('deepseek-ai/deepseek-coder-6.7b-base', 'v5e:4x4', Mesh(4, 1, 4)),
+    ('deepseek-ai/deepseek-coder-6.7b-base', 'v5e:4x4', Mesh(2, 8, 1)),
+    ('Qwen/Qwen3-0.6B', 'v6e:2x4', Mesh(8, 1, 1)),
+    ('Qwen/Qwen2.5-Coder-32B', 'v5p:2x2x2', Mesh(1, 2, 4)),
+])
+def test_estimated_memory_is_within_a_third_of_the_compiled(name, where, mesh):
+  pytest.importorskip('libtpu')
+  options = planning.ScoreOptions(tokens_per_batch=8192)
+  made = request(name, options=options)
+  found = score_plan.plan(made, topology.describe(where), mesh, ASSUMED)
+  estimate = footprint.scoring_bytes(made.config, mesh, 8192)
+  assert found['fits']
+  assert 0.67 < estimate / found['memory_bytes'] < 1.33
