@@ -3,8 +3,8 @@ r"""A larger strong model: Qwen2.5-Coder-32B beside the 0.5B one.
   qaq plan --config=configs/qwen_coder_32b.py:data=pairs.jsonl
   qaq run --config=configs/qwen_coder_32b.py:data=pairs.jsonl --workdir=runs/32b
 
-Differs from `warriorcoder.py` in the models, which share a tokenizer, and in the
-mesh: 65 GB of bfloat16 weights are split over 4 chips.
+Differs from `warriorcoder.py` in the models, which share a tokenizer, and in
+the mesh: 65 GB of bfloat16 weights are split over 4 chips.
 
 The paper (arXiv 2603.12165) has no such row; its strong model is 6.7B.
 Expected: `selected.jsonl` with a quarter of the eligible rows, in your schema.

@@ -62,7 +62,8 @@ def get_default() -> ml_collections.ConfigDict:
   c.score.max_shapes = 24  # compilations per model
   c.score.length_multiple = 0  # 0 = 128 on TPU, 16 on GPU, 1 on CPU
   c.score.rows_per_part = 0  # rows that a kill can cost; 0 = from the lengths
-  c.score.attention = 'auto'  # or the name of one implementation
+  # 'auto' = the fastest on the platform; or 'xla', 'splash' (TPU), 'cudnn'.
+  c.score.attention = 'auto'
   c.score.mesh = ml_collections.ConfigDict()
   c.score.mesh.data = -1  # -1 = all devices that the other axes leave
   c.score.mesh.fsdp = 1

@@ -14,7 +14,7 @@ import ml_collections
 from qaq_jax import artifacts
 from qaq_jax.data import samples as samples_lib
 from qaq_jax.data import templates
-from qaq_jax.models import checkpoint, sharding
+from qaq_jax.models import attention, checkpoint, sharding
 from qaq_jax.models import source as source_lib
 from qaq_jax.scoring import join, parts, scorer
 from qaq_jax.selection import derived
@@ -107,11 +107,15 @@ class _Model:
         workdir.filled(self._m.path), self._m.revision or None
     )
     self._encoder = make_encoder(config, name, self._source.directory)
-    self._check_fit(name)
+    model_config = checkpoint.read_config(self._source)
+    self._check_fit(name, model_config)
+    self._attention = attention.choose(
+        self._c.attention,
+        attention.case_of(model_config, self._m.dtype, mesh),
+    )
 
-  def _check_fit(self, name):
+  def _check_fit(self, name, config):
     """Refuses lengths and ids that the model was not made for."""
-    config = checkpoint.read_config(self._source)
     largest = max(self._encoder.tokenizer.hf.get_vocab().values())
     if largest >= config.vocab_size:
       raise ValueError(
@@ -148,7 +152,7 @@ class _Model:
     print(
         f'{self._name}: {self._source.path}, {self._m.dtype}; template '
         f'{info["template"]}; system prompt: {info["system_prompt"]}; BOS: '
-        f'{info["bos"]}'
+        f'{info["bos"]}; attention: {self._attention}'
     )
     for note in info['notes']:
       print(f'{self._name}: {note}')
@@ -172,7 +176,10 @@ class _Model:
         'commit': model['commit'],
         'encoder': self._encoder.fingerprint(),
         'dtype': self._m.dtype,
-        'attention': self._c.attention,
+        # What 'auto' has always been; a kernel goes by its own name.
+        'attention': (
+            self._c.attention if self._attention == 'xla' else self._attention
+        ),
     }
 
 

@@ -10,7 +10,7 @@ import pytest
 import tiny_models
 from flax import nnx
 
-from qaq_jax.models import attention, checkpoint, sharding
+from qaq_jax.models import attention, attention_xla, checkpoint, sharding
 from qaq_jax.models import config as config_lib
 
 
@@ -163,17 +163,8 @@ def test_long_attention_goes_row_by_row(monkeypatch, window, soft_cap):
   for ids in (None, segments):
     expected = run(ids)
     with monkeypatch.context() as m:
-      m.setattr(attention, '_MAX_SCORES', 10)
+      m.setattr(attention_xla, '_MAX_SCORES', 10)
       np.testing.assert_allclose(run(ids), expected, atol=1e-6)
-
-
-def test_attention_is_chosen_or_refused():
-  assert attention.choose('auto') == 'xla'
-  with pytest.raises(ValueError, match="'flash9' is not known; choose 'auto'"):
-    attention.choose('flash9')
-  with pytest.raises(ValueError, match='flash9'):
-    checkpoint.random_init(build('llama').config, mesh=None,
-                           attention='flash9')
 
 
 def test_random_weights_do_not_depend_on_the_mesh():

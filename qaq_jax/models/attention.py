@@ -1,38 +1,111 @@
 """Causal attention behind one function that chooses the implementation.
 
-The XLA implementation works in blocks of queries that see only the keys they
-can: the upper triangle and everything beyond the window are never computed, and
-no [B, N, T, T] array exists at long T. Softmax is in float32.
+  xla     blocks of queries (`attention_xla.py`); everywhere, everything
+  splash  TPU: flash attention in Pallas (`attention_tpu.py`)
+  cudnn   GPU: flash attention of cuDNN (`attention_gpu.py`)
 
 Letters of dimensions: see `decoder.py`.
 """
 
+import dataclasses
 import functools
 
 import jax
 import jax.numpy as jnp
 
-from qaq_jax.models import sharding
+from qaq_jax.models import (
+    attention_gpu,
+    attention_tpu,
+    attention_xla,
+    sharding,
+)
+from qaq_jax.models.config import ModelConfig
 
-IMPLEMENTATIONS = ('xla',)
-_MAX_SCORES = 2**26  # scores of one block of queries that may exist at a time
+# Platform -> what there is, the fastest first.
+_BY_PLATFORM = {'tpu': ('splash', 'xla'), 'gpu': ('cudnn', 'xla')}
+_ATTEND = {
+    'xla': attention_xla.attend,
+    'splash': attention_tpu.attend,
+    'cudnn': attention_gpu.attend,
+}
+IMPLEMENTATIONS = tuple(_ATTEND)
 _MASKED = -1e30  # finite, so that a row without keys gives no NaN
 
 
-def choose(name: str) -> str:
+@dataclasses.dataclass(frozen=True)
+class Case:
+  """What an implementation must support.
+
+  Attributes:
+    platform: 'cpu', 'gpu' or 'tpu': of the devices that the program is for,
+      which need not be this machine's.
+    dtype: of queries, keys and values.
+    head_dim: K.
+    soft_cap: whether scores are capped.
+    segments: whether rows hold several segments.
+    device_kind: of the devices, '' where it is not known.
+  """
+
+  platform: str
+  dtype: jnp.dtype
+  head_dim: int
+  soft_cap: bool = False
+  segments: bool = False
+  device_kind: str = ''
+
+
+def refusal(name: str, case: Case) -> str | None:
+  """Why an implementation can't do a case; None if it can."""
+  own = {'splash': 'tpu', 'cudnn': 'gpu'}.get(name)
+  if own and case.platform != own:
+    return f'it is for {own}, this is {case.platform}'
+  if name == 'splash':
+    return attention_tpu.refusal(case.dtype)
+  if name == 'cudnn':
+    return attention_gpu.refusal(
+        case.dtype, case.head_dim, case.soft_cap, case.segments,
+        case.device_kind,
+    )
+  return None
+
+
+def choose(name: str, case: Case) -> str:
   """Returns the implementation that `name` stands for.
 
+  Args:
+    name: 'auto' is the fastest that can do the case on its platform; one of
+      IMPLEMENTATIONS is that one, never another.
+    case: what it must support.
+
   Raises:
-    ValueError: not 'auto' nor an implementation; a named one is never replaced.
+    ValueError: `name` is not known, or can't do the case; says why.
   """
   if name == 'auto':
-    return 'xla'
+    offered = _BY_PLATFORM.get(case.platform, ('xla',))
+    return next(n for n in offered if refusal(n, case) is None)
   if name not in IMPLEMENTATIONS:
     raise ValueError(
         f"attention {name!r} is not known; choose 'auto' or one of"
         f' {", ".join(IMPLEMENTATIONS)}'
     )
+  why = refusal(name, case)
+  if why:
+    raise ValueError(f"attention {name!r}: {why}; 'auto' chooses one that can")
   return name
+
+
+def case_of(
+    config: ModelConfig, dtype, mesh: jax.sharding.Mesh | None
+) -> Case:
+  """What attention of a model on a mesh must support, unpacked rows."""
+  device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
+  return Case(
+      device.platform,
+      jnp.dtype(dtype),
+      config.head_dim,
+      soft_cap=config.attn_soft_cap is not None,
+      device_kind=device.device_kind,
+  )
 
 
 def attention(
@@ -45,7 +118,7 @@ def attention(
     window: int | None = None,
     soft_cap: float | None = None,
     rules: sharding.ShardingRules | None = None,
-    implementation: str = 'auto',
+    implementation: str = 'xla',
 ) -> jax.Array:
   """Returns softmax(scale * q k^T + mask) v, [B, T, N, K].
 
@@ -58,11 +131,10 @@ def attention(
     window: keys seen, the position itself included; None: all before it.
     soft_cap: scores become cap * tanh(scores / cap).
     rules: how heads and batch are split when a mesh is set.
-    implementation: 'auto' or one of IMPLEMENTATIONS.
+    implementation: one of IMPLEMENTATIONS, from `choose`.
   """
-  choose(implementation)
   local = functools.partial(
-      _xla, scale=scale, window=window, soft_cap=soft_cap
+      _ATTEND[implementation], scale=scale, window=window, soft_cap=soft_cap
   )
   mesh = sharding.current_mesh()
   if mesh is None:
@@ -86,6 +158,8 @@ def attention(
           None if segment_ids_BT is None else rules.spec('batch', None),
       ),
       out_specs=q_spec,
+      # Kernels don't say over which axes their results differ.
+      check_vma=implementation == 'xla',
   )(q_BTNK, k_BTGK, v_BTGK, segment_ids_BT)
 
 
@@ -179,94 +253,3 @@ def _own_kv_heads(q, k, v, axis: str, shards: int, heads_axis: int = 2):
   else:
     one = (first + jnp.arange(here)) // per_group
   return tuple(jnp.take(x, one, axis=heads_axis) for x in (k, v))
-
-
-def _xla(q, k, v, segments, *, scale, window, soft_cap):
-  b, t, n, d = q.shape
-  g = k.shape[2]
-  if q.dtype == jnp.float32:  # a pass over q costs less than one over scores
-    q, scale = q * scale, 1.0
-  q = q.reshape(b, t, g, n // g, d).transpose(0, 2, 3, 1, 4)  # B G R T K
-  k = k.transpose(0, 2, 1, 3)  # B G T K
-  v = v.transpose(0, 2, 1, 3)
-  run = functools.partial(
-      _blocks, scale=scale, window=window, soft_cap=soft_cap
-  )
-  if b * n * _block_length(t) * t <= _MAX_SCORES:
-    y = run(q, k, v, segments)
-  else:  # at long T: one row and group at a time
-
-    def row(x):
-      q, k, v, segments = x
-      return jax.lax.map(lambda qkv: run(*qkv, segments), (q, k, v))
-
-    y = jax.lax.map(row, (q, k, v, segments))
-  return y.transpose(0, 3, 1, 2, 4).reshape(b, t, n, d)
-
-
-def _block_length(t: int) -> int:
-  """Queries per block: few blocks to compile, little wasted beyond causality.
-
-  On CPU blocks that stay in cache are the fastest: at T = 1000 blocks of 128
-  take half the time of blocks of 256, and a third of one dense mask.
-  """
-  return min(max(64, -(-t // 8 // 64) * 64), 512, t)
-
-
-def _blocks(q, k, v, segments, *, scale, window, soft_cap):
-  """Attention of [..., R, T, K] queries to [..., T, K] keys, by blocks."""
-  t = q.shape[-2]
-  block = _block_length(t)
-  out = []
-  for start in range(0, t, block):
-    own = q[..., start : min(start + block, t), :]
-    if out:
-      # Adds nothing, but makes one block wait for the other: else the scores
-      # of all exist at once. XLA for CPU drops optimization barriers too early.
-      own = own + 0 * out[-1][..., -1:, :1]
-    one = functools.partial(
-        _block, start=start, scale=scale, window=window, soft_cap=soft_cap
-    )
-    # Kept for the backward pass, the scores would be [B, N, T, T] per layer.
-    out.append(jax.checkpoint(one)(own, k, v, segments))
-  return jnp.concatenate(out, axis=-2) if len(out) > 1 else out[0]
-
-
-def _block(q, k, v, segments, *, start, scale, window, soft_cap):
-  """Attention of the queries from `start` on to the keys that they see."""
-  highest = jax.lax.Precision.HIGHEST
-  precision = highest if q.dtype == jnp.float32 else None
-  stop = start + q.shape[-2]
-  low = 0 if window is None else max(0, start - window + 1)
-  scores = jnp.einsum(
-      '...rtk,...sk->...rts',
-      q,
-      k[..., low:stop, :],
-      precision=precision,
-      preferred_element_type=jnp.float32,
-  )
-  if scale != 1.0:
-    scores = scores * scale
-  if soft_cap is not None:
-    scores = soft_cap * jnp.tanh(scores / soft_cap)
-  rows = jnp.arange(start, stop)[:, None]
-  columns = jnp.arange(low, stop)[None, :]
-  mask = columns <= rows
-  if window is not None:
-    mask &= columns > rows - window
-  if segments is not None:
-    same = segments[..., start:stop, None] == segments[..., None, low:stop]
-    # [B, T, S] beside scores [B, G, R, T, S]; without B beside [R, T, S]
-    mask = mask & (same[:, None, None] if same.ndim == 3 else same)
-  scores = jnp.where(mask, scores, _MASKED)
-  top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-  weights = jnp.exp(scores - top)
-  total = jnp.sum(weights, axis=-1, keepdims=True)
-  y = jnp.einsum(
-      '...rts,...sk->...rtk',
-      weights.astype(v.dtype),
-      v[..., low:stop, :],
-      precision=precision,
-      preferred_element_type=jnp.float32,
-  )
-  return (y / total).astype(v.dtype)  # smaller than weights / total

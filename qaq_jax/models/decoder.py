@@ -65,19 +65,22 @@ class Decoder(nnx.Module):
       param_dtype: of the parameters.
       rules: logical to mesh axes, before `resolve`.
       mesh: where the parameters live; None: the default device, no mesh.
-      attention: implementation, see `attention.choose`.
+      attention: implementation, see `attention.choose`; the choice depends on
+        the mesh's devices, which may be those of a topology.
       lora: low-rank adapters beside the kernels; None: none.
     """
     self.config = config
     self.dtype = jnp.dtype(dtype)
+    case = attention_lib.case_of(config, dtype, mesh)
     self.attention = attention
-    attention_lib.choose(attention)
+    attention_lib.choose(attention, case)  # refused early
     rules = rules or sharding.ShardingRules()
     self.rules = rules.resolve(config, mesh) if mesh is not None else rules
     self.has_mesh = mesh is not None
     self.lora = lora
     self._layer = layers.Layer(
-        config, self.dtype, self.rules, attention, lora.scale if lora else 0.0
+        config, self.dtype, self.rules, attention, case,
+        lora.scale if lora else 0.0,
     )
     specs = params_lib.param_specs(config, lora)
     abstract = {

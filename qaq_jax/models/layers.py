@@ -24,6 +24,7 @@ class Layer:
     dtype: of the computation; float32 also sets matmul precision 'highest'.
     rules: logical to mesh axes, resolved.
     attention: implementation, see `attention.choose`.
+    case: what it must support, packed rows apart.
     lora_scale: multiplies what low-rank adapters add.
   """
 
@@ -31,6 +32,7 @@ class Layer:
   dtype: jnp.dtype
   rules: sharding.ShardingRules
   attention: str
+  case: attention_lib.Case
   lora_scale: float = 0.0
 
   @property
@@ -163,9 +165,12 @@ class Layer:
           q_BTNK, *cache.read(index), cache.start_B, cache.slot, **options
       )
     else:
+      case = dataclasses.replace(
+          self.case, segments=segment_ids_BT is not None
+      )
       y_BTNK = attention_lib.attention(
           q_BTNK, k_BTGK, v_BTGK, segment_ids_BT, **options,
-          implementation=self.attention,
+          implementation=attention_lib.choose(self.attention, case),
       )
     kernel = self.weight(p['o_kernel'], 'heads', None, 'embed')
     y_BTD = self._contract(y_BTNK, kernel, (2, 3), 'embed')

@@ -31,7 +31,9 @@ _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _WHILE = re.compile(r' while\(.*condition=%?([\w.\-]+)')
 _CONSTANT = re.compile(r'%?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)')
-_LESS = re.compile(r'ROOT .* compare\(.*?, (?:\S+ )?%?([\w.\-]+)\), direction=LT')
+_LESS = re.compile(
+    r'ROOT .* compare\(.*?, (?:\S+ )?%?([\w.\-]+)\), direction=LT'
+)
 
 
 @dataclasses.dataclass(frozen=True)
