@@ -7,7 +7,6 @@ WORKDIR/evaluate/results.json holds the figures.
 """
 
 import functools
-import itertools
 import pathlib
 import zlib
 
@@ -15,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 import tqdm
-from jax._src import distributed  # the barrier has no public name
 from jax.experimental import multihost_utils
 
+from qaq_jax import processes
 from qaq_jax.data import chat, templates, tokenization
 from qaq_jax.evaluation import (
     benchmarks,
@@ -37,8 +36,6 @@ from qaq_jax.scoring import files
 from qaq_jax.workdir import WorkDir
 
 _VERSION = 1  # of what a model is asked
-_BARRIERS = itertools.count()  # a barrier's name is used once
-_DAY_MS = 24 * 3600 * 1000
 
 
 def evaluate(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
@@ -68,24 +65,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   def work():
     return _execute(c, workdir, job, read, made)
 
-  return _by_the_first(work) or {}
-
-
-def _by_the_first(work):
-  """Returns what `work` does in process 0; the others wait for its end.
-
-  Not by a collective of the devices, as everywhere else: those give up after
-  seconds or minutes, and programs can run for hours.
-  """
-  if jax.process_count() == 1:
-    return work()
-  try:
-    return None if jax.process_index() else work()
-  finally:
-    distributed.global_state.client.wait_at_barrier(
-        f'evaluate: programs were run, {next(_BARRIERS)}',
-        timeout_in_ms=_DAY_MS,
-    )
+  return processes.by_the_first(work, 'evaluate: programs were run') or {}
 
 
 def _execute(c, workdir, job, read, made):

@@ -14,7 +14,7 @@ from ml_collections import config_flags
 # transformers is here for tokenizers; that torch is missing is no news.
 os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
 
-from qaq_jax import pipeline  # noqa: E402
+from qaq_jax import pipeline, processes  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config',
@@ -76,19 +76,30 @@ def main(argv: list[str]) -> None:
   pipeline.keep_programs()
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.ERROR)  # jax says much at INFO
+  watch = None
   try:
-    pipeline.run(argv[1], _CONFIG.value, workdir)
+    watch = processes.start() if argv[1] != 'plan' else None
+    pipeline.run(argv[1], _CONFIG.value, workdir, watch)
   except (
       ValueError, OSError, ImportError, RuntimeError, FloatingPointError
   ) as e:
     # What the user can mend is told in words; the stack trace is in run.log.
+    _goodbye(watch, str(e))
     sys.exit(f'qaq {argv[1]}: error: {e}')
   except KeyboardInterrupt:
+    _goodbye(watch, 'interrupted')
     print(
         f'qaq {argv[1]}: interrupted; the same command goes on with what is on '
         'disk', file=sys.stderr,
     )
     sys.exit(130)
+  _goodbye(watch)
+
+
+def _goodbye(watch: processes.Watch | None, error: str = '') -> None:
+  """Tells the other processes, where there are some, how this one ended."""
+  if watch is not None:
+    watch.close(error)
 
 
 def _parse(argv: list[str]) -> list[str]:

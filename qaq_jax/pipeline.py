@@ -1,5 +1,6 @@
 """Runs the stages of a config in a work directory, and keeps the run log."""
 
+import functools
 import json
 import os
 import pathlib
@@ -8,7 +9,7 @@ import sys
 import jax
 import ml_collections
 
-from qaq_jax import runlog, stages
+from qaq_jax import processes, runlog, stages
 from qaq_jax.scoring import files
 from qaq_jax.workdir import WorkDir
 
@@ -25,6 +26,10 @@ STAGES = {
     'report': stages.report,
     'plan': stages.plan,
 }
+
+# Stages that all processes run together; of the others the first runs each, and
+# the rest wait.
+_TOGETHER = ('score', 'finetune', 'evaluate', 'compare')
 
 # What to do after `qaq run`, by a stage that was in it.
 _NEXT = {
@@ -43,14 +48,19 @@ _NEXT = {
 
 
 def run(
-    stage: str, config: ml_collections.ConfigDict, workdir: str
+    stage: str,
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    watch: processes.Watch | None = None,
 ) -> pathlib.Path:
   """Runs one stage, or all of `config.stages`.
 
   Args:
     stage: a key of STAGES, or 'run' for all that the config lists.
     config: as made by `qaq_jax.config.get_default` and changed.
-    workdir: folder of all output; created where it is missing.
+    workdir: folder of all output; created where it is missing. Several
+      processes share it.
+    watch: over the processes, where there are several.
 
   Returns:
     The work directory.
@@ -71,7 +81,7 @@ def run(
   # Process 0 holds the lock; stages of two commands would mix artifacts.
   lock = files.Lock(workdir.path) if jax.process_index() == 0 else None
   try:
-    _run(names, config, workdir)
+    _run(names, config, workdir, watch)
   finally:
     if lock:
       lock.release()
@@ -96,14 +106,21 @@ def keep_programs() -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 
-def _run(names, config, workdir) -> None:
+def _run(names, config, workdir, watch) -> None:
   if jax.process_index() == 0:
     files.remove_temporaries(workdir.path)
     text = json.dumps(config.to_dict(), indent=2, default=str)
     workdir.config.write_text(text + '\n')
   log = runlog.RunLog(workdir.run_log)
   log.environment()
+  if watch is not None:
+    watch.on_loss = lambda text: log.write('process lost', error=text)
   for name in names:
     with log.stage(name):
-      result = STAGES[name](config, workdir)
+      work = functools.partial(STAGES[name], config, workdir)
+      if name in _TOGETHER:
+        result = work()
+        processes.barrier(name)  # what the first one joins is there
+      else:
+        result = processes.by_the_first(work, name)
       log.write('result', stage=name, **(result or {}))

@@ -3,7 +3,6 @@
 import json
 import pathlib
 import shutil
-import socket
 import subprocess
 import sys
 
@@ -104,40 +103,6 @@ def test_generations_of_other_settings_are_not_mixed(tmp_path):
   (model / 'generation_config.json').write_text('{"eos_token_id": [0, 7, 9]}')
   with pytest.raises(ValueError, match='stop_ids: '):
     pipeline.run('evaluate', config, tmp_path)
-
-
-_PROCESS = """
-import pathlib, sys, time
-import jax
-folder, port, index = pathlib.Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-jax.distributed.initialize(f'localhost:{port}', 2, index)
-from qaq_jax import evaluate_stage
-for i in range(2):
-  def work():
-    time.sleep(1.5)
-    (folder / f'done{i}').touch()
-    return {'executed': True}
-  found = evaluate_stage._by_the_first(work)
-  print(index, found, (folder / f'done{i}').exists())
-"""
-
-
-@pytest.mark.slow
-def test_other_processes_wait_for_the_one_that_runs_programs(tmp_path):
-  with socket.socket() as free:
-    free.bind(('localhost', 0))
-    port = str(free.getsockname()[1])
-  processes = [
-      subprocess.Popen(
-          [sys.executable, '-c', _PROCESS, str(tmp_path), port, str(index)],
-          cwd=pathlib.Path(__file__).parent.parent, stdout=subprocess.PIPE,
-          text=True,
-      )
-      for index in range(2)
-  ]
-  said = [process.communicate(timeout=120)[0] for process in processes]
-  assert said[0] == "0 {'executed': True} True\n" * 2
-  assert said[1] == '1 None True\n' * 2
 
 
 def test_drawn_samples_do_not_depend_on_what_was_there(tmp_path):

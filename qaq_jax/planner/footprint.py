@@ -101,7 +101,7 @@ def scoring_bytes(
 ) -> int:
   """Bytes per device of scoring with `tokens` on each part of the rows."""
   chunk = likelihood.HeadChunks.for_platform('gpu')
-  logits = 4 * 2 * min(chunk.rows, tokens) * min(
+  logits = 4 * min(chunk.rows, tokens) * min(
       chunk.vocab, config.padded_vocab_size // mesh.tensor
   )
   return (

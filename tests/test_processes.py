@@ -1,0 +1,268 @@
+"""Several real processes: the same table, and an end when one is lost."""
+
+import json
+import os
+import pathlib
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from qaq_jax import processes
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+SUMS = ('nll_q', 'nll_q_given_a', 'nll_a', 'nll_a_given_q')
+EXACT = ('row', 'n_q_strong', 'n_a_strong', 'status_strong', 'reason_strong')
+
+
+def make_data(path, rows=90, longest=40):
+  """Pairs of many lengths; one is empty, one is too long."""
+  rng = random.Random(0)
+  words = ('add', 'sum', 'for', 'x', 'in', 'range', 'return', 'of', 'print')
+  with open(path, 'w') as file:
+    for i in range(rows):
+      record = {
+          'instruction': ' '.join(rng.choices(words, k=rng.randint(2, 12))),
+          'output': ' '.join(rng.choices(words, k=rng.randint(3, longest))),
+      }
+      if i == 4:
+        record['output'] = ' '
+      if i == 11:
+        record['output'] = 'sum ' * 2000
+      file.write(json.dumps(record) + '\n')
+
+
+def recipe(folder):
+  """A recipe with one small model."""
+  path = folder / 'one.py'
+  path.write_text(
+      'from qaq_jax import config as lib\n\n'
+      'def get_config():\n'
+      '  c = lib.get_default()\n'
+      f'  c.data.path = {str(folder / "in.jsonl")!r}\n'
+      '  lib.add_model(c, "strong", lib.embedded_model("strong"),\n'
+      '                dtype="float32", chat_template="plain")\n'
+      '  c.roles.weak = ""\n'
+      '  c.stages = ("prepare", "score", "select")\n'
+      '  c.select.rule = "rmi_top"\n'
+      '  c.score.max_length = 256\n'
+      '  c.score.max_shapes = 2\n'
+      '  c.score.tokens_per_batch = 256\n'
+      '  c.score.rows_per_part = 16\n'
+      '  c.score.length_multiple = 16\n'
+      '  return c\n'
+  )
+  return path
+
+
+def free_port():
+  with socket.socket() as free:
+    free.bind(('localhost', 0))
+    return free.getsockname()[1]
+
+
+def start(folder, number, devices, *flags, out='work'):
+  """Starts `qaq run` in so many processes; their output goes to files."""
+  port = free_port()
+  started = []
+  for index in range(number):
+    environment = os.environ | {
+        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+        'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT),
+        'PYTHONUNBUFFERED': '1',
+    }
+    if number > 1:
+      environment |= {
+          'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
+          'JAX_NUM_PROCESSES': str(number), 'JAX_PROCESS_ID': str(index),
+      }
+    log = open(folder / f'{out}-{index}.log', 'w')  # noqa: SIM115
+    started.append(subprocess.Popen(
+        [
+            sys.executable, '-m', 'qaq_jax.main', 'run',
+            f'--config={recipe(folder)}', f'--workdir={folder / out}', *flags,
+        ],
+        env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT,
+    ))
+  return started
+
+
+def finish(started, folder, out='work', timeout=300):
+  """Waits; returns exit codes and outputs."""
+  codes = [process.wait(timeout) for process in started]
+  texts = [
+      (folder / f'{out}-{i}.log').read_text() for i in range(len(started))
+  ]
+  return codes, texts
+
+
+def run(folder, number, devices, *flags, out='work'):
+  codes, texts = finish(
+      start(folder, number, devices, *flags, out=out), folder, out
+  )
+  assert codes == [0] * number, '\n'.join(texts)
+  return texts
+
+
+def table(folder, out='work'):
+  return pq.read_table(folder / out / 'scores.parquet')
+
+
+def assert_same(found, wanted, exact=False):
+  """Rows and statuses equal; sums equal within the stated tolerance."""
+  assert found.column_names == wanted.column_names
+  for name in EXACT:
+    assert found[name].equals(wanted[name]), name
+  for name in SUMS:
+    a, b = (t[f'{name}_strong'].to_numpy() for t in (found, wanted))
+    if exact:
+      np.testing.assert_array_equal(a, b)
+    else:
+      np.testing.assert_allclose(a, b, rtol=2e-6)
+
+
+@pytest.fixture(scope='module')
+def single(tmp_path_factory):
+  """The table of one process with one device."""
+  folder = tmp_path_factory.mktemp('single')
+  make_data(folder / 'in.jsonl')
+  run(folder, 1, 1)
+  return table(folder)
+
+
+def test_two_processes_make_the_table_of_one(single, tmp_path):
+  """Tensor across processes; every stage but scoring in the first alone."""
+  make_data(tmp_path / 'in.jsonl')
+  texts = run(tmp_path, 2, 1, '--config.score.mesh.tensor=2')
+  assert_same(table(tmp_path), single)
+  assert 'Kept' in texts[0] and 'Kept' not in texts[1]
+  assert texts[0].count('wrote') >= 2 and 'wrote' not in texts[1]
+  parts = sorted((tmp_path / 'work/scores/strong').glob('part-*.parquet'))
+  assert len(parts) == 6
+  rows = np.concatenate([pq.read_table(p)['row'].to_numpy() for p in parts])
+  np.testing.assert_array_equal(rows, np.arange(90))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('number, devices, mesh', [
+    (2, 2, {}),
+    (2, 2, {'fsdp': 4}),
+    (2, 4, {'data': 2, 'fsdp': 2, 'tensor': 2}),
+    (4, 1, {'fsdp': 2, 'data': 2}),
+    (4, 2, {'data': 2, 'fsdp': 2, 'tensor': 2}),
+])
+def test_every_mesh_across_processes(number, devices, mesh, single, tmp_path):
+  """And bit for bit the table of one process with as many devices."""
+  make_data(tmp_path / 'in.jsonl')
+  flags = [f'--config.score.mesh.{k}={n}' for k, n in mesh.items()]
+  run(tmp_path, number, devices, *flags)
+  assert_same(table(tmp_path), single)
+  run(tmp_path, 1, number * devices, *flags, out='alone')
+  assert_same(table(tmp_path), table(tmp_path, 'alone'), exact=True)
+
+
+@pytest.mark.slow
+def test_fewer_rows_than_devices(tmp_path):
+  make_data(tmp_path / 'in.jsonl', rows=3)
+  run(tmp_path, 1, 1, out='alone')
+  run(tmp_path, 2, 4)
+  assert_same(table(tmp_path), table(tmp_path, 'alone'))
+
+
+@pytest.mark.slow
+def test_restart_with_another_number_of_processes(single, tmp_path):
+  """Killed after some parts; then one process, then four, finish it."""
+  make_data(tmp_path / 'in.jsonl')
+  run(tmp_path, 2, 1)
+  folder = tmp_path / 'work' / 'scores' / 'strong'
+  for index in (1, 3, 4):
+    (folder / f'part-{index:06d}.parquet').unlink()
+  (tmp_path / 'work' / 'scores.parquet').unlink()
+  kept = {p.name: p.stat().st_mtime_ns for p in folder.glob('part-*')}
+  run(tmp_path, 4, 1)
+  assert_same(table(tmp_path), single)
+  for name, when in kept.items():
+    assert (folder / name).stat().st_mtime_ns == when
+
+
+def wait_for_parts(folder, started, most=120):
+  end = time.monotonic() + most
+  while not list((folder / 'work/scores').glob('*/part-*.parquet')):
+    assert time.monotonic() < end
+    assert all(p.poll() is None for p in started)
+    time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('victim, signum', [
+    (1, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGSTOP),
+    (0, signal.SIGKILL),
+])
+def test_the_others_name_the_lost_process(victim, signum, tmp_path):
+  """Within 60 s; nothing written is lost, and a restart completes."""
+  make_data(tmp_path / 'in.jsonl', rows=1200, longest=120)
+  started = start(tmp_path, 2, 1)
+  try:
+    wait_for_parts(tmp_path, started)
+    before = time.monotonic()
+    started[victim].send_signal(signum)
+    code = started[1 - victim].wait(60)
+    assert time.monotonic() - before < 60
+  finally:
+    for process in started:
+      process.kill()
+      process.wait()
+  text = (tmp_path / f'work-{1 - victim}.log').read_text()
+  assert code not in (0, None)
+  if victim == 0 and signum == signal.SIGKILL:
+    # jax itself ends a process whose coordinator is gone, at once.
+    assert re.search('process 0|leader|coordination service', text), text
+  else:
+    assert f'process {victim} (' in text, text
+    assert 'the same command goes on' in text
+  folder = tmp_path / 'work' / 'scores' / 'strong'
+  kept = {p.name: p.read_bytes() for p in folder.glob('part-*.parquet')}
+  assert kept
+  run(tmp_path, 2, 1)
+  for name, data in kept.items():
+    assert (folder / name).read_bytes() == data
+  assert table(tmp_path).num_rows == 1200
+
+
+@pytest.mark.slow
+def test_an_error_of_one_process_is_told_by_the_others(tmp_path):
+  (tmp_path / 'in.jsonl').write_text('{"x": 1}\n')
+  codes, texts = finish(start(tmp_path, 2, 1), tmp_path)
+  assert 0 not in codes
+  assert 'qaq run: error: ' in texts[0]
+  assert 'process 0 (' in texts[1] and 'failed: ' in texts[1]
+
+
+# What the environment says.
+
+
+@pytest.mark.parametrize('variables, found', [
+    ({}, None),
+    ({'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '4'}, None),  # a shell in a job
+    ({'SLURM_STEP_NUM_TASKS': '1'}, None),
+    ({'SLURM_STEP_NUM_TASKS': '4'}, 'SLURM'),
+    ({'OMPI_COMM_WORLD_SIZE': '2'}, 'Open MPI'),
+    ({'JAX_COORDINATOR_ADDRESS': 'a:1'}, 'JAX_COORDINATOR_ADDRESS'),
+])
+def test_the_environment_tells_of_several_processes(
+    variables, found, monkeypatch
+):
+  for name in ('JAX_COORDINATOR_ADDRESS', 'SLURM_STEP_NUM_TASKS',
+               'OMPI_COMM_WORLD_SIZE'):
+    monkeypatch.delenv(name, raising=False)
+  for name, value in variables.items():
+    monkeypatch.setenv(name, value)
+  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+  assert processes.environment() == found
