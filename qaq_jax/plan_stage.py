@@ -68,7 +68,7 @@ def plan(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   hours = [p['chip_hours'] for p in result['score'].values()
            if 'chip_hours' in p]
   if len(hours) == len(scored) > 1:
-    print(f'scoring with all models: {sum(hours):,.1f} chip-hours')
+    print(f'scoring with all models: {sum(hours):,.2f} chip-hours')
   if 'finetune' in config.stages:
     there = where
     if c.finetune_topology and c.finetune_topology != c.topology:

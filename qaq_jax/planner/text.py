@@ -49,6 +49,12 @@ def _gib(size) -> str:
   return f'{size / _GIB:.2f} GiB'
 
 
+def _time(hours: float) -> str:
+  if hours < 1 / 60:
+    return f'{hours * 3600:.0f} seconds'
+  return f'{hours * 60:.0f} minutes' if hours < 2 else f'{hours:,.1f} hours'
+
+
 def _does_not_fit(plan):
   lines = ['  DOES NOT FIT']
   if plan.get('why'):
@@ -138,7 +144,7 @@ def _rates(plan):
     )
   if plan.get('hours') is not None:
     lines.append(
-        f'  {plan["hours"]:,.2f} hours, {plan["chip_hours"]:,.1f} chip-hours'
+        f'  {_time(plan["hours"])}, {plan["chip_hours"]:,.2f} chip-hours'
     )
   if plan.get('meshes'):
     best = plan['meshes'][0]
