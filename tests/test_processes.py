@@ -266,3 +266,51 @@ def test_the_environment_tells_of_several_processes(
     monkeypatch.setenv(name, value)
   monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
   assert processes.environment() == found
+
+
+def of_launcher(name, index, number, port):
+  """What a launcher puts into the environment of process `index`."""
+  given = {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT),
+           'JAX_COORDINATOR_PORT': str(port)}
+  if name == 'SLURM':
+    return given | {
+        'SLURM_JOB_ID': '77', 'SLURM_STEP_NODELIST': 'localhost',
+        'SLURM_NTASKS': str(number), 'SLURM_STEP_NUM_TASKS': str(number),
+        'SLURM_PROCID': str(index), 'SLURM_LOCALID': str(index),
+    }
+  return given | {
+      'OMPI_MCA_orte_hnp_uri': '1531576320.0;tcp://127.0.0.1:34911',
+      'OMPI_COMM_WORLD_SIZE': str(number),
+      'OMPI_COMM_WORLD_RANK': str(index),
+      'OMPI_COMM_WORLD_LOCAL_RANK': str(index),
+  }
+
+
+@pytest.mark.parametrize('launcher', ['SLURM', 'Open MPI'])
+def test_processes_of_a_launcher_find_each_other(launcher):
+  """Real processes, with the environment that the launcher would give."""
+  port = free_port()
+  program = (
+      'import jax\n'
+      'from qaq_jax import processes\n'
+      'watch = processes.start()\n'
+      'print(jax.process_index(), jax.process_count(), jax.device_count())\n'
+      'processes.barrier("end")\n'
+      'watch.close()\n'
+  )
+  plain = {
+      k: v for k, v in os.environ.items()
+      if not k.startswith(('SLURM_', 'OMPI_', 'JAX_', 'XLA_'))
+  }
+  started = [
+      subprocess.Popen(
+          [sys.executable, '-c', program], stdout=subprocess.PIPE,
+          stderr=subprocess.PIPE, text=True, cwd=ROOT,
+          env=plain | of_launcher(launcher, index, 2, port),
+      )
+      for index in range(2)
+  ]
+  for index, process in enumerate(started):
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert out.split() == [str(index), '2', '2']
