@@ -5,14 +5,17 @@ What was made from other settings or inputs is refused, naming the difference.
 """
 
 import dataclasses
+import os
 
 import pyarrow.parquet as pq
 
 from qaq_jax.data import samples
 from qaq_jax.scoring import files
-from qaq_jax.selection import columns, external, registry
+from qaq_jax.selection import beyond_memory, columns, external, registry
 from qaq_jax.selection import select as select_lib
 from qaq_jax.workdir import SAMPLES_KEY, WorkDir
+
+ENGINES = ('memory', 'duckdb')
 
 
 def data_source(
@@ -57,11 +60,11 @@ def open_samples(config, workdir: WorkDir) -> samples.SampleStore:
   return store
 
 
-def score_columns(config, workdir: WorkDir) -> columns.ScoreColumns:
-  """The finished score table, stratified as the config says.
+def check_scores(config, workdir: WorkDir) -> None:
+  """Refuses a work directory without a score table of its samples.
 
   Raises:
-    ValueError: there is no score table, or it is of other samples.
+    ValueError: there is none, or it is of other samples.
   """
   path = workdir.scores
   if not path.exists():
@@ -75,8 +78,17 @@ def score_columns(config, workdir: WorkDir) -> columns.ScoreColumns:
         f'{prepared[:16]}): prepare the old input again, or score the new one '
         'in another --workdir'
     )
+
+
+def score_columns(config, workdir: WorkDir) -> columns.ScoreColumns:
+  """The finished score table, stratified as the config says.
+
+  Raises:
+    ValueError: there is no score table, or it is of other samples.
+  """
+  check_scores(config, workdir)
   return columns.ScoreColumns(
-      path,
+      workdir.scores,
       roles=config.roles.to_dict(),
       num_strata=config.strata.num_strata,
       by=config.strata.by,
@@ -84,14 +96,43 @@ def score_columns(config, workdir: WorkDir) -> columns.ScoreColumns:
   )
 
 
-def selection(config, workdir: WorkDir, table) -> select_lib.Selection:
-  """What `config.select` chooses from the score table."""
-  return select_lib.select(
-      table,
-      rule=config.select.rule,
-      budget=config.select.budget.to_dict(),
-      seed=config.seed,
-      **rule_options(config, workdir, config.select.rule),
+def selection(
+    config, workdir: WorkDir, table: columns.ScoreColumns | None = None
+) -> select_lib.Selection:
+  """What `config.select` chooses from the score table.
+
+  Args:
+    config: the config; its engine says who chooses.
+    workdir: with the score table.
+    table: the table, where it is open already.
+
+  Raises:
+    ValueError: an unknown engine, or as `select.select`.
+  """
+  c = config.select
+  if c.engine not in ENGINES:
+    raise ValueError(
+        f'config.select.engine is {c.engine!r}; it is one of '
+        + ', '.join(ENGINES)
+    )
+  asked = {
+      'rule': c.rule, 'budget': c.budget.to_dict(), 'seed': config.seed,
+      **rule_options(config, workdir, c.rule),
+  }
+  if c.engine == 'memory':
+    table = score_columns(config, workdir) if table is None else table
+    return select_lib.select(table, **asked)
+  check_scores(config, workdir)
+  return beyond_memory.select(
+      workdir.scores,
+      roles=config.roles.to_dict(),
+      num_strata=config.strata.num_strata,
+      by=config.strata.by,
+      include_truncated=c.include_truncated,
+      memory_gb=c.memory_gb,
+      threads=os.cpu_count() or 1,
+      temporary=workdir.path / 'duckdb',
+      **asked,
   )
 
 
@@ -137,7 +178,9 @@ def rule_options(config, workdir: WorkDir, name: str) -> dict:
 
 def given_options(config) -> dict:
   """Options of single rules that `config.select` sets."""
-  fixed = ('rule', 'output', 'budget', 'include_truncated')
+  fixed = (
+      'rule', 'output', 'budget', 'include_truncated', 'engine', 'memory_gb'
+  )
   return {
       name: value
       for name, value in config.select.items()

@@ -85,6 +85,9 @@ def get_default() -> ml_collections.ConfigDict:
   c.select.budget.tokens = placeholder(int)  # of queries and answers
   c.select.budget.threshold = placeholder(float)  # on the rule's score
   c.select.include_truncated = False
+  # 'duckdb' makes the same choice on disk, for tables beyond memory.
+  c.select.engine = 'memory'
+  c.select.memory_gb = 4.0  # that DuckDB may use
   # Options of single rules, None = the rule's own default; the README's table
   # of rules (or registry.describe_rules()) says which rule has which.
   c.select.lo = placeholder(float)

@@ -25,8 +25,7 @@ def training_samples(config, workdir) -> tuple[Iterator[samples.Sample], str]:
     return store.iter_rows(), f'all {store.num_rows:,} prepared samples'
   if data == 'selected':
     store = artifacts.open_samples(config, workdir)
-    table = artifacts.score_columns(config, workdir)
-    selection = artifacts.selection(config, workdir, table)
+    selection = artifacts.selection(config, workdir)
     artifacts.check_selection(config, workdir, selection)
     rows = selection.rows
     if not len(rows):

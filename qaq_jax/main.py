@@ -83,23 +83,20 @@ def main(argv: list[str]) -> None:
   except (
       ValueError, OSError, ImportError, RuntimeError, FloatingPointError
   ) as e:
+    if watch is not None:
+      watch.fail(e)
     # What the user can mend is told in words; the stack trace is in run.log.
-    _goodbye(watch, str(e))
     sys.exit(f'qaq {argv[1]}: error: {e}')
-  except KeyboardInterrupt:
-    _goodbye(watch, 'interrupted')
+  except KeyboardInterrupt as e:
     print(
         f'qaq {argv[1]}: interrupted; the same command goes on with what is on '
         'disk', file=sys.stderr,
     )
+    if watch is not None:
+      watch.fail(e)
     sys.exit(130)
-  _goodbye(watch)
-
-
-def _goodbye(watch: processes.Watch | None, error: str = '') -> None:
-  """Tells the other processes, where there are some, how this one ended."""
   if watch is not None:
-    watch.close(error)
+    watch.close()
 
 
 def _parse(argv: list[str]) -> list[str]:

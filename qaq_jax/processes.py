@@ -13,6 +13,7 @@ import contextlib
 import glob
 import importlib.util
 import itertools
+import math
 import os
 import socket
 import sys
@@ -120,7 +121,7 @@ def by_the_first(work: Callable, name: str):
   return result
 
 
-class Watch(threading.Thread):
+class Watch:
   """Shows that this process lives and ends it when another one doesn't.
 
   Attributes:
@@ -128,60 +129,66 @@ class Watch(threading.Thread):
   """
 
   def __init__(self, store, index: int, number: int):
-    super().__init__(name='watch', daemon=True)
     self.on_loss = None
     self._store, self._index, self._number = store, index, number
     self._me = f'{socket.gethostname()}, pid {os.getpid()}'
     self._stop = threading.Event()
     now = time.monotonic()
+    self._answered = now  # when the common store last did
     self._seen = {i: ('', now) for i in range(number)}
     self._names = {}
 
-  def run(self):
-    """The thread: a life sign and a look around, until `close`."""
+  def start(self) -> None:
+    """Starts two threads: a call to a store that hangs never returns."""
+    for work in (self._beat, self._guard):
+      threading.Thread(target=work, name='watch', daemon=True).start()
+
+  def _beat(self):
+    """A life sign and a look around, until `close`."""
     for beat in itertools.count():
-      lost = self._look(beat)
-      if lost:
-        self._end(lost)
+      with contextlib.suppress(jax.errors.JaxRuntimeError):
+        self._look(beat)
+        self._answered = time.monotonic()
       if self._stop.wait(BEAT_SECONDS):
         return
 
-  def _look(self, beat) -> str | None:
-    """One life sign, and one look at those of the others."""
-    now = time.monotonic()
-    try:
-      self._store.key_value_set(
-          f'qaq/alive/{self._index}', f'{beat}|{self._me}',
-          allow_overwrite=True,
-      )
-      alive = dict(self._store.key_value_dir_get('qaq/alive/'))
-      ended = dict(self._store.key_value_dir_get('qaq/ended/'))
-    except jax.errors.JaxRuntimeError as e:
-      silent = now - self._seen[0][1]
-      if silent < LOST_SECONDS / 2:
-        return None
-      return (
-          f'process 0 ({self._names.get(0, "host unknown")}), which the others '
-          f'report to, could not be reached for {silent:.0f} s: {e}'
-      )
-    for key, value in alive.items():
+  def _look(self, beat):
+    self._store.key_value_set(
+        f'qaq/alive/{self._index}', f'{beat}|{self._me}', allow_overwrite=True
+    )
+    for key, value in self._store.key_value_dir_get('qaq/alive/'):
       index = int(key.rsplit('/', 1)[1])
       self._names[index] = value.split('|', 1)[1]
       if value != self._seen[index][0]:
-        self._seen[index] = value, now
-    self._seen[0] = self._seen[0][0], now  # it has just answered
-    failed = {int(k.rsplit('/', 1)[1]): v for k, v in ended.items()}
-    for index, why in failed.items():
-      if index != self._index and why:
-        return f'process {index} ({self._names.get(index)}) failed: {why}'
-    for index, (_, when) in self._seen.items():
-      if now - when > LOST_SECONDS and index not in failed:
-        return (
-            f'process {index} ({self._names.get(index, "never seen")}) has '
-            f'given no sign of life for {now - when:.0f} s: it was killed, '
-            'hangs, or its host is gone'
+        self._seen[index] = value, time.monotonic()
+    for key, why in self._store.key_value_dir_get('qaq/ended/'):
+      index = int(key.rsplit('/', 1)[1])
+      if why and index != self._index:
+        self._end(f'process {index} ({self._name(index)}) failed: {why}')
+      self._seen[index] = 'ended', math.inf
+
+  def _guard(self):
+    """Ends this process once another one has been silent for too long."""
+    while not self._stop.wait(BEAT_SECONDS / 2):
+      now = time.monotonic()
+      silent = now - self._answered
+      if silent > LOST_SECONDS:
+        self._end(
+            f'process 0 ({self._name(0)}), which the others report to, has '
+            f'not answered for {silent:.0f} s: it was killed, hangs, or its '
+            'host is gone'
         )
-    return None
+      for index, (_, when) in list(self._seen.items()):
+        # While the store is silent nobody is seen.
+        if self._answered - when > LOST_SECONDS:
+          self._end(
+              f'process {index} ({self._name(index)}) has given no sign of '
+              f'life for {now - when:.0f} s: it was killed, hangs, or its '
+              'host is gone'
+          )
+
+  def _name(self, index):
+    return self._names.get(index, 'never seen')
 
   def _end(self, lost):
     """Ends this process from the watch's thread; the main one is stuck."""
@@ -196,16 +203,29 @@ class Watch(threading.Thread):
     sys.stdout.flush()
     os._exit(_LOST_CODE)
 
-  def close(self, error: str = '') -> None:
-    """Says goodbye: done, or with an error that the others will show.
-
-    After an error this waits until they had time to read it, since process 0
-    takes the common store with it.
-    """
+  def close(self) -> None:
+    """Says that this process has done its work."""
     self._stop.set()
+    self._store.key_value_set(
+        f'qaq/ended/{self._index}', '', allow_overwrite=True
+    )
+
+  def fail(self, error: BaseException) -> None:
+    """Tells the others of an error, and ends this process.
+
+    A collective that breaks says nothing of the process that broke it: this
+    one waits until the watch has found out, and ended it with the name. Jax's
+    own end would wait for the lost process, too.
+    """
+    if isinstance(error, jax.errors.JaxRuntimeError):
+      time.sleep(LOST_SECONDS + 3 * BEAT_SECONDS)
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       self._store.key_value_set(
-          f'qaq/ended/{self._index}', error, allow_overwrite=True
+          f'qaq/ended/{self._index}', str(error) or type(error).__name__,
+          allow_overwrite=True,
       )
-      if error:
-        time.sleep(2 * BEAT_SECONDS)
+    time.sleep(2 * BEAT_SECONDS)  # process 0 takes the common store with it
+    self._stop.set()
+    print(f'qaq: error: {error}', file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(1)

@@ -115,8 +115,7 @@ def score(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
 def select(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   """Score table -> chosen samples, in the input's own schema."""
   store = artifacts.open_samples(config, workdir)
-  table = artifacts.score_columns(config, workdir)
-  selection = artifacts.selection(config, workdir, table)
+  selection = artifacts.selection(config, workdir)
   before = files.read_json(workdir.selection)
   path = workdir.path / config.select.output
   samples.write_selected(store, selection.rows, path)

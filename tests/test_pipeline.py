@@ -198,6 +198,20 @@ def test_another_rule_needs_no_model(inputs, finished, capsys):
   assert len((finished / 'selected.jsonl').read_bytes().splitlines()) == 5
 
 
+def test_duckdb_chooses_the_same(inputs, finished):
+  config = make_config(inputs)
+  pipeline.run('select', config, finished)
+  chosen = (finished / 'selected.jsonl').read_bytes()
+  config.select.engine = 'duckdb'
+  pipeline.run('select', config, finished)
+  assert (finished / 'selected.jsonl').read_bytes() == chosen
+  report = json.loads((finished / 'selection.json').read_text())
+  assert report['engine'] == 'duckdb'
+  config.select.engine = 'sqlite'
+  with pytest.raises(ValueError, match='one of memory, duckdb'):
+    pipeline.run('select', config, finished)
+
+
 def test_rds_plus_reads_the_stored_embeddings(inputs, finished):
   config = make_config(inputs)
   config.select.rule = 'rds_plus'

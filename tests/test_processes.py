@@ -241,7 +241,7 @@ def test_an_error_of_one_process_is_told_by_the_others(tmp_path):
   (tmp_path / 'in.jsonl').write_text('{"x": 1}\n')
   codes, texts = finish(start(tmp_path, 2, 1), tmp_path)
   assert 0 not in codes
-  assert 'qaq run: error: ' in texts[0]
+  assert 'qaq: error: ' in texts[0]
   assert 'process 0 (' in texts[1] and 'failed: ' in texts[1]
 
 

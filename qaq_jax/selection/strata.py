@@ -83,7 +83,7 @@ def rank_in_strata(score_N, stratum_N):
   if not len(used):
     return rank_N
   score, stratum = score_N[used], stratum_N[used]
-  order = np.argsort(score, kind='stable')
+  order = np.argsort(score)  # the order of ties has no effect
   if stratum.max() > 0:
     # Small integers: numpy's stable sort is a radix sort, linear in the rows.
     small = np.int16 if stratum.max() < 2**15 else np.int64

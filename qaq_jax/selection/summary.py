@@ -94,13 +94,9 @@ def _notes(report, table, rule, budget, found, candidate):
   notes = list(found.notes)
   counts = report['counts']
   if not counts['eligible']:
-    under = ' and '.join(report['eligible_under']) or 'no model'
-    notes.append(f'No row is eligible (status ok under {under}).')
+    notes.append(nobody(report))
   if report['ran_short']:
-    notes.append(
-      f'Ran short: {counts["kept"]:,} of the {report["target_rows"]:,} rows '
-      'asked for; the rule has no more, and nothing else is filled in.'
-    )
+    notes.append(ran_short(report))
   if budget.threshold is not None and not counts['kept']:
     side = 'above' if rule.highest else 'below'
     text = f'Nothing is {side} the threshold {budget.threshold:g}'
@@ -116,11 +112,31 @@ def _notes(report, table, rule, budget, found, candidate):
     notes.append(text + '. Selected nothing.')
   cut = report['cut']
   if cut and budget.threshold is None and cut['tied_kept'] < cut['tied']:
-    notes.append(
-      f'{cut["tied"]:,} rows tie at the cut; the hash of `row` under seed '
-      f'{report["seed"]} kept {cut["tied_kept"]:,} of them.'
-    )
+    notes.append(ties(report))
   return notes
+
+
+def nobody(report) -> str:
+  """The note where no row is eligible."""
+  under = ' and '.join(report['eligible_under']) or 'no model'
+  return f'No row is eligible (status ok under {under}).'
+
+
+def ran_short(report) -> str:
+  """The note where the rule has fewer rows than the budget asks for."""
+  return (
+    f'Ran short: {report["counts"]["kept"]:,} of the '
+    f'{report["target_rows"]:,} rows asked for; the rule has no more, and '
+    'nothing else is filled in.'
+  )
+
+
+def ties(report) -> str:
+  """The note where not all rows of the same score were kept."""
+  return (
+    f'{report["cut"]["tied"]:,} rows tie at the cut; the hash of `row` under '
+    f'seed {report["seed"]} kept {report["cut"]["tied_kept"]:,} of them.'
+  )
 
 
 def _tokens(table, models, eligible, chosen):

@@ -1,0 +1,170 @@
+"""DuckDB chooses the very rows that the selection in memory chooses."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import selection_tables
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from qaq_jax.selection import beyond_memory, budget, select
+
+BUDGETS = (
+    {'share': 0.25}, {'rows': 37}, {'tokens': 20_000}, {'share': 1.0},
+    {'rows': 0}, None,
+)
+
+
+def write(table, path):
+  """NaN as null, as the scorer writes it."""
+  columns = {
+      name: pa.array(v, from_pandas=True) for name, v in table.items()
+  }
+  pq.write_table(pa.table(columns), path)
+  return path
+
+
+def assert_equal(table, folder, rule, **options):
+  path = write(table, folder / 'scores.parquet')
+  wanted = select.select(str(path), rule=rule, **options)
+  found = beyond_memory.select(
+      str(path), rule=rule, temporary=folder / 'tmp', **options
+  )
+  np.testing.assert_array_equal(found.rows, wanted.rows)
+  for key, value in wanted.report.items():
+    if key not in ('score', 'per_stratum', 'share_of_eligible', 'notes'):
+      assert found.report[key] == value, key
+  for key in ('kept_low', 'kept_high', 'kept_mean', 'eligible_mean'):
+    _close(found.report['score'][key], wanted.report['score'][key])
+  strata = found.report['per_stratum'], wanted.report['per_stratum']
+  assert len(strata[0]) == len(strata[1])
+  for a, b in zip(*strata, strict=True):
+    assert set(a) == set(b)
+    for key in a:
+      _close(a[key], b[key])
+  assert not list((folder / 'tmp').iterdir())
+
+
+def _close(a, b):
+  assert (a is None) == (b is None)
+  if a is not None:
+    assert a == pytest.approx(b, rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize('rule', beyond_memory.RULES)
+def test_every_rule_and_budget(rule, tmp_path):
+  table = selection_tables.make_table(1000)
+  for amount in BUDGETS:
+    assert_equal(table, tmp_path, rule, budget=amount, seed=3)
+
+
+@pytest.mark.parametrize('rule, amount', [
+    ('diff_high', {'threshold': 0.1}), ('diff_low', {'threshold': -0.1}),
+    ('rmi_top', {'threshold': 0.9}), ('sum_high', {'threshold': 1.2}),
+])
+def test_thresholds(rule, amount, tmp_path):
+  assert_equal(
+      selection_tables.make_table(500, seed=1), tmp_path, rule, budget=amount
+  )
+
+
+@pytest.mark.parametrize('options', [
+    {'num_strata': 1}, {'num_strata': 7, 'by': 'strong'},
+    {'by': 'weak'}, {'num_strata': 600},
+    {'roles': {'strong': 'weak', 'weak': 'strong'}},
+    {'include_truncated': True},
+])
+def test_strata_and_roles(options, tmp_path):
+  table = selection_tables.make_table(500, seed=2)
+  table['status_weak'][:50] = 'truncated'
+  table['nll_q_weak'][:50] = 3.0
+  table['nll_q_given_a_weak'][:50] = 2.0
+  assert_equal(
+      table, tmp_path, 'diff_high', budget={'share': 0.3}, **options
+  )
+
+
+@pytest.mark.parametrize('options', [
+    {'lo': 0.2, 'hi': 1.0}, {'lo': 0.5, 'hi': 0.6},
+])
+def test_windows(options, tmp_path):
+  table = selection_tables.make_table(300)
+  assert_equal(
+      table, tmp_path, 'rmi_window', budget={'rows': 20}, **options
+  )
+
+
+@settings(
+    max_examples=25, deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    ranks=st.lists(
+        st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1,
+        max_size=60,
+    ),
+    share=st.floats(0.05, 1.0),
+    seed=st.integers(0, 2**32 - 1),
+    rule=st.sampled_from(beyond_memory.RULES),
+    num_strata=st.integers(1, 4),
+)
+def test_ties(tmp_path, ranks, share, seed, rule, num_strata):
+  """Few different scores: nearly everything ties, and the hash decides."""
+  strong, weak = np.array(ranks).T
+  table = selection_tables.from_ranks({'strong': strong, 'weak': weak})
+  assert_equal(
+      table, tmp_path, rule, budget={'share': share}, seed=seed,
+      num_strata=num_strata,
+  )
+
+
+def test_rows_beyond_32_bits(tmp_path):
+  table = selection_tables.from_ranks({
+      'strong': np.ones(50), 'weak': np.ones(50)
+  })
+  table['row'] = np.arange(50) + 2**32 - 20
+  assert_equal(table, tmp_path, 'diff_high', budget={'rows': 13}, seed=5)
+
+
+def test_parts_of_each_model_need_no_joined_table(tmp_path):
+  table = selection_tables.make_table(400)
+  tables = {}
+  for model in ('strong', 'weak'):
+    (tmp_path / model).mkdir()
+    own = {k: v for k, v in table.items()
+           if k == 'row' or k.endswith(model)}
+    for i, rows in enumerate((slice(0, 150), slice(150, 400))):
+      write({k: v[rows] for k, v in own.items()},
+            tmp_path / model / f'part-{i:06d}.parquet')
+    tables[model] = str(tmp_path / model / 'part-*.parquet')
+  found = beyond_memory.select(tables, temporary=tmp_path / 'tmp')
+  wanted = select.select(table)
+  np.testing.assert_array_equal(found.rows, wanted.rows)
+
+
+def test_little_memory_goes_to_disk(tmp_path):
+  table = selection_tables.make_table(200_000)
+  path = write(table, tmp_path / 'scores.parquet')
+  found = beyond_memory.select(
+      str(path), temporary=tmp_path / 'tmp', memory_gb=0.2
+  )
+  np.testing.assert_array_equal(found.rows, select.select(str(path)).rows)
+
+
+@pytest.mark.parametrize('options, words', [
+    ({'rule': 'ifd'}, "has no rule 'ifd'.*select.engine=memory"),
+    ({'budget': {'threshold': 0.1}, 'rule': 'random'}, 'has no score'),
+    ({'by': 'third'}, 'strata.by'),
+    ({'roles': {'strong': 'other'}}, "no column 'status_other'"),
+    ({'roles': {'strong': 'strong'}}, 'needs a weak model'),
+])
+def test_what_it_cannot_do_is_told(options, words, tmp_path):
+  path = write(selection_tables.make_table(20), tmp_path / 'scores.parquet')
+  with pytest.raises(ValueError, match=words):
+    beyond_memory.select(str(path), temporary=tmp_path / 'tmp', **options)
+
+
+def test_hash_key_is_that_of_the_selection_in_memory():
+  key = budget.hash_key(7)
+  assert f', {key})' in beyond_memory._hash(7, budget.TIES)
