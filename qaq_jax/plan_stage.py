@@ -125,7 +125,8 @@ class _Surveys:
       print(f'{name}: no lengths and no hours: {e}')
       return None
     rows = rows_lib.Source(
-        self._samples, encoder, rows_lib.wanted_terms(encoder, None),
+        self._samples, encoder,
+        rows_lib.wanted_terms(encoder, tuple(config.score.terms) or None),
         config.score.embeddings,
     )
     return lengths.sampled(

@@ -89,6 +89,7 @@ def score_options(config: ml_collections.ConfigDict) -> scorer.ScoreOptions:
   """How to score, as `config.score` says."""
   c = config.score
   return scorer.ScoreOptions(
+      terms=tuple(c.terms) or None,
       tokens_per_batch=c.tokens_per_batch,
       max_shapes=c.max_shapes,
       rows_per_part=c.rows_per_part,

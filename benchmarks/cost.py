@@ -1,0 +1,155 @@
+"""What part of the strong model's work QAQ could do without.
+
+  python benchmarks/cost.py WORKDIR/scores.parquet [...]
+
+Simulated on finished tables of both models: a strategy sees the weak model's
+scores of all rows, and of the strong model's only those that it pays for. Its
+choice (diff_high) is compared with the one from all scores.
+
+Work is counted in tokens of the strong model's sequences, templates apart: the
+query alone costs n_q, the query after the answer n_a + n_q, the answer after
+the query another n_a. Printed for each table and share of rows chosen:
+
+  skipped    share of the rows whose RMI is not computed: those with the
+             highest weak rank, which could only be chosen with a strong rank
+             above it. Their PPL(Q) is computed, since strata need it, and so
+             is the RMI of a random tenth of them, to estimate how many of them
+             rank below a row
+  saved      of the tokens that all four terms cost
+  overlap    of the choice with the full one; mean and lowest of the seeds
+  certain    share of the chosen rows that are certain whatever the skipped
+             ones are: their lowest possible diff is above the line that the
+             highest possible diffs of the others leave
+"""
+
+import argparse
+
+import numpy as np
+
+from qaq_jax.selection import budget, columns, strata
+
+SKIPPED = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4)
+SAMPLED = 0.1  # of the skipped rows
+
+
+def ranks_from_some(rmi, stratum, paid, weight):
+  """Ranks in strata where the unpaid rows are known by a sample alone.
+
+  Args:
+    rmi: of all rows; read only where `paid`.
+    stratum: of all rows.
+    paid: mask of the rows whose RMI is computed.
+    weight: rows that each paid row stands for.
+
+  Returns:
+    Estimated rank in [0, 1] of each paid row, NaN elsewhere.
+  """
+  rank = np.full(len(rmi), np.nan)
+  for k in range(stratum.max() + 1):
+    rows = np.flatnonzero(paid & (stratum == k))
+    if not len(rows):
+      continue
+    order = rows[np.argsort(rmi[rows], kind='stable')]
+    below = np.cumsum(weight[order]) - weight[order]
+    size = weight[rows].sum()
+    rank[order] = below / max(size - 1, 1)
+  return np.clip(rank, 0, 1)
+
+
+def choose(score, rows, limit):
+  candidate = np.isfinite(score)
+  return budget.take(
+      np.where(candidate, score, -9.0), candidate, rows, limit=limit
+  ).index
+
+
+def certain(rmi, stratum, weak, paid, limit):
+  """Share of the choice that no value of the unpaid rows can change."""
+  low = np.full(len(rmi), -np.inf)
+  high = np.full(len(rmi), -np.inf)
+  for k in range(stratum.max() + 1):
+    here = stratum == k
+    size, unknown = here.sum(), (here & ~paid).sum()
+    rows = np.flatnonzero(here & paid)
+    order = rows[np.argsort(rmi[rows], kind='stable')]
+    below = np.arange(len(order))
+    low[order] = below / max(size - 1, 1) - weak[order]
+    high[order] = (below + unknown) / max(size - 1, 1) - weak[order]
+    rest = np.flatnonzero(here & ~paid)
+    high[rest] = 1 - weak[rest]
+  # A row is certain if fewer than `limit` rows could be above it.
+  ordered = np.sort(high[np.isfinite(high)])
+  above = len(ordered) - np.searchsorted(ordered, low, side='left')
+  # It counts itself: its own highest is not below its lowest.
+  return float((above[np.isfinite(low)] <= limit).sum() / max(limit, 1))
+
+
+def study(path, share, seeds):
+  table = columns.ScoreColumns(path)
+  both = table.usable_under([table.model('strong'), table.model('weak')])
+  keep = both & np.isfinite(table.diff())
+  rmi = table.rmi('strong')[keep]
+  ppl = table.log_ppl_q('strong')[keep]
+  n_q = table.length('strong', 'q')[keep]
+  n_a = table.length('strong', 'a')[keep]
+  rows = np.arange(keep.sum())
+  # As one run over these rows would have them.
+  stratum = strata.assign_strata(ppl, rows, table.num_strata)
+  weak = strata.rank_in_strata(
+      table.rmi('weak')[keep],
+      strata.assign_strata(
+          table.log_ppl_q('weak')[keep], rows, table.num_strata
+      ),
+  )
+  strong = strata.rank_in_strata(rmi, stratum)
+  limit = int(share * len(rows))
+  full = choose(strata.to_grid(strong - weak), rows, limit)
+  everything = (2 * (n_q + n_a)).sum()
+  line = float((strong - weak)[full].min())
+  print(
+      f'\n{path}: {len(rows):,} rows, {share:.0%} chosen, diff above '
+      f'{line:.2f}, correlation of the ranks '
+      f'{np.corrcoef(strong, weak)[0, 1]:.2f}'
+  )
+  print('| skipped | saved | overlap, mean | lowest | certain |')
+  print('|---|---|---|---|---|')
+  for skipped in SKIPPED:
+    number = int(round(skipped * len(rows)))
+    last = np.argsort(-weak, kind='stable')[:number]
+    overlaps, saved = [], []
+    for seed in range(seeds):
+      rng = np.random.default_rng(seed)
+      paid = np.ones(len(rows), bool)
+      paid[last] = False
+      sample = last[rng.random(number) < SAMPLED]
+      weight = np.ones(len(rows))
+      if len(sample):
+        weight[sample] = number / len(sample)
+      paid[sample] = True
+      estimate = ranks_from_some(rmi, stratum, paid, weight)
+      chosen = choose(strata.to_grid(estimate - weak), rows, limit)
+      overlaps.append(len(np.intersect1d(chosen, full)) / limit)
+      cost = n_q.sum() + (n_q + n_a)[paid].sum()
+      saved.append(1 - cost / everything)
+      if not number:
+        break
+    sure = certain(rmi, stratum, weak, paid, limit)
+    print(
+        f'| {skipped:.0%} | {np.mean(saved):.1%} | {np.mean(overlaps):.4f} | '
+        f'{min(overlaps):.4f} | {sure:.1%} |'
+    )
+
+
+def main():
+  parser = argparse.ArgumentParser()
+  parser.add_argument('tables', nargs='+')
+  parser.add_argument('--shares', default='0.1,0.25,0.5')
+  parser.add_argument('--seeds', type=int, default=20)
+  args = parser.parse_args()
+  for path in args.tables:
+    for share in map(float, args.shares.split(',')):
+      study(path, share, args.seeds)
+
+
+if __name__ == '__main__':
+  main()

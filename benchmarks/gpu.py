@@ -1,0 +1,468 @@
+r"""Scoring speed on one GPU, beside transformers on torch. Runs unattended.
+
+  python benchmarks/gpu.py --out=FOLDER [--minutes=12] [--tiny]
+
+Needs jax with CUDA, flax, transformers, and torch with CUDA for the other side;
+what is missing is recorded, the rest runs. Random weights in bfloat16 in the
+shapes of Qwen2.5-Coder-0.5B, 7B, 1.5B and DeepSeek-Coder-6.7B, in this order;
+lengths of 1,024 real instruction rows (benchmarks/lengths.json: tokens of query
+and answer of GPTeacher's code instructions under Qwen2's vocabulary, and of the
+ChatML turns around them); four terms.
+
+  ours     two sequences per row, the compiled programs and batches of `qaq
+           score`, one batch in flight; reading, tokenizing, writing left out
+  torch4   a pass per term, SDPA, length-sorted, logits of all positions
+  torch2   the same two sequences as ours, logits of the scored positions only
+
+Each case runs in a process of its own with a time limit, tries the batch sizes
+given, and appends a line to FOLDER/results.jsonl at once; the table is printed
+after every case. MFU: operations counted by qaq_jax/models/flops.py on real
+tokens, over this card's measured rate of an 8192-cubed bfloat16 product.
+
+`--tiny` runs every case on the CPU with tiny shapes, to test the script.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+MODELS = {
+    '0.5B': 'Qwen--Qwen2.5-Coder-0.5B',
+    '7B': 'Qwen--Qwen2.5-Coder-7B',
+    '1.5B': 'Qwen--Qwen2.5-Coder-1.5B',
+    '6.7B': 'deepseek-ai--deepseek-coder-6.7b-base',
+}
+TINY = {
+    'hidden_size': 64, 'intermediate_size': 128, 'num_hidden_layers': 2,
+    'num_attention_heads': 4, 'num_key_value_heads': 2, 'vocab_size': 512,
+}
+TOKENS = {'ours': (16384, 65536), 'torch4': (8192, 32768),
+          'torch2': (8192, 32768)}
+ATTENTION = ('auto', 'xla')  # the first is what a run takes
+_SECONDS = 1.5  # of timing at least, per batch size
+
+
+def hf_config(name, tiny):
+  path = ROOT / 'tests' / 'fixtures' / 'hf_configs' / f'{MODELS[name]}.json'
+  values = json.loads(path.read_text())
+  return values | TINY if tiny else values
+
+
+def sequences(vocab, rows):
+  """(ids, spans) of the forward and reverse sequence of each row."""
+  import numpy as np
+
+  shape = json.loads((ROOT / 'benchmarks' / 'lengths.json').read_text())
+  rng = np.random.default_rng(0)
+  out = []
+  for n_q, n_a in list(zip(shape['n_q'], shape['n_a'], strict=True))[:rows]:
+    for prefix, first, between, second in (
+        (shape['prefix_forward'], n_q, shape['between_forward'], n_a),
+        (shape['prefix_reverse'], n_a, shape['between_reverse'], n_q),
+    ):
+      start = prefix + first + between
+      ids = rng.integers(0, vocab, start + second).astype(np.int32)
+      out.append((ids, ((prefix, prefix + first), (start, start + second))))
+  return out
+
+
+def counted(config, made):
+  """Useful operations of all sequences, and their tokens."""
+  from qaq_jax.models import flops
+
+  tokens = sum(len(ids) for ids, _ in made)
+  attended = sum(len(ids) ** 2 for ids, _ in made)
+  scored = sum(b - a for _, spans in made for a, b in spans)
+  return sum(flops.forward_flops(config, tokens, attended, scored)), tokens
+
+
+def rate(multiply, seconds=1.0):
+  """Operations per second of one product, the median of several."""
+  size, run = multiply()
+  run()
+  times, end = [], time.perf_counter() + seconds
+  while len(times) < 5 or time.perf_counter() < end:
+    start = time.perf_counter()
+    run()
+    times.append(time.perf_counter() - start)
+    if len(times) > 50:
+      break
+  return 2 * size**3 / statistics.median(times)
+
+
+# The cases: each runs in a process of its own and prints one line of JSON.
+
+
+def case_peak(args):
+  size = 256 if args.tiny else 8192
+
+  def by_jax():
+    import jax
+    import jax.numpy as jnp
+
+    key = jax.random.key(0)
+    x = jax.random.normal(key, (size, size)).astype(jnp.bfloat16)
+    product = jax.jit(jnp.matmul)
+    return size, lambda: product(x, x).block_until_ready()
+
+  def by_torch():
+    import torch
+
+    device = 'cpu' if args.tiny else 'cuda'
+    x = torch.randn(size, size, device=device).bfloat16()
+
+    def run():
+      torch.matmul(x, x)
+      if device == 'cuda':
+        torch.cuda.synchronize()
+
+    return size, run
+
+  found = {}
+  for name, make in (('jax', by_jax), ('torch', by_torch)):
+    try:
+      found[name] = rate(make)
+    except Exception as e:  # a missing side leaves the other
+      found[f'{name}_error'] = repr(e)[:300]
+  return found
+
+
+def case_attention(args):
+  """Errors against float32, and seconds, of each implementation."""
+  import jax
+  import jax.numpy as jnp
+
+  from qaq_jax.models import attention
+
+  rows, length, heads, groups = (2, 128, 4, 2) if args.tiny else (16, 1024,
+                                                                 28, 4)
+  keys = jax.random.split(jax.random.key(0), 3)
+  q, k, v = (
+      jax.random.normal(key, (rows, length, n, 128)).astype(jnp.bfloat16)
+      for key, n in zip(keys, (heads, groups, groups), strict=True)
+  )
+  run = lambda name: jax.jit(lambda q, k, v: attention.attention(
+      q, k, v, scale=128**-0.5, implementation=name))
+  exact = run('xla')(*(x.astype(jnp.float32) for x in (q, k, v)))
+  found = {}
+  device = jax.devices()[0]
+  case = attention.Case(device.platform, q.dtype, 128,
+                        device_kind=device.device_kind)
+  for name in attention.IMPLEMENTATIONS:
+    if attention.refusal(name, case):
+      continue
+    try:
+      function = run(name)
+      error = jnp.abs(function(q, k, v) - exact)
+      times = []
+      for _ in range(10):
+        start = time.perf_counter()
+        function(q, k, v).block_until_ready()
+        times.append(time.perf_counter() - start)
+      found[name] = {
+          'mean_error': float(error.mean()), 'max_error': float(error.max()),
+          'ms': 1e3 * statistics.median(times),
+      }
+    except Exception as e:
+      found[name] = {'error': repr(e)[:300]}
+  return found
+
+
+def case_ours(args):
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from qaq_jax.data import batching
+  from qaq_jax.data.sequences import Sequence
+  from qaq_jax.models import checkpoint
+  from qaq_jax.models import config as model_config
+  from qaq_jax.scoring import compiled, likelihood
+
+  cache = pathlib.Path(args.out) / 'jax_cache'
+  jax.config.update('jax_compilation_cache_dir', str(cache))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+  config = model_config.from_hf(hf_config(args.model, args.tiny))
+  made = sequences(config.vocab_size, args.rows)
+  operations, tokens = counted(config, made)
+  model = checkpoint.random_init(
+      config, mesh=None, dtype=jnp.bfloat16, attention=args.attention
+  )
+  programs = compiled.Programs(model, None, outputs=likelihood.Outputs())
+  del model
+  items = [
+      (i // 2, i % 2, Sequence('forward', ids, tuple(
+          ('q', *span) for span in spans
+      )))
+      for i, (ids, spans) in enumerate(made)
+  ]
+  histogram = np.bincount([len(ids) for ids, _ in made])
+  results = []
+  for size in args.tokens:
+    plan = batching.plan_shapes(
+        histogram, max_shapes=8, tokens_per_batch=size, multiple=16
+    )
+    batches = batching.make_batches(items, plan)
+    programs.forget()
+    before = programs.compile_seconds
+    programs.compile(plan.shapes)
+    compile_seconds = programs.compile_seconds - before
+
+    def once(batches=batches):
+      flying = None
+      for batch in batches:
+        out = programs.run(batch.tokens_BT, batch.spans_B22, batch.lengths_B)
+        if flying is not None:
+          np.asarray(flying['nll_BS'])
+        flying = out
+      return np.asarray(flying['nll_BS'])
+
+    assert np.isfinite(once()).all()
+    results.append(timed(once, operations, tokens, len(made) // 2) | {
+        'tokens_per_batch': size, 'shapes': len(plan.shapes),
+        'padding': 1 - tokens / sum(b.tokens_BT.size for b in batches),
+        'compile_seconds': compile_seconds,
+    })
+  stats = jax.devices()[0].memory_stats() or {}
+  best = max(results, key=lambda r: r['rows_per_second'])
+  if args.profile:
+    best = best | {'profile': profile(once, args)}
+  return best | {'tried': results,
+                 'peak_bytes': stats.get('peak_bytes_in_use')}
+
+
+def timed(once, operations, tokens, rows):
+  times, end = [], time.perf_counter() + _SECONDS
+  while len(times) < 3 or time.perf_counter() < end:
+    start = time.perf_counter()
+    once()
+    times.append(time.perf_counter() - start)
+    if len(times) >= 20:
+      break
+  seconds = statistics.median(times)
+  return {
+      'seconds': seconds, 'rows_per_second': rows / seconds,
+      'tokens_per_second': tokens / seconds, 'flops': operations / seconds,
+  }
+
+
+def profile(once, args):
+  """Milliseconds by operation of one pass, the largest first."""
+  import collections
+  import gzip
+
+  import jax
+
+  folder = pathlib.Path(args.out) / f'trace-{args.model}'
+  with jax.profiler.trace(str(folder)):
+    once()
+  spent = collections.Counter()
+  for path in folder.rglob('*.trace.json.gz'):
+    events = json.loads(gzip.decompress(path.read_bytes()))['traceEvents']
+    devices = {
+        e['pid'] for e in events
+        if e.get('name') == 'process_name'
+        and ('GPU' in e['args']['name'] or 'CPU' in e['args']['name'])
+    }
+    for event in events:
+      if event.get('ph') == 'X' and event['pid'] in devices:
+        spent[event['name']] += event.get('dur', 0) / 1e3
+    path.unlink()  # tens of megabytes; the sums are what is kept
+  return dict(spent.most_common(25))
+
+
+def case_torch(args):
+  import numpy as np
+  import torch
+  import transformers
+
+  from qaq_jax.models import config as model_config
+
+  device = 'cpu' if args.tiny else 'cuda'
+  values = hf_config(args.model, args.tiny)
+  config = transformers.AutoConfig.for_model(**values)
+  torch.manual_seed(0)
+  with torch.device(device):
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, dtype=torch.bfloat16, attn_implementation='sdpa'
+    ).eval()
+  made = sequences(values['vocab_size'], args.rows)
+  operations, tokens = counted(model_config.from_hf(values), made)
+  passes = made
+  if args.side == 'torch4':  # a pass ends with its one scored span
+    passes = [
+        (ids[:stop], ((start, stop),))
+        for ids, spans in made for start, stop in spans
+    ]
+  passes = sorted(passes, key=lambda p: len(p[0]))
+
+  def batches(size):
+    out, at = [], len(passes)
+    while at:  # longest first
+      rows = max(size // len(passes[at - 1][0]), 1)
+      out.append(passes[max(at - rows, 0):at])
+      at = max(at - rows, 0)
+    return out
+
+  @torch.inference_mode()
+  def score(group):
+    length = len(group[-1][0])
+    ids = np.zeros((len(group), length), np.int64)
+    mask = np.zeros((len(group), length), bool)
+    for row, (one, spans) in enumerate(group):
+      ids[row, :len(one)] = one
+      for start, stop in spans:
+        mask[row, start - 1:stop - 1] = True
+    ids, mask = (torch.from_numpy(x).to(device) for x in (ids, mask))
+    target = torch.roll(ids, -1, 1)
+    if args.side == 'torch2':
+      hidden = model.model(ids, use_cache=False).last_hidden_state[mask]
+      logits = model.lm_head(hidden)
+      return torch.nn.functional.cross_entropy(
+          logits.float(), target[mask], reduction='none')
+    logits = model(ids, use_cache=False).logits
+    return torch.nn.functional.cross_entropy(
+        logits[mask].float(), target[mask], reduction='none')
+
+  results = []
+  for size in args.tokens:
+    groups = batches(size)
+
+    def once(groups=groups):
+      for group in groups:
+        out = score(group)
+      out.cpu()
+
+    try:
+      once()
+      results.append(
+          timed(once, operations, tokens, len(made) // 2)
+          | {'tokens_per_batch': size}
+      )
+    except torch.OutOfMemoryError:
+      results.append({'tokens_per_batch': size, 'rows_per_second': 0.0,
+                      'error': 'out of memory'})
+      torch.cuda.empty_cache()
+  best = max(results, key=lambda r: r['rows_per_second'])
+  peak = None if device == 'cpu' else torch.cuda.max_memory_allocated()
+  return best | {'tried': results, 'peak_bytes': peak}
+
+
+CASES = {'peak': case_peak, 'attention': case_attention, 'ours': case_ours,
+         'torch4': case_torch, 'torch2': case_torch}
+
+
+def plan(args):
+  """The cases in order of worth: (side, model, flags, seconds at most)."""
+  yield 'peak', '', {}, 90
+  yield 'attention', '', {}, 90
+  models = args.models.split(',')
+  for model in models:
+    for side in ('ours', 'torch2', 'torch4'):
+      yield side, model, {}, 240
+  for model in models[:2]:
+    # Again, with all programs in the cache on disk, and where time goes.
+    yield 'ours', model, {'profile': True, 'label': 'ours, cached'}, 180
+    yield 'ours', model, {'attention': 'xla', 'label': 'ours, xla'}, 180
+
+
+def run(side, model, flags, seconds, args):
+  label = flags.pop('label', side)
+  command = [sys.executable, __file__, f'--case={side}', f'--out={args.out}',
+             f'--model={model}', f'--rows={args.rows}']
+  command += [f'--{name}' if value is True else f'--{name}={value}'
+              for name, value in flags.items()]
+  command += ['--tiny'] * args.tiny
+  environment = dict(os.environ)
+  if args.tiny:
+    environment['JAX_PLATFORMS'] = 'cpu'
+  start = time.perf_counter()
+  try:
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=seconds,
+        env=environment, check=False,
+    )
+    lines = done.stdout.strip().splitlines()
+    if done.returncode == 0 and lines:
+      found = json.loads(lines[-1])
+    else:
+      found = {'error': done.stderr.strip()[-600:]}
+  except subprocess.TimeoutExpired:
+    found = {'error': f'not done after {seconds:.0f} s'}
+  return {'case': label, 'model': model,
+          'wall': round(time.perf_counter() - start, 1), **found}
+
+
+def table(results):
+  """The rows so far, as Markdown."""
+  peaks = next((r for r in results if r['case'] == 'peak'), {})
+  lines = ['| model | case | rows/s | tokens/s | MFU | batch | peak GiB | '
+           'compile s |', '|---|---|---|---|---|---|---|---|']
+  for r in results:
+    if r['case'] in ('peak', 'attention'):
+      continue
+    if 'error' in r:
+      lines.append(f'| {r["model"]} | {r["case"]} | {r["error"][-80:]!r} |')
+      continue
+    peak = peaks.get('torch' if 'torch' in r['case'] else 'jax')
+    mfu = f'{r["flops"] / peak:.1%}' if peak else '-'
+    memory = r.get('peak_bytes')
+    compiling = r.get('compile_seconds')
+    lines.append(
+        f'| {r["model"]} | {r["case"]} | {r["rows_per_second"]:.1f} | '
+        f'{r["tokens_per_second"]:,.0f} | {mfu} | '
+        f'{r["tokens_per_batch"]:,} | '
+        f'{f"{memory / 2**30:.1f}" if memory else "-"} | '
+        f'{"-" if compiling is None else f"{compiling:.1f}"} |'
+    )
+  return '\n'.join(lines)
+
+
+def main():
+  parser = argparse.ArgumentParser(
+      description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument('--out', required=True)
+  parser.add_argument('--minutes', type=float, default=12)
+  parser.add_argument('--models', default=','.join(MODELS))
+  parser.add_argument('--rows', type=int, default=0)
+  parser.add_argument('--tiny', action='store_true')
+  parser.add_argument('--case', choices=CASES)
+  parser.add_argument('--model', default='')
+  parser.add_argument('--attention', default='auto')
+  parser.add_argument('--profile', action='store_true')
+  args = parser.parse_args()
+  args.rows = args.rows or (24 if args.tiny else 1024)
+  os.makedirs(args.out, exist_ok=True)
+  if args.case:
+    args.side = args.case
+    args.tokens = TOKENS.get(args.case, ())
+    if args.tiny:
+      args.tokens = (512, 2048)
+    print(json.dumps(CASES[args.case](args)))
+    return
+  end = time.monotonic() + 60 * args.minutes
+  results = []
+  with open(pathlib.Path(args.out) / 'results.jsonl', 'a') as file:
+    for side, model, flags, seconds in plan(args):
+      left = end - time.monotonic()
+      if left < 20:
+        print(f'no time left for {side} {model} and what comes after')
+        break
+      results.append(run(side, model, flags, min(seconds, left), args))
+      file.write(json.dumps(results[-1]) + '\n')
+      file.flush()
+      print(json.dumps(results[-1])[:1500], flush=True)
+      print(table(results), flush=True)
+
+
+if __name__ == '__main__':
+  main()
