@@ -50,6 +50,9 @@ def open_samples(config, workdir: WorkDir) -> samples.SampleStore:
   """
   store = samples.SampleStore.open(workdir.samples)
   wanted = dataclasses.asdict(data_source(config, workdir))
+  if workdir.mirror and '{workdir}' in config.data.path:
+    # The local copy has another name in every process.
+    wanted['path'] = store.info['request']['path']
   changed = files.differences(store.info['request'], wanted)
   if changed:
     raise ValueError(

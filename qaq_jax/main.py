@@ -6,6 +6,7 @@ and tested. `python -m qaq_jax.main` is the same command.
 
 import os
 import sys
+import traceback
 
 import jax
 from absl import app, flags, logging
@@ -95,6 +96,11 @@ def main(argv: list[str]) -> None:
     if watch is not None:
       watch.fail(e)
     sys.exit(130)
+  except BaseException as e:
+    if watch is not None:  # the others would wait for this process
+      traceback.print_exc()
+      watch.fail(e)
+    raise
   if watch is not None:
     watch.close()
 

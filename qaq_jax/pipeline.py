@@ -9,6 +9,7 @@ import sys
 import jax
 import ml_collections
 
+from qaq_jax import mirror as mirror_lib
 from qaq_jax import processes, runlog, stages
 from qaq_jax.scoring import files
 from qaq_jax.workdir import WorkDir
@@ -30,6 +31,8 @@ STAGES = {
 # Stages that all processes run together; of the others the first runs each, and
 # the rest wait.
 _TOGETHER = ('score', 'finetune', 'evaluate', 'compare')
+# Of those, the ones whose processes must all see one folder.
+_ONE_FOLDER = ('finetune', 'evaluate', 'compare')
 
 # What to do after `qaq run`, by a stage that was in it.
 _NEXT = {
@@ -58,12 +61,12 @@ def run(
   Args:
     stage: a key of STAGES, or 'run' for all that the config lists.
     config: as made by `qaq_jax.config.get_default` and changed.
-    workdir: folder of all output; created where it is missing. Several
-      processes share it.
+    workdir: folder of all output, made where it is missing, that all
+      processes see; or of an object store, as gs://bucket/run.
     watch: over the processes, where there are several.
 
   Returns:
-    The work directory.
+    The work directory; of an object store, its local copy.
 
   Raises:
     ValueError: the config or an input cannot be used; says what to do.
@@ -77,11 +80,14 @@ def run(
         + ', '.join(STAGES)
     )
   stages.check(config, names)
-  workdir = WorkDir(workdir)
+  workdir = _open(names, workdir)
   # Process 0 holds the lock; stages of two commands would mix artifacts.
   lock = files.Lock(workdir.path) if jax.process_index() == 0 else None
   try:
-    _run(names, config, workdir, watch)
+    if workdir.mirror:
+      _run_mirrored(names, config, workdir, watch)
+    else:
+      _run(names, config, workdir, watch)
   finally:
     if lock:
       lock.release()
@@ -89,7 +95,7 @@ def run(
     given = [a for a in sys.argv if a.startswith('--config=')]
     for name in (n for n in _NEXT if n in names):
       print('\nnext: ' + _NEXT[name].format(
-          workdir=workdir.path,
+          workdir=workdir,
           folder=config.finetune.folder,
           config=(given or ['--config=THE_SAME'])[0],
       ))
@@ -106,6 +112,55 @@ def keep_programs() -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 
+def _open(names, path) -> WorkDir:
+  if not mirror_lib.is_remote(path):
+    return WorkDir(path)
+  single = [name for name in names if name in _ONE_FOLDER]
+  if single and jax.process_count() > 1:
+    raise ValueError(
+        f'--workdir={path}: {single[0]} with several processes needs a folder '
+        'that all of them see; copy the work directory to one'
+    )
+  index = jax.process_index()
+  mirror = mirror_lib.Mirror(path, mirror_lib.local_folder(path, index))
+  return WorkDir(mirror.path, mirror)
+
+
+def _run_mirrored(names, config, workdir, watch) -> None:
+  """Runs the stages on the local copy; what they wrote is stored."""
+  mirror = workdir.mirror
+  first = jax.process_index() == 0
+  if first:
+    mirror.take_lease()
+  try:
+    mirror.pull()
+    processes.barrier('fetched')  # before anything is written
+    try:
+      _run(names, config, workdir, watch)
+    finally:  # only of a complete copy: what is missing in it is deleted there
+      if first:
+        mirror.push()
+  except ValueError as e:
+    # The user knows the store's name, and mends things there.
+    text = str(e).replace(str(mirror.path), mirror.url)
+    if text == str(e):
+      raise
+    raise ValueError(text) from e
+  finally:
+    if first:
+      mirror.give_lease()
+
+
+def _exchange(workdir) -> None:
+  """Stores what process 0 wrote, and gives it to the others."""
+  if workdir.mirror and jax.process_index() == 0:
+    workdir.mirror.push()
+    print(f'stored in {workdir}')
+  processes.barrier('stored')
+  if workdir.mirror and jax.process_index():
+    workdir.mirror.pull()
+
+
 def _run(names, config, workdir, watch) -> None:
   if jax.process_index() == 0:
     files.remove_temporaries(workdir.path)
@@ -114,7 +169,7 @@ def _run(names, config, workdir, watch) -> None:
   log = runlog.RunLog(workdir.run_log)
   log.environment()
   if watch is not None:
-    watch.on_loss = lambda text: log.write('process lost', error=text)
+    watch.on_loss = functools.partial(_on_loss, log, workdir)
   for name in names:
     with log.stage(name):
       work = functools.partial(STAGES[name], config, workdir)
@@ -124,3 +179,13 @@ def _run(names, config, workdir, watch) -> None:
       else:
         result = processes.by_the_first(work, name)
       log.write('result', stage=name, **(result or {}))
+    if workdir.mirror:
+      _exchange(workdir)
+
+
+def _on_loss(log, workdir, text) -> None:
+  """Says so in the run log, also where that is an object."""
+  log.write('process lost', error=text)
+  if workdir.mirror and jax.process_index() == 0:
+    workdir.mirror.push_file(workdir.run_log)
+    workdir.mirror.give_lease()  # the next run need not wait

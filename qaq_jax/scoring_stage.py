@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from qaq_jax import artifacts
+from qaq_jax import artifacts, processes
 from qaq_jax.data import samples as samples_lib
 from qaq_jax.data import templates
 from qaq_jax.models import attention, checkpoint, sharding
@@ -38,6 +38,7 @@ def score(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   store = artifacts.open_samples(config, workdir)
   mesh = sharding.make_mesh(**config.score.mesh.to_dict())
   targets = _prepare_targets(config, workdir)
+  mirror = workdir.mirror
   # All of them first: what is wrong with the last should not be found hours
   # later. Weights are loaded one model at a time, and only if they are needed.
   models = {
@@ -46,7 +47,7 @@ def score(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   summaries = {}
   for name in config.models:
     model = models.pop(name)
-    summaries[name] = model.score(store, workdir.parts(name))
+    summaries[name] = model.score(store, workdir.parts(name), mirror)
     if config.score.embeddings:
       path = workdir.embeddings(name)
       path.parent.mkdir(exist_ok=True)
@@ -54,7 +55,7 @@ def score(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
       join.join_embeddings(path, folder, num_rows=store.num_rows)
     if targets:
       folder = workdir.parts(name, 'targets')
-      model.score(targets, folder)
+      model.score(targets, folder, mirror)
       _check_targets(config.score.targets_path, name, folder)
       path = workdir.embeddings(name, 'targets')
       join.join_embeddings(path, folder, num_rows=targets.num_rows)
@@ -147,7 +148,7 @@ class _Model:
         attention=self._c.attention,
     )
 
-  def score(self, store, out_dir: pathlib.Path) -> dict:
+  def score(self, store, out_dir: pathlib.Path, mirror=None) -> dict:
     """Scores one sample store into `out_dir`."""
     info = self._encoder.info()
     print(
@@ -166,6 +167,7 @@ class _Model:
         fingerprint=self._fingerprint(store),
         options=self._options,
         mesh=self._mesh,
+        mirror=mirror,
     )
 
   def _fingerprint(self, store) -> dict:
@@ -190,7 +192,11 @@ def _prepare_targets(config, workdir):
     return None
   folder = workdir.target_samples
   source = samples_lib.DataSource(config.score.targets_path)
-  samples_lib.prepare(source, folder)
+  prepare = functools.partial(samples_lib.prepare, source, folder)
+  if workdir.mirror:
+    prepare()  # each process into its own copy
+  else:
+    processes.by_the_first(prepare, 'targets')
   return samples_lib.SampleStore.open(folder)
 
 

@@ -3,6 +3,8 @@
 import json
 import pathlib
 
+from qaq_jax import mirror as mirror_lib
+
 # Metadata of the score table: content hash of the samples it was made from.
 SAMPLES_KEY = 'qaq.samples'
 
@@ -10,18 +12,17 @@ SAMPLES_KEY = 'qaq.samples'
 class WorkDir:
   """Paths of a work directory's artifacts; makes the folder itself.
 
-  Raises:
-    ValueError: a path of an object store, which is not supported yet.
+  Attributes:
+    path: the folder.
+    mirror: of the objects that the folder stands for; None is a folder alone.
   """
 
-  def __init__(self, path):
-    if '://' in str(path):
-      raise ValueError(
-          f'--workdir={path}: work directories are local folders; copy the '
-          'result to an object store afterwards'
-      )
-    self.path = pathlib.Path(path)
+  def __init__(self, path, mirror: mirror_lib.Mirror | None = None):
+    self.path, self.mirror = pathlib.Path(path), mirror
     self.path.mkdir(parents=True, exist_ok=True)
+
+  def __str__(self):
+    return self.mirror.url if self.mirror else str(self.path)
 
   @property
   def config(self) -> pathlib.Path:

@@ -388,11 +388,6 @@ def test_empty_input_is_told(inputs, tmp_path):
     pipeline.run('run', config, str(tmp_path / 'work'))
 
 
-def test_object_stores_are_refused(inputs):
-  with pytest.raises(ValueError, match='local folders'):
-    pipeline.run('run', make_config(inputs), 'gs://bucket/run')
-
-
 def test_tokenizer_of_another_model_is_refused(inputs, tmp_path):
   folder = tmp_path / 'model'
   shutil.copytree(inputs['weak'], folder)

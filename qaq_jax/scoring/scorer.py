@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping
 
 import jax
 from flax import nnx
-from jax.experimental import multihost_utils
 
+from qaq_jax import processes
 from qaq_jax.scoring import (
     compiled,
     likelihood,
@@ -47,6 +47,7 @@ def score(
     fingerprint: Mapping,
     options: ScoreOptions = _DEFAULTS,
     mesh: jax.sharding.Mesh | None = None,
+    mirror=None,
     say: Callable[[str], None] = print,
 ) -> dict:
   """Scores every row with one model, continuing what is in `out_dir`.
@@ -62,6 +63,7 @@ def score(
       content, model files, `encoder.fingerprint()`, dtype, attention.
     options: how to score.
     mesh: the mesh that the model lives on; None is one device.
+    mirror: of the work directory, where that is in an object store.
     say: prints a line of the plan.
 
   Returns:
@@ -92,6 +94,7 @@ def score(
       terms=columns,
       embeddings=bool(wanted['embeddings']),
       exclusive=jax.process_index() == 0,
+      mirror=mirror,
   ) as parts:
     if jax.process_index() or not options.progress:
       say = _mute
@@ -199,8 +202,8 @@ class _Run:
           current = self._shrink(e, current, programs, survey)
     finally:
       bar.close()
-    if jax.process_count() > 1:  # every part is on disk when `score` returns
-      multihost_utils.sync_global_devices(f'scored with {self._name}')
+    processes.barrier(f'scored with {self._name}')  # every part is written
+    self._parts.refresh()
     return self._summary(
         survey,
         done,

@@ -73,6 +73,7 @@ class ScoreStore:
       terms: Sequence[str] = metrics.SHARED_TERMS,
       embeddings: bool = False,
       exclusive: bool = True,
+      mirror=None,
   ):
     """Opens or creates the folder.
 
@@ -84,6 +85,8 @@ class ScoreStore:
       terms: terms that are scored.
       embeddings: whether each part comes with embeddings.
       exclusive: take the folder's lock (one process of a group does).
+      mirror: the `Mirror` whose local copy the folder is in; each file is
+        stored as soon as it is written.
 
     Raises:
       StoreError: another process writes there, the folder was made with
@@ -96,6 +99,7 @@ class ScoreStore:
     self.embeddings = embeddings
     self.schema = score_schema(model, terms)
     self.notes = []
+    self._mirror = mirror
     self.directory.mkdir(parents=True, exist_ok=True)
     self._lock = files.Lock(self.directory) if exclusive else None
     try:
@@ -119,6 +123,7 @@ class ScoreStore:
         )
       if exclusive:
         files.write_json(path, fingerprint)
+        self._store(path)
     elif old != fingerprint:
       found = files.differences(old, fingerprint)
       shown = '\n'.join(f'  {line}' for line in found[:12])
@@ -153,6 +158,16 @@ class ScoreStore:
     self.rows_per_part = plan['rows_per_part']
     if self._lock is not None:
       files.write_json(self.directory / 'plan.json', plan)
+      self._store(self.directory / 'plan.json')
+
+  def _store(self, path):
+    if self._mirror is not None:
+      self._mirror.push_file(path)
+
+  def refresh(self) -> None:
+    """Fetches the parts that other processes wrote."""
+    if self._mirror is not None:
+      self._mirror.pull(self._mirror.name(self.directory))
 
   @property
   def num_windows(self) -> int:
@@ -259,6 +274,7 @@ class ScoreStore:
       data = buffer.getvalue()
       metadata[parts_lib.EMBEDDINGS_KEY] = hashlib.sha256(data).hexdigest()
       files.write_atomic(self._path(index, 'npy'), data)
+      self._store(self._path(index, 'npy'))
     table = pa.Table.from_arrays(
         arrays, schema=self.schema.with_metadata(metadata)
     )
@@ -269,3 +285,4 @@ class ScoreStore:
         table, sink, compression='zstd', write_page_checksum=True
     )
     files.write_atomic(self._path(index), sink.getvalue())
+    self._store(self._path(index))
