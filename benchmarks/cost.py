@@ -1,6 +1,7 @@
 """What part of the strong model's work QAQ could do without.
 
   python benchmarks/cost.py WORKDIR/scores.parquet [...]
+  python benchmarks/cost.py --synthetic=300000 --correlation=0.1
 
 Simulated on finished tables of both models: a strategy sees the weak model's
 scores of all rows, and of the strong model's only those that it pays for. Its
@@ -20,9 +21,15 @@ the query another n_a. Printed for each table and share of rows chosen:
   certain    share of the chosen rows that are certain whatever the skipped
              ones are: their lowest possible diff is above the line that the
              highest possible diffs of the others leave
+
+`--synthetic` makes a table of so many rows: normal RMIs whose ranks correlate
+as said, log-normal PPL(Q), lengths drawn from benchmarks/lengths.json. It says
+what the number of rows does, nothing of real models.
 """
 
 import argparse
+import json
+import pathlib
 
 import numpy as np
 
@@ -84,8 +91,31 @@ def certain(rmi, stratum, weak, paid, limit):
   return float((above[np.isfinite(low)] <= limit).sum() / max(limit, 1))
 
 
-def study(path, share, seeds):
-  table = columns.ScoreColumns(path)
+def synthetic(number, correlation):
+  """A score table of made-up rows."""
+  rng = np.random.default_rng(0)
+  shape = json.loads(
+      (pathlib.Path(__file__).parent / 'lengths.json').read_text()
+  )
+  pick = rng.integers(0, len(shape['n_q']), number)
+  n_q, n_a = (np.array(shape[n])[pick] for n in ('n_q', 'n_a'))
+  shared = rng.normal(size=number)
+  table = {'row': np.arange(number)}
+  for model in ('strong', 'weak'):
+    own = rng.normal(size=number)
+    rmi = correlation**0.5 * shared + (1 - correlation)**0.5 * own
+    log_ppl = np.exp(rng.normal(1, 0.4, number))
+    table |= {
+        f'nll_q_{model}': log_ppl * n_q,
+        f'nll_q_given_a_{model}': (log_ppl - 0.3 * rmi) * n_q,
+        f'n_q_{model}': n_q, f'n_q_given_a_{model}': n_q,
+        f'n_a_{model}': n_a, f'status_{model}': np.full(number, 'ok'),
+    }
+  return table
+
+
+def study(path, table, share, seeds):
+  table = columns.ScoreColumns(table)
   both = table.usable_under([table.model('strong'), table.model('weak')])
   keep = both & np.isfinite(table.diff())
   rmi = table.rmi('strong')[keep]
@@ -142,13 +172,20 @@ def study(path, share, seeds):
 
 def main():
   parser = argparse.ArgumentParser()
-  parser.add_argument('tables', nargs='+')
+  parser.add_argument('tables', nargs='*')
+  parser.add_argument('--synthetic', type=int, default=0)
+  parser.add_argument('--correlation', type=float, default=0.1)
   parser.add_argument('--shares', default='0.1,0.25,0.5')
   parser.add_argument('--seeds', type=int, default=20)
   args = parser.parse_args()
-  for path in args.tables:
+  tables = {path: path for path in args.tables}
+  if args.synthetic:
+    tables[f'synthetic, {args.correlation}'] = synthetic(
+        args.synthetic, args.correlation
+    )
+  for path, made in tables.items():
     for share in map(float, args.shares.split(',')):
-      study(path, share, args.seeds)
+      study(path, made, share, args.seeds)
 
 
 if __name__ == '__main__':

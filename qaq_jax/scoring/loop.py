@@ -77,7 +77,7 @@ def run_windows(
   """
   flying = None
   with contextlib.closing(progress.ahead(windows)) as ready:
-    for window in ready:
+    for window in bar.waiting(ready):
       if not window.pending:
         if flying is not None:  # windows are finished in order
           _land(flying, finish, bar)

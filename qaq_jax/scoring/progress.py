@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator
 
 import tqdm
 
+_END = object()
+
 
 def token_bar(text: str, tokens: int, show: bool) -> tqdm.tqdm:
   """Returns a bar on stderr that counts tokens, `tokens` in all."""
@@ -46,6 +48,7 @@ class Progress:
     self.tokens = 0  # real ones
     self.computed = 0  # with padding
     self.rows = rows_done
+    self.wait_seconds = 0.0  # for windows; the first one's reading included
     self._total_rows = rows
     self._start = time.perf_counter()
     self._cpu_start = time.process_time()
@@ -64,6 +67,21 @@ class Progress:
   def add_rows(self, rows: int) -> None:
     """Counts rows that are on disk."""
     self.rows += rows
+
+  def waiting(self, items: Iterable) -> Iterator:
+    """Yields `items`, counting the time until each is there.
+
+    A batch may be in flight meanwhile, so a device was without work for at
+    most that long.
+    """
+    items = iter(items)
+    while True:
+      start = time.perf_counter()
+      item = next(items, _END)
+      self.wait_seconds += time.perf_counter() - start
+      if item is _END:
+        return
+      yield item
 
   @property
   def waste(self) -> float:
@@ -88,9 +106,6 @@ class Progress:
 class _Failure:
   def __init__(self, error):
     self.error = error
-
-
-_END = object()
 
 
 def ahead(items: Iterable, depth: int = 1) -> Iterator:

@@ -70,7 +70,8 @@ def score(
     A JSON-serialisable summary: `rows`, `statuses`, `sequences`, `tokens`,
     `merge_rate`, `windows`, `windows_reused`; and of this run, None where
     nothing was left to score, `seconds`, `scoring_seconds` (without loading
-    and compiling), `scoring_cpu_seconds` (of all threads), `tokens_scored`,
+    and compiling), `scoring_cpu_seconds` (of all threads), `wait_seconds` (for
+    tokenized windows, the device idle at most so long), `tokens_scored`,
     `tokens_per_second`, `padding_waste`, `compile_seconds`, `programs`,
     `tokens_per_batch`.
 
@@ -211,6 +212,7 @@ class _Run:
             'seconds': time.perf_counter() - started,
             'scoring_seconds': bar.seconds,
             'scoring_cpu_seconds': bar.cpu_seconds,
+            'wait_seconds': bar.wait_seconds,
             'tokens_scored': bar.tokens,
             'tokens_per_second': bar.tokens / max(bar.seconds, 1e-9),
             'padding_waste': bar.waste,
@@ -275,7 +277,8 @@ class _Run:
   def _summary(self, survey, done, run) -> dict:
     """What `score` returns."""
     names = (
-        'seconds', 'scoring_seconds', 'scoring_cpu_seconds', 'tokens_scored',
+        'seconds', 'scoring_seconds', 'scoring_cpu_seconds', 'wait_seconds',
+        'tokens_scored',
         'tokens_per_second', 'padding_waste', 'compile_seconds', 'programs',
         'tokens_per_batch',
     )
