@@ -252,6 +252,7 @@ def add_model(
     chat_template: str = 'auto',
     system_prompt: str = '',
     max_length: int = 0,
+    quantization: str = '',
 ) -> None:
   """Adds model `name` to the config.
 
@@ -265,6 +266,8 @@ def add_model(
       path to a template or to a checkpoint whose template is borrowed.
     system_prompt: overrides `config.score.system_prompt` for this model.
     max_length: overrides `config.score.max_length`; 0 does not.
+    quantization: of the layers' kernels, for scoring: '', 'int8' (weights),
+      'int8_dynamic' (activations too).
   """
   config.models[name] = ml_collections.ConfigDict({
       'path': path,
@@ -273,6 +276,7 @@ def add_model(
       'chat_template': chat_template,
       'system_prompt': system_prompt,
       'max_length': max_length,
+      'quantization': quantization,
   })
 
 

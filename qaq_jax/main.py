@@ -74,7 +74,8 @@ def main(argv: list[str]) -> None:
     jax.config.update('jax_platforms', 'cpu')  # it uses no chip that is here
     if _TOPOLOGY.value:
       _CONFIG.value.plan.topology = _TOPOLOGY.value
-  pipeline.keep_programs()
+  else:  # programs for chips that are elsewhere can't be read back
+    pipeline.keep_programs()
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.ERROR)  # jax says much at INFO
   watch = None

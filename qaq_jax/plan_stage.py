@@ -159,6 +159,7 @@ def _score_request(config, workdir, name, surveys) -> score_plan.Request:
       options=scoring_stage.score_options(config),
       embeddings=config.score.embeddings,
       attention=config.score.attention,
+      quantized=m.quantization,
   )
 
 

@@ -146,13 +146,15 @@ class _Model:
         mesh=self._mesh,
         dtype=jnp.dtype(self._m.dtype),
         attention=self._c.attention,
+        quantized=self._m.quantization,
     )
 
   def score(self, store, out_dir: pathlib.Path, mirror=None) -> dict:
     """Scores one sample store into `out_dir`."""
     info = self._encoder.info()
     print(
-        f'{self._name}: {self._source.path}, {self._m.dtype}; template '
+        f'{self._name}: {self._source.path}, {self._m.dtype}'
+        f'{self._m.quantization and ", " + self._m.quantization}; template '
         f'{info["template"]}; system prompt: {info["system_prompt"]}; BOS: '
         f'{info["bos"]}; attention: {self._attention}'
     )
@@ -179,6 +181,10 @@ class _Model:
         'commit': model['commit'],
         'encoder': self._encoder.fingerprint(),
         'dtype': self._m.dtype,
+        **(
+            {'quantization': self._m.quantization}
+            if self._m.quantization else {}
+        ),
         # What 'auto' has always been; a kernel goes by its own name.
         'attention': (
             self._c.attention if self._attention == 'xla' else self._attention

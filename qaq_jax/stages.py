@@ -24,6 +24,7 @@ _MAX_LABELS = 20  # columns of the audit's table
 # Stages that load config.models.
 _LOADING = {'score', 'finetune', 'compare', 'plan'}
 DTYPES = ('float32', 'bfloat16')
+QUANTIZATIONS = ('', 'int8', 'int8_dynamic')
 
 
 def check(config: ml_collections.ConfigDict, names=('score',)) -> None:
@@ -49,6 +50,11 @@ def check(config: ml_collections.ConfigDict, names=('score',)) -> None:
       raise ValueError(
           f'config.models.{name}.dtype is {model.dtype!r}; it is one of '
           + ', '.join(DTYPES)
+      )
+    if model.quantization not in QUANTIZATIONS:
+      raise ValueError(
+          f'config.models.{name}.quantization is {model.quantization!r}; it '
+          'is one of ' + ', '.join(map(repr, QUANTIZATIONS))
       )
   if config.strata.by not in strata.BY:
     raise ValueError(

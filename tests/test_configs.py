@@ -40,7 +40,7 @@ def test_every_recipe_resolves_to_a_complete_config(recipe):
   for model in config.models.values():
     assert set(model) == {
         'path', 'revision', 'dtype', 'chat_template', 'system_prompt',
-        'max_length',
+        'max_length', 'quantization',
     }
 
 

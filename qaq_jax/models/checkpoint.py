@@ -21,7 +21,7 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from safetensors.numpy import save_file
 
-from qaq_jax.models import config_writer, families, tensors
+from qaq_jax.models import config_writer, families, quantization, tensors
 from qaq_jax.models import source as source_lib
 from qaq_jax.models.config import ModelConfig, from_hf
 from qaq_jax.models.decoder import Decoder
@@ -68,9 +68,10 @@ def abstract(
     dtype=jnp.float32,
     param_dtype=None,
     attention: str = 'auto',
+    quantized: str = '',
 ) -> Decoder:
   """Returns a Decoder of ShapeDtypeStructs: no memory, right shardings."""
-  return Decoder(
+  model = Decoder(
       config,
       rngs=None,
       dtype=dtype,
@@ -78,6 +79,7 @@ def abstract(
       mesh=mesh,
       attention=attention,
   )
+  return quantization.prepare(model, quantized)
 
 
 def _as_source(source) -> ModelSource:
@@ -99,6 +101,7 @@ def load(
     dtype=jnp.float32,
     param_dtype=None,
     attention: str = 'auto',
+    quantized: str = '',
 ) -> Decoder:
   """Returns the checkpoint's Decoder, sharded over the mesh, in eval mode.
 
@@ -108,6 +111,8 @@ def load(
     dtype: of the computation, whatever the files hold.
     param_dtype: of the parameters; None: that of the computation.
     attention: implementation, see `attention.choose`.
+    quantized: a scheme of `quantization`; kernels are rounded one by one as
+      they are read, from the dtype of the computation.
 
   Raises:
     CheckpointError: see `tensors` for its kinds; names tensor and file.
@@ -117,15 +122,26 @@ def load(
   config = read_config(source)
   model = abstract(
       config, mesh=mesh, dtype=dtype, param_dtype=param_dtype,
-      attention=attention,
+      attention=attention, quantized=quantized,
   )
   files = tensors.Tensors(source.directory, families.FAMILIES[config.family])
   _check(config, files)
   values = {}
-  for path, variable in nnx.to_flat_state(nnx.state(model)):
-    values[path] = variable.replace(
-        _read(config, path, variable.get_value(), files)
+  variables = dict(nnx.to_flat_state(nnx.state(model)))
+  for path, variable in variables.items():
+    like = variable.get_value()
+    if path[-1].endswith('_kernel_scale'):
+      continue  # made with its kernel
+    if like.dtype != jnp.int8:
+      values[path] = variable.replace(_read(config, path, like, files))
+      continue
+    read = jax.ShapeDtypeStruct(like.shape, dtype, sharding=like.sharding)
+    kernel, scale = quantization.quantize(
+        _read(config, path, read, files), path[-1]
     )
+    beside = (*path[:-1], f'{path[-1]}_scale')
+    values[path] = variable.replace(kernel)
+    values[beside] = variables[beside].replace(scale)
   nnx.update(model, nnx.from_flat_state(values))
   model.eval()
   return model
@@ -217,11 +233,17 @@ def save_hf(
     shard_bytes: largest file; more than one file gets an index.
 
   Raises:
-    ValueError: the model has adapters, which this format doesn't hold.
+    ValueError: the model has adapters, or is quantised; this format holds
+      neither.
   """
   if model.lora is not None:
     raise ValueError(
         'this model has adapters (LoRA): save what finetune.lora.merge returns'
+    )
+  if model.quantization:
+    raise ValueError(
+        f'this model is quantised ({model.quantization}): its weights are not '
+        "those of the checkpoint; save the one that it was loaded from"
     )
   dtype = jnp.dtype(dtype)
   directory = pathlib.Path(directory)

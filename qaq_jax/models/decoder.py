@@ -78,6 +78,7 @@ class Decoder(nnx.Module):
     self.rules = rules.resolve(config, mesh) if mesh is not None else rules
     self.has_mesh = mesh is not None
     self.lora = lora
+    self.quantization = ''  # a scheme, where `quantization.prepare` set one
     self._layer = layers.Layer(
         config, self.dtype, self.rules, attention, case,
         lora.scale if lora else 0.0,

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from qaq_jax.models import attention as attention_lib
-from qaq_jax.models import sharding
+from qaq_jax.models import quantized, sharding
 from qaq_jax.models.cache import StackCache
 from qaq_jax.models.config import LayerKind, ModelConfig
 from qaq_jax.models.rope import rotate
@@ -26,6 +26,7 @@ class Layer:
     attention: implementation, see `attention.choose`.
     case: what it must support, packed rows apart.
     lora_scale: multiplies what low-rank adapters add.
+    dynamic: int8 kernels are multiplied with activations in int8.
   """
 
   config: ModelConfig
@@ -34,6 +35,7 @@ class Layer:
   attention: str
   case: attention_lib.Case
   lora_scale: float = 0.0
+  dynamic: bool = False
 
   @property
   def precision(self):
@@ -42,13 +44,22 @@ class Layer:
     return jax.lax.Precision.HIGHEST if highest else None
 
   def weight(self, value, *axes):
-    """Gathers a parameter over fsdp, in the dtype of the computation."""
+    """Gathers a parameter over fsdp, in the dtype of the computation.
+
+    An int8 kernel is gathered as it is, and stays so for products of int8.
+    """
+    if value.dtype == jnp.int8:
+      value = sharding.reshard(value, self.rules.gathered(*axes))
+      return value if self.dynamic else value.astype(self.dtype)
     return sharding.reshard(
         value.astype(self.dtype), self.rules.gathered(*axes)
     )
 
   def einsum(self, expression, x, w, *out_axes):
     """Multiplies, the result split as `out_axes` say where a mesh is set."""
+    if w.dtype == jnp.int8:  # these expressions sum over the last axis of x
+      axes = (x.ndim - 1,), (0,)
+      return self._int8_product(x, w, axes, self._out(*out_axes))
     return jnp.einsum(
         expression,
         x,
@@ -56,6 +67,25 @@ class Layer:
         precision=self.precision,
         out_sharding=self._out(*out_axes),
     )
+
+  def _int8_product(self, x, w, axes, out):
+    """Products of int8 in int32, times the scale of each token."""
+    x, scale_BT = quantized.by_token(x, axes[0])
+    y = jax.lax.dot_general(
+        x, w, (axes, ((), ())), preferred_element_type=jnp.int32,
+        out_sharding=out,
+    )
+    scale = scale_BT.reshape(*scale_BT.shape, *[1] * (y.ndim - 2))
+    return (y.astype(jnp.float32) * scale).astype(self.dtype)
+
+  def rescaled(self, y, p, name, *out_axes):
+    """Multiplies by the output channels' scales, where a kernel has some."""
+    if f'{name}_kernel_scale' not in p:
+      return y
+    scale = sharding.reshard(
+        p[f'{name}_kernel_scale'], self.rules.gathered(*out_axes)
+    )
+    return (y.astype(jnp.float32) * scale).astype(self.dtype)
 
   def _out(self, *axes):
     meshed = sharding.current_mesh() is not None
@@ -78,6 +108,9 @@ class Layer:
     Not einsum: it would contract K before N and transpose both for that.
     """
     out = ('batch', None, *(None if a == 'embed' else a for a in out_axes))
+    if w.dtype == jnp.int8:
+      axes = tuple(axes), tuple(range(len(axes)))
+      return self._int8_product(x, w, axes, self._out(*out))
     return jax.lax.dot_general(
         x,
         w,
@@ -144,6 +177,7 @@ class Layer:
       kernel = self.weight(p[f'{name}_kernel'], 'embed', heads, None)
       y = self.einsum('btd,dnk->btnk', x_BTD, kernel, 'batch', None, heads,
                        None)
+      y = self.rescaled(y, p, name, heads, None)
       y = self.adapted(y, p, name, x_BTD, ('embed',), (heads, None))
       if f'{name}_bias' in p:
         y = y + self.weight(p[f'{name}_bias'], heads, None)
@@ -174,6 +208,7 @@ class Layer:
       )
     kernel = self.weight(p['o_kernel'], 'heads', None, 'embed')
     y_BTD = self._contract(y_BTNK, kernel, (2, 3), 'embed')
+    y_BTD = self.rescaled(y_BTD, p, 'o', 'embed')
     y_BTD = self.adapted(y_BTD, p, 'o', y_BTNK, ('heads', None), ('embed',))
     if 'o_bias' in p:
       y_BTD = y_BTD + p['o_bias'].astype(self.dtype)
@@ -183,6 +218,7 @@ class Layer:
     def project(name):
       kernel = self.weight(p[f'{name}_kernel'], 'embed', 'mlp')
       y = self.einsum('btd,df->btf', x_BTD, kernel, 'batch', None, 'mlp')
+      y = self.rescaled(y, p, name, 'mlp')
       y = self.adapted(y, p, name, x_BTD, ('embed',), ('mlp',))
       if f'{name}_bias' in p:
         y = y + self.weight(p[f'{name}_bias'], 'mlp')
@@ -199,6 +235,7 @@ class Layer:
       h_BTF = activation(project('up'))
     kernel = self.weight(p['down_kernel'], 'mlp', 'embed')
     y_BTD = self.einsum('btf,fd->btd', h_BTF, kernel, 'batch', None, None)
+    y_BTD = self.rescaled(y_BTD, p, 'down', 'embed')
     y_BTD = self.adapted(y_BTD, p, 'down', h_BTF, ('mlp',), ('embed',))
     if 'down_bias' in p:
       y_BTD = y_BTD + p['down_bias'].astype(self.dtype)

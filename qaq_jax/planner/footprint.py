@@ -70,7 +70,8 @@ def _divisors(n):
 
 
 def param_bytes(
-    config: ModelConfig, mesh: Mesh, itemsize: int, gathered: bool = False
+    config: ModelConfig, mesh: Mesh, itemsize: int, gathered: bool = False,
+    kernel_itemsize: int | None = None,
 ) -> int:
   """Bytes of the parameters on one device.
 
@@ -79,6 +80,7 @@ def param_bytes(
     mesh: it is split over.
     itemsize: bytes of a number.
     gathered: count one layer alone, with its split along fsdp undone.
+    kernel_itemsize: of the layers' kernels, where they are quantised.
   """
   rules = sharding.ShardingRules().resolve(config, mesh)
   total = 0
@@ -92,12 +94,14 @@ def param_bytes(
       name = None if axis is None else getattr(rules, axis)
       if name is not None and not (gathered and axis == 'embed'):
         size //= mesh.shape[name]
-    total += size
-  return total * itemsize
+    own = kernel_itemsize if path[-1].endswith('_kernel') else None
+    total += size * (own or itemsize)
+  return total
 
 
 def scoring_bytes(
-    config: ModelConfig, mesh: Mesh, tokens: int, itemsize: int = 2
+    config: ModelConfig, mesh: Mesh, tokens: int, itemsize: int = 2,
+    kernel_itemsize: int | None = None,
 ) -> int:
   """Bytes per device of scoring with `tokens` on each part of the rows."""
   chunk = likelihood.HeadChunks.for_platform('gpu')
@@ -105,7 +109,7 @@ def scoring_bytes(
       chunk.vocab, config.padded_vocab_size // mesh.tensor
   )
   return (
-      param_bytes(config, mesh, itemsize)
+      param_bytes(config, mesh, itemsize, kernel_itemsize=kernel_itemsize)
       + tokens * token_bytes(config, mesh, itemsize)
       + logits
       + (_gathered(config, mesh, itemsize) if mesh.fsdp > 1 else 0)

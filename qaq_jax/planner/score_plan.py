@@ -30,6 +30,7 @@ class Request:
     options: of scoring.
     embeddings: whether hidden states are pooled too.
     attention: implementation.
+    quantized: a scheme of `models.quantization`.
   """
 
   name: str
@@ -40,11 +41,23 @@ class Request:
   options: planning.ScoreOptions
   embeddings: bool = False
   attention: str = 'auto'
+  quantized: str = ''
 
   @property
   def itemsize(self) -> int:
     """Bytes of a number."""
     return jnp.dtype(self.dtype).itemsize
+
+  @property
+  def kernel_itemsize(self) -> int | None:
+    """Bytes of a number of a quantised kernel; None where they aren't."""
+    return 1 if self.quantized else None
+
+  def estimate(self, mesh: Mesh, tokens: int) -> int:
+    """Bytes per device by the formula."""
+    return footprint.scoring_bytes(
+        self.config, mesh, tokens, self.itemsize, self.kernel_itemsize
+    )
 
   @property
   def scored(self) -> float:
@@ -96,7 +109,10 @@ def plan(
       'mesh': mesh.shape,
       'compiled': bool(topology.devices),
       'limit_bytes': limit(topology),
-      'param_bytes': footprint.param_bytes(config, mesh, request.itemsize),
+      'param_bytes': footprint.param_bytes(
+          config, mesh, request.itemsize,
+          kernel_itemsize=request.kernel_itemsize,
+      ),
       'surveyed': request.survey and request.survey.get('surveyed'),
   }
   found = (_compiled if topology.devices else _estimated)(
@@ -122,7 +138,7 @@ def _compiled(request, topology, mesh):
   start = time.perf_counter()
   model = checkpoint.abstract(
       request.config, mesh=device_mesh, dtype=jnp.dtype(request.dtype),
-      attention=request.attention,
+      attention=request.attention, quantized=request.quantized,
   )
   programs = compiled.Programs(
       model,
@@ -180,7 +196,7 @@ def _estimated(request, topology, mesh):
   config, most = request.config, limit(topology)
   tokens = request.options.tokens_per_batch or compiled.default_tokens('gpu')
   while True:
-    need = footprint.scoring_bytes(config, mesh, tokens, request.itemsize)
+    need = request.estimate(mesh, tokens)
     if need <= most or tokens <= request.max_length:
       break
     tokens //= 2
@@ -250,13 +266,11 @@ def compare_meshes(
   found = []
   for mesh in footprint.meshes(request.config, topology.number):
     here = tokens
-    while here > request.max_length and footprint.scoring_bytes(
-        request.config, mesh, here, request.itemsize
-    ) > limit(topology):
+    while here > request.max_length and (
+        request.estimate(mesh, here) > limit(topology)
+    ):
       here //= 2
-    if footprint.scoring_bytes(
-        request.config, mesh, here, request.itemsize
-    ) > limit(topology):
+    if request.estimate(mesh, here) > limit(topology):
       continue
     rows = max(here // request.max_length, 1) * mesh.rows
     step = predict.scoring_step(
@@ -283,9 +297,7 @@ def alternatives(
     fitting = [
         m for m in footprint.meshes(request.config, there.number)
         if m != mesh or name != topology.name
-        if footprint.scoring_bytes(
-            request.config, m, request.max_length, request.itemsize
-        ) <= limit(there)
+        if request.estimate(m, request.max_length) <= limit(there)
     ]
     if fitting:
       # Of equal memory, the fewest collectives.
