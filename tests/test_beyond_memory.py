@@ -8,7 +8,7 @@ import selection_tables
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qaq_jax.selection import beyond_memory, budget, select
+from qaq_jax.selection import beyond_memory, budget, select, sql
 
 BUDGETS = (
     {'share': 0.25}, {'rows': 37}, {'tokens': 20_000}, {'share': 1.0},
@@ -167,4 +167,4 @@ def test_what_it_cannot_do_is_told(options, words, tmp_path):
 
 def test_hash_key_is_that_of_the_selection_in_memory():
   key = budget.hash_key(7)
-  assert f', {key})' in beyond_memory._hash(7, budget.TIES)
+  assert f', {key})' in sql.row_hash(7, budget.TIES)
