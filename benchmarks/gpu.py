@@ -4,10 +4,11 @@ r"""Scoring speed on one GPU, beside transformers on torch. Runs unattended.
 
 Needs jax with CUDA, flax, transformers, and torch with CUDA for the other side;
 what is missing is recorded, the rest runs. Random weights in bfloat16 in the
-shapes of Qwen2.5-Coder-0.5B, 7B, 1.5B and DeepSeek-Coder-6.7B, in this order;
-lengths of 1,024 real instruction rows (benchmarks/lengths.json: tokens of query
-and answer of GPTeacher's code instructions under Qwen2's vocabulary, and of the
-ChatML turns around them); four terms.
+shapes of Qwen2.5-Coder-7B, 0.5B, DeepSeek-Coder-6.7B and Qwen2.5-Coder-1.5B, in
+this order; lengths of 1,024 real instruction rows, 512 for the 7B models
+(benchmarks/lengths.json: tokens of query and answer of GPTeacher's code
+instructions under Qwen2's vocabulary, and of the ChatML turns around them);
+four terms.
 
   ours     two sequences per row, the compiled programs and batches of `qaq
            score`, one batch in flight; reading, tokenizing, writing left out
@@ -17,7 +18,8 @@ ChatML turns around them); four terms.
 Each case runs in a process of its own with a time limit, tries the batch sizes
 given, and appends a line to FOLDER/results.jsonl at once; the table is printed
 after every case. MFU: operations counted by qaq_jax/models/flops.py on real
-tokens, over this card's measured rate of an 8192-cubed bfloat16 product.
+tokens, over this card's measured rate of an 8192-cubed bfloat16 product, 20 of
+them queued, by jax or torch, whichever is faster.
 
 `--tiny` runs every case on the CPU with tiny shapes, to test the script.
 """
@@ -35,19 +37,22 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 MODELS = {
-    '0.5B': 'Qwen--Qwen2.5-Coder-0.5B',
     '7B': 'Qwen--Qwen2.5-Coder-7B',
-    '1.5B': 'Qwen--Qwen2.5-Coder-1.5B',
+    '0.5B': 'Qwen--Qwen2.5-Coder-0.5B',
     '6.7B': 'deepseek-ai--deepseek-coder-6.7b-base',
+    '1.5B': 'Qwen--Qwen2.5-Coder-1.5B',
 }
 TINY = {
     'hidden_size': 64, 'intermediate_size': 128, 'num_hidden_layers': 2,
     'num_attention_heads': 4, 'num_key_value_heads': 2, 'vocab_size': 512,
 }
-TOKENS = {'ours': (16384, 65536), 'torch4': (8192, 32768),
+ROWS = {'7B': 512, '6.7B': 512}  # others 1,024
+TOKENS = {'ours': (32768, 65536), 'torch4': (8192, 32768),
           'torch2': (8192, 32768)}
 ATTENTION = ('auto', 'xla')  # the first is what a run takes
-_SECONDS = 1.5  # of timing at least, per batch size
+_SHAPES = 16  # of `qaq score`'s 24: a thousand rows fill no more
+_SECONDS = 1.5  # of timing at least, and two runs, per batch size
+_QUEUED = 20  # products of one timing: a host's wait would count as the card's
 
 
 def hf_config(name, tiny):
@@ -92,7 +97,7 @@ def rate(multiply, seconds=1.0):
   while len(times) < 5 or time.perf_counter() < end:
     start = time.perf_counter()
     run()
-    times.append(time.perf_counter() - start)
+    times.append((time.perf_counter() - start) / _QUEUED)
     if len(times) > 50:
       break
   return 2 * size**3 / statistics.median(times)
@@ -111,7 +116,13 @@ def case_peak(args):
     key = jax.random.key(0)
     x = jax.random.normal(key, (size, size)).astype(jnp.bfloat16)
     product = jax.jit(jnp.matmul)
-    return size, lambda: product(x, x).block_until_ready()
+
+    def run():
+      for _ in range(_QUEUED):
+        y = product(x, x)
+      y.block_until_ready()
+
+    return size, run
 
   def by_torch():
     import torch
@@ -120,7 +131,8 @@ def case_peak(args):
     x = torch.randn(size, size, device=device).bfloat16()
 
     def run():
-      torch.matmul(x, x)
+      for _ in range(_QUEUED):
+        torch.matmul(x, x)
       if device == 'cuda':
         torch.cuda.synchronize()
 
@@ -208,7 +220,7 @@ def case_ours(args):
   results = []
   for size in args.tokens:
     plan = batching.plan_shapes(
-        histogram, max_shapes=8, tokens_per_batch=size, multiple=16
+        histogram, max_shapes=_SHAPES, tokens_per_batch=size, multiple=16
     )
     batches = batching.make_batches(items, plan)
     programs.forget()
@@ -241,7 +253,7 @@ def case_ours(args):
 
 def timed(once, operations, tokens, rows):
   times, end = [], time.perf_counter() + _SECONDS
-  while len(times) < 3 or time.perf_counter() < end:
+  while len(times) < 2 or time.perf_counter() < end:
     start = time.perf_counter()
     once()
     times.append(time.perf_counter() - start)
@@ -255,28 +267,30 @@ def timed(once, operations, tokens, rows):
 
 
 def profile(once, args):
-  """Milliseconds by operation of one pass, the largest first."""
+  """Milliseconds by kernel of one pass, the largest first, and idle ones."""
   import collections
-  import gzip
+  import shutil
 
   import jax
 
   folder = pathlib.Path(args.out) / f'trace-{args.model}'
   with jax.profiler.trace(str(folder)):
     once()
-  spent = collections.Counter()
-  for path in folder.rglob('*.trace.json.gz'):
-    events = json.loads(gzip.decompress(path.read_bytes()))['traceEvents']
-    devices = {
-        e['pid'] for e in events
-        if e.get('name') == 'process_name'
-        and ('GPU' in e['args']['name'] or 'CPU' in e['args']['name'])
-    }
-    for event in events:
-      if event.get('ph') == 'X' and event['pid'] in devices:
-        spent[event['name']] += event.get('dur', 0) / 1e3
-    path.unlink()  # tens of megabytes; the sums are what is kept
-  return dict(spent.most_common(25))
+  spent, busy = collections.Counter(), []
+  for path in folder.rglob('*.xplane.pb'):
+    for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
+      for line in plane.lines:
+        if args.tiny or ('GPU' in plane.name and 'Stream' in line.name):
+          for event in line.events:
+            spent[event.name] += event.duration_ns / 1e6
+            busy.append((event.start_ns, event.start_ns + event.duration_ns))
+  shutil.rmtree(folder)  # tens of megabytes; the sums are what is kept
+  busy.sort()
+  idle, end = 0.0, busy[0][1]
+  for start, stop in busy:
+    idle += max(start - end, 0) / 1e6
+    end = max(end, stop)
+  return {'idle': idle} | dict(spent.most_common(25))
 
 
 def case_torch(args):
@@ -342,7 +356,8 @@ def case_torch(args):
       out.cpu()
 
     try:
-      once()
+      for group in (groups[0], groups[-1]):  # the longest first
+        score(group).cpu()
       results.append(
           timed(once, operations, tokens, len(made) // 2)
           | {'tokens_per_batch': size}
@@ -362,25 +377,33 @@ CASES = {'peak': case_peak, 'attention': case_attention, 'ours': case_ours,
 
 def plan(args):
   """The cases in order of worth: (side, model, flags, seconds at most)."""
+  models = args.models.split(',')
   yield 'peak', '', {}, 90
   yield 'attention', '', {}, 90
-  models = args.models.split(',')
-  for model in models:
-    for side in ('ours', 'torch2', 'torch4'):
-      yield side, model, {}, 240
   for model in models[:2]:
-    # Again, with all programs in the cache on disk, and where time goes.
-    yield 'ours', model, {'profile': True, 'label': 'ours, cached'}, 180
+    for side in ('ours', 'torch4'):
+      yield side, model, {}, 240
+    # Again, with all programs in the cache on disk.
+    yield 'ours', model, {'label': 'ours, cached'}, 180
+  for model in models[2:]:
+    for side in ('ours', 'torch4'):
+      yield side, model, {}, 240
+  for model in models:
+    yield 'torch2', model, {}, 240
+  for model in models[:2]:  # where time goes
+    yield 'ours', model, {'profile': True, 'label': 'ours, profiled'}, 180
     yield 'ours', model, {'attention': 'xla', 'label': 'ours, xla'}, 180
 
 
 def run(side, model, flags, seconds, args):
   label = flags.pop('label', side)
+  rows = args.rows or ROWS.get(model, 1024)
   command = [sys.executable, __file__, f'--case={side}', f'--out={args.out}',
-             f'--model={model}', f'--rows={args.rows}']
+             f'--model={model}', f'--rows={rows}']
   command += [f'--{name}' if value is True else f'--{name}={value}'
               for name, value in flags.items()]
   command += ['--tiny'] * args.tiny
+  command += [f'--tokens={args.tokens}'] if side == 'ours' else []
   environment = dict(os.environ)
   if args.tiny:
     environment['JAX_PLATFORMS'] = 'cpu'
@@ -404,6 +427,7 @@ def run(side, model, flags, seconds, args):
 def table(results):
   """The rows so far, as Markdown."""
   peaks = next((r for r in results if r['case'] == 'peak'), {})
+  peak = max(peaks.get('jax', 0), peaks.get('torch', 0))
   lines = ['| model | case | rows/s | tokens/s | MFU | batch | peak GiB | '
            'compile s |', '|---|---|---|---|---|---|---|---|']
   for r in results:
@@ -412,7 +436,6 @@ def table(results):
     if 'error' in r:
       lines.append(f'| {r["model"]} | {r["case"]} | {r["error"][-80:]!r} |')
       continue
-    peak = peaks.get('torch' if 'torch' in r['case'] else 'jax')
     mfu = f'{r["flops"] / peak:.1%}' if peak else '-'
     memory = r.get('peak_bytes')
     compiling = r.get('compile_seconds')
@@ -434,17 +457,21 @@ def main():
   parser.add_argument('--minutes', type=float, default=12)
   parser.add_argument('--models', default=','.join(MODELS))
   parser.add_argument('--rows', type=int, default=0)
+  parser.add_argument('--tokens', default='', help='batch sizes of ours')
   parser.add_argument('--tiny', action='store_true')
   parser.add_argument('--case', choices=CASES)
   parser.add_argument('--model', default='')
   parser.add_argument('--attention', default='auto')
   parser.add_argument('--profile', action='store_true')
   args = parser.parse_args()
-  args.rows = args.rows or (24 if args.tiny else 1024)
+  args.rows = args.rows or 24 * args.tiny
   os.makedirs(args.out, exist_ok=True)
   if args.case:
     args.side = args.case
-    args.tokens = TOKENS.get(args.case, ())
+    args.tokens = (
+        tuple(map(int, args.tokens.split(','))) if args.tokens
+        else TOKENS.get(args.case, ())
+    )
     if args.tiny:
       args.tokens = (512, 2048)
     print(json.dumps(CASES[args.case](args)))

@@ -40,10 +40,10 @@ def test_every_case_runs_to_the_end_and_is_kept(tmp_path):
       for line in (tmp_path / 'results.jsonl').read_text().splitlines()
   ]
   assert [line['case'] for line in lines] == [
-      'peak', 'attention', 'ours', 'torch2', 'torch4', 'ours, cached',
-      'ours, xla',
+      'peak', 'attention', 'ours', 'torch4', 'ours, cached', 'torch2',
+      'ours, profiled', 'ours, xla',
   ]
   assert not [line for line in lines if 'error' in line]
   assert lines[0]['jax'] > 0 and lines[0]['torch'] > 0
-  assert lines[5]['profile']
+  assert lines[6]['profile']
   assert '| 0.5B | torch4 |' in text

@@ -198,6 +198,18 @@ def test_composition_bucket_and_order_do_not_matter(model, batch, result):
     )
 
 
+def test_one_reading_of_the_logits_equals_two(model, batch, result):
+  """What GPUs do; the last blocks of 64 ids are nothing but padding."""
+  chunks = likelihood.HeadChunks(16, 64, one_pass=True)
+  got = run(model, *batch, chunks=chunks)
+  np.testing.assert_allclose(got['nll_BS'], result['nll_BS'], **TOLERANCE)
+  np.testing.assert_allclose(got['logp_BT'], result['logp_BT'], **TOLERANCE)
+
+  broken = tiny_model()
+  broken.final_norm_scale[...] = broken.final_norm_scale[...].at[0].set(np.nan)
+  assert not np.isfinite(run(broken, *batch, chunks=chunks)['nll_BS']).any()
+
+
 def test_two_sequences_equal_four_separate_passes(model):
   """NLL(Q) of [head Q mid A] is that of [head Q] alone: nothing looks ahead."""
   rng = np.random.default_rng(8)

@@ -358,6 +358,13 @@ def test_batch_size_is_the_largest_that_fits(monkeypatch):
   assert compiled.fit(Fake(), lambda tokens: [], 0)[1] == 0
 
 
+def test_the_compiler_knows_the_options_for_gpus():
+  add = jax.jit(lambda x: x + 1).lower(jax.numpy.ones(3))
+  add.compile(compiled._LOOPS_IN_GRAPHS)
+  with pytest.raises(jax.errors.JaxRuntimeError, match='NO_SUCH'):
+    add.compile({'xla_gpu_enable_command_buffer': 'NO_SUCH'})
+
+
 def test_plan_is_printed_first(folder, tmp_path, capsys):
   result = scorer.plan(
       rig.samples(folder), rig.encoder(folder), name='m', options=rig.OPTIONS,

@@ -25,6 +25,15 @@ TOKENS = {'cpu': 2048}
 _OTHER_TOKENS = 1 << 16
 
 
+# The head's loop ends where the scored positions do. As part of a CUDA graph
+# that is decided on the device; outside of one the host waits for every step,
+# and the device then waits for the host to send the next batch.
+_LOOPS_IN_GRAPHS = {
+    'xla_gpu_enable_command_buffer':
+        'FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,WHILE,CONDITIONAL',
+}
+
+
 class OutOfMemory(RuntimeError):
   """The device has not enough memory for a batch."""
 
@@ -93,6 +102,8 @@ class Programs:
     devices = mesh.devices.flat if mesh is not None else jax.devices()[:1]
     self._devices = list(devices)
     self.platform = self._devices[0].platform
+    one_gpu = self.platform == 'gpu' and len(self._devices) == 1
+    self._compiler_options = _LOOPS_IN_GRAPHS if one_gpu else None
     function = functools.partial(
         likelihood.batch_likelihood,
         self._graphdef,
@@ -136,7 +147,7 @@ class Programs:
     start = time.perf_counter()
     todo = [s for s in dict.fromkeys(shapes) if s not in self._compiled]
     # The compiler runs outside of Python's lock; tracing doesn't.
-    workers = max(1, min(4, os.cpu_count() or 1, len(todo)))
+    workers = max(1, min(8, os.cpu_count() or 1, len(todo)))
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
       for shape, program in zip(todo, pool.map(self._compile, todo),
                                 strict=True):
@@ -151,7 +162,9 @@ class Programs:
     ]
     try:
       with self._context():
-        return self._jitted.lower(self._params, *arguments).compile()
+        return self._jitted.lower(self._params, *arguments).compile(
+            self._compiler_options
+        )
     except jax.errors.JaxRuntimeError as e:
       if is_out_of_memory(e):
         raise OutOfMemory(f'{rows} rows of {length} tokens: {e}') from e

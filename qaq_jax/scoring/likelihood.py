@@ -29,10 +29,13 @@ class HeadChunks:
   Attributes:
     rows: positions per chunk.
     vocab: ids per block, on one device.
+    one_pass: logits are read once for their maximum and sum, with two
+      exponentials each, instead of twice with one.
   """
 
   rows: int
   vocab: int
+  one_pass: bool = False
 
   @classmethod
   def for_platform(cls, platform: str) -> 'HeadChunks':
@@ -44,6 +47,8 @@ class HeadChunks:
     """
     if platform == 'cpu':
       return cls(rows=128, vocab=1024)
+    if platform == 'gpu':
+      return cls(rows=1024, vocab=1 << 18, one_pass=True)
     return cls(rows=1024, vocab=1 << 17)
 
 
@@ -249,17 +254,23 @@ class _Head:
       top_C, sum_C, hit_C = carry
       table = jax.lax.dynamic_slice_in_dim(table_VD, at, size)
       logits_CV = self._logits(hidden_CD, table, first + at)
-      new_C = jnp.maximum(top_C, jnp.max(logits_CV, axis=1))
-      # While nothing but padding was seen the maximum is -inf: exp(-inf - 0).
-      base_C = jnp.where(new_C == -jnp.inf, 0.0, new_C)
-      sum_C = sum_C * jnp.exp(top_C - base_C)
-      sum_C += jnp.sum(jnp.exp(logits_CV - base_C[:, None]), axis=1)
+      if self.chunks.one_pass:
+        block = jax.lax.reduce(
+            (logits_CV, jnp.ones_like(logits_CV)),
+            (jnp.float32(-jnp.inf), jnp.float32(0.0)), _add_exps, (1,),
+        )
+      else:
+        most_C = jnp.max(logits_CV, axis=1)
+        block = most_C, jnp.sum(
+            jnp.exp(logits_CV - _finite(most_C)[:, None]), axis=1
+        )
+      top_C, sum_C = _add_exps((top_C, sum_C), block)
       index_C = target_C - first - at
       here_C = (index_C >= 0) & (index_C < size)
       logit_C = jnp.take_along_axis(
           logits_CV, jnp.where(here_C, index_C, 0)[:, None], axis=1
       )[:, 0]
-      return new_C, sum_C, jnp.where(here_C, logit_C, hit_C)
+      return top_C, sum_C, jnp.where(here_C, logit_C, hit_C)
 
     nothing_C = jnp.full(hidden_CD.shape[0], -jnp.inf, jnp.float32)
     carry = (nothing_C, jnp.zeros_like(nothing_C), nothing_C)
@@ -294,6 +305,18 @@ class _Head:
       logits_CV = self.soft_cap * jnp.tanh(logits_CV / self.soft_cap)
     ids_V = first + jnp.arange(table_VD.shape[0])
     return jnp.where(ids_V < self.vocab_size, logits_CV, -jnp.inf)
+
+
+def _finite(top):
+  # While nothing but padding was seen the maximum is -inf: exp(-inf - 0).
+  return jnp.where(top == -jnp.inf, 0.0, top)
+
+
+def _add_exps(a, b):
+  """Adds sums of exp(x - top), each a pair (top, sum)."""
+  top = jnp.maximum(a[0], b[0])
+  base = _finite(top)
+  return top, a[1] * jnp.exp(a[0] - base) + b[1] * jnp.exp(b[0] - base)
 
 
 def _where_in(span_B12, position_T, values_BT):
