@@ -203,7 +203,7 @@ def test_extra_memory_is_one_stacked_parameter(tmp_path):
   assert peak - after < 1.3 * largest + 2**20
 
 
-@pytest.mark.parametrize('case', ['gpt2', 'gemma3', 'qwen2'])
+@pytest.mark.parametrize('case', ['gpt2', 'gemma3', 'qwen2', 'qwen3_moe'])
 def test_save_and_load_round_trip(case, tmp_path):
   config = config_lib.from_hf(tiny_models.hf_config(case))
   model = checkpoint.random_init(
@@ -227,7 +227,9 @@ def test_save_and_load_round_trip(case, tmp_path):
   )
 
 
-@pytest.mark.parametrize('case', ['gemma3', 'gpt2', 'llama'])
+@pytest.mark.parametrize('case', [
+    'gemma3', 'gpt2', 'llama', 'mixtral', 'qwen3_moe'
+])
 def test_saved_files_are_those_that_transformers_reads(case, tmp_path):
   """Same names, shapes and numbers as the file that transformers accepted."""
   source = tiny_models.write(case, tmp_path / 'source')

@@ -26,7 +26,7 @@ OPTIONS = optimizer_lib.OptimizerOptions(
     weight_decay=0.1, b2=0.98, eps=1e-4, clip=0.5
 )
 FAMILIES = (
-    'llama', 'qwen2', 'qwen3', 'gemma2', 'gpt2',
+    'llama', 'qwen2', 'qwen3', 'gemma2', 'gpt2', 'qwen3_moe',
     pytest.param('llama_linear', marks=pytest.mark.slow),
     pytest.param('mistral', marks=pytest.mark.slow),
     pytest.param('starcoder2', marks=pytest.mark.slow),
@@ -119,12 +119,32 @@ def torch_updates(directory, batch):
     loss = (weights * nll).sum() / weights.sum()
     loss.backward()
     if gradient is None:
-      gradient = {n: p.grad.numpy().copy() for n, p in named.items()}
+      gradient = by_expert({n: p.grad.numpy().copy() for n, p in named.items()})
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIONS.clip)
     optimizer.step()
     metrics.append((loss.item(), norm.item()))
   assert metrics[0][1] > OPTIONS.clip  # so that clipping is compared as well
-  return metrics, gradient, {n: p.detach().numpy() for n, p in named.items()}
+  return metrics, gradient, by_expert(
+      {n: p.detach().numpy() for n, p in named.items()}
+  )
+
+
+def by_expert(arrays):
+  """transformers stacks experts in memory, but not in files."""
+  out = {}
+  for name, x in arrays.items():
+    layer, _, kind = name.rpartition('.mlp.experts.')
+    if not layer:
+      out[name] = x
+      continue
+    for expert, matrix in enumerate(x):
+      parts = (
+          zip(('gate', 'up'), np.split(matrix, 2), strict=True)
+          if kind == 'gate_up_proj' else [('down', matrix)]
+      )
+      for part, value in parts:
+        out[f'{layer}.mlp.experts.{expert}.{part}_proj.weight'] = value
+  return out
 
 
 @pytest.mark.parametrize('case', FAMILIES)
@@ -188,6 +208,7 @@ def run(case, sizes):
     ('qwen2', (8, 1, 1)),
     ('qwen2', (2, 2, 2)),  # 14 query heads, 2 key/value heads
     ('qwen3', (1, 1, 8)),  # 2 key/value heads for 8 devices
+    ('qwen3_moe', (2, 2, 2)),
     pytest.param('qwen2', (1, 8, 1), marks=pytest.mark.slow),
     pytest.param('gemma2', (1, 4, 2), marks=pytest.mark.slow),
     pytest.param('gpt2', (2, 1, 4), marks=pytest.mark.slow),

@@ -32,6 +32,7 @@ CASES = [
 LENGTHS = (3, 17, 48, 60)  # of prompts; windows are 23 to 41 tokens
 NEW = 40
 MARGIN = 1e-4
+SEED = {'qwen3_moe': 6}  # of prompts: 5 gives a lead of 8e-5
 # Of test models whose tied, scaled embedding would only repeat the last token.
 EMBEDDING_SCALE = {'gemma': 0.1, 'gemma2': 0.05, 'gemma3': 0.05,
                    'starcoder2': 0.3, 'gpt2': 0.5}
@@ -56,7 +57,7 @@ def folder(tmp_path_factory):
 
 
 def prompts_of(case, lengths=LENGTHS):
-  rng = np.random.default_rng(5)
+  rng = np.random.default_rng(SEED.get(case, 5))
   vocab = tiny_models.CASES[case]['vocab_size']
   return [rng.integers(0, vocab, n).astype(np.int32) for n in lengths]
 

@@ -11,7 +11,7 @@ import pytest
 import tiny_models
 from flax import nnx
 
-from qaq_jax.models import checkpoint, config_writer
+from qaq_jax.models import checkpoint, config_writer, flops
 from qaq_jax.models import config as config_lib
 from qaq_jax.models.rope import Rope
 
@@ -27,6 +27,7 @@ PUBLISHED = {
     'Qwen--Qwen2.5-Math-1.5B-Instruct': 1_543_714_304,
     'Qwen--Qwen2.5-Math-7B-Instruct': 7_615_616_512,
     'Qwen--Qwen3-0.6B': 596_049_920,
+    'Qwen--Qwen3-Coder-30B-A3B-Instruct': 30_532_122_624,
     'bigcode--starcoder2-3b': 3_030_371_328,
     'codellama--CodeLlama-7b-hf': 6_738_546_688,
     'deepseek-ai--deepseek-coder-6.7b-base': 6_740_512_768,
@@ -39,6 +40,7 @@ PUBLISHED = {
     'meta-llama--Llama-3.1-8B': 8_030_261_248,
     'mistralai--Mistral-7B-v0.1': 7_241_732_096,
     'mistralai--Mistral-7B-v0.3': 7_248_023_552,
+    'mistralai--Mixtral-8x7B-v0.1': 46_702_792_704,
     'openai-community--gpt2': 124_439_808,
 }
 
@@ -78,6 +80,12 @@ def test_details_of_published_models():
   assert load('mistralai--Mistral-7B-v0.1').layers[0].window == 4096
   qwen3 = load('Qwen--Qwen3-0.6B')
   assert qwen3.head_dim == 128 and qwen3.qk_norm and not qwen3.qkv_bias
+  coder = load('Qwen--Qwen3-Coder-30B-A3B-Instruct')
+  assert (coder.num_experts, coder.experts_per_token) == (128, 8)
+  assert coder.intermediate_size == 768 and coder.normalized_routing
+  # 3.3 billion parameters meet a token, the head included.
+  products, _ = flops.forward_flops(coder, 1000, 0)
+  assert 3.0e9 < products / 2000 < 3.3e9
   gemma2 = load('google--gemma-2-2b')
   assert [k.window for k in gemma2.layers[:3]] == [4096, None, 4096]
   assert (gemma2.attn_soft_cap, gemma2.final_soft_cap) == (50.0, 30.0)
@@ -102,7 +110,8 @@ def test_an_absent_key_is_the_familys_default_and_null_is_not():
   heads = {'num_attention_heads': 32, 'head_dim': 8}
   for case, default in (
       ('gemma', 16), ('gemma2', 4), ('llama', 32), ('mistral', 8),
-      ('qwen2', 32), ('qwen3', 32), ('starcoder2', 2),
+      ('qwen2', 32), ('qwen3', 32), ('starcoder2', 2), ('mixtral', 8),
+      ('qwen3_moe', 4),
   ):
     got = without(case, **heads, num_key_value_heads=None)
     assert got.num_kv_heads == 32, case
@@ -159,6 +168,29 @@ def test_wrong_configs_name_key_and_file(change, message):
   }
   with pytest.raises(ValueError, match=message):
     config_lib.from_hf(config | change, 'my.json')
+
+
+@pytest.mark.parametrize('case,change,message', [
+    ('qwen3_moe', {'decoder_sparse_step': 2},
+     "my.json: 'decoder_sparse_step' is 2, which is not supported"),
+    ('qwen3_moe', {'mlp_only_layers': [0]}, "'mlp_only_layers' is .0., which"),
+    ('qwen3_moe', {'num_experts_per_tok': 25},
+     "'num_experts_per_tok' is 25, of 24 experts"),
+    ('qwen3_moe', {'moe_intermediate_size': None},
+     "'moe_intermediate_size' is missing"),
+    ('mixtral', {'num_local_experts': None}, "'num_local_experts' is missing"),
+    ('mixtral', {'num_experts_per_tok': 0}, "is 0, of 4 experts"),
+])
+def test_wrong_experts_are_told(case, change, message):
+  with pytest.raises(ValueError, match=message):
+    config_lib.from_hf(tiny_models.hf_config(case) | change, 'my.json')
+
+
+def test_experts_under_the_newer_key():
+  config = tiny_models.hf_config('qwen3_moe')
+  newer = config | {'num_local_experts': config['num_experts']}
+  del newer['num_experts']
+  assert config_lib.from_hf(newer) == config_lib.from_hf(config)
 
 
 def test_layers_are_grouped_into_few_scans():

@@ -39,6 +39,9 @@ MIXES = [
     ('qwen3', (1, 1, 8)),  # 2 key/value heads for 8 devices
     ('qwen3', (1, 2, 4)),
     ('gemma2', (2, 2, 2)),
+    ('mixtral', (1, 2, 2)),  # experts over tensor
+    ('mixtral', (1, 1, 8)),  # 4 experts for 8 devices: each is split
+    ('qwen3_moe', (2, 1, 4)),
 ]
 
 

@@ -14,7 +14,8 @@ from qaq_jax.models import config as config_lib
 from qaq_jax.planner import topology
 from qaq_jax.scoring import compiled, likelihood
 
-CASES = [case for case in tiny_models.CASES if 'moe' not in case]
+EXPERTS = ('mixtral', 'qwen3_moe')
+CASES = [case for case in tiny_models.CASES if case not in EXPERTS]
 
 
 def model_config(case):
@@ -181,6 +182,12 @@ def test_an_unknown_scheme_is_told(scheme, words):
     checkpoint.abstract(
         model_config('qwen2'), mesh=None, quantized=scheme
     )
+
+
+@pytest.mark.parametrize('case', EXPERTS)
+def test_experts_are_refused(case):
+  with pytest.raises(ValueError, match=f'a {case} model has .*kernel, which'):
+    checkpoint.abstract(model_config(case), mesh=None, quantized='int8')
 
 
 def test_a_quantised_model_is_not_saved(folders, tmp_path):

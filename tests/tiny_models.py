@@ -113,6 +113,28 @@ CASES = {
         'max_window_layers': 2,
         'rope_parameters': {'rope_type': 'default', 'rope_theta': 1e6},
     },
+    'mixtral': _BASE | {
+        'model_type': 'mixtral',
+        'num_attention_heads': 8,
+        'num_local_experts': 4,
+        'num_experts_per_tok': 2,
+        'sliding_window': 43,
+    },
+    # more experts than any device has tokens for, and unnormalised weights
+    'qwen3_moe': _BASE | {
+        'model_type': 'qwen3_moe',
+        'num_attention_heads': 8,
+        'head_dim': 14,
+        'num_experts': 24,
+        'num_experts_per_tok': 3,
+        'moe_intermediate_size': 20,
+        'norm_topk_prob': False,
+        'decoder_sparse_step': 1,
+        'mlp_only_layers': [],
+        'use_sliding_window': False,
+        'sliding_window': None,
+        'max_window_layers': 2,
+    },
     'gemma': _BASE | {
         'model_type': 'gemma',
         'head_dim': 10,

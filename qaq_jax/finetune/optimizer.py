@@ -145,15 +145,17 @@ def _matrices(params):
   """Which axes of the stacked kernels are rows and columns (Muon).
 
   Kernels are [layers, in..., out...]; only the output projection of attention
-  has two input axes. Embeddings, norms and biases go to Adam; adapters are
-  matrices [layers, in..., rank] and [layers, rank, out...].
+  has two input axes, and each expert is a matrix of its own. Embeddings, norms
+  and biases go to Adam; adapters are matrices [layers, in..., rank] and
+  [layers, rank, out...].
   """
 
   def numbers(name, value):
     inputs = 2 if name.endswith(('/o_kernel', '/o_lora_a')) else 1
     if not name.endswith(('_kernel', '_lora_a', '_lora_b')):
       return None
-    axes = tuple(range(1, value.ndim))
+    first = 2 if '/experts_' in name else 1
+    axes = tuple(range(first, value.ndim))
     return optax.contrib.MuonDimensionNumbers(axes[:inputs], axes[inputs:])
 
   return {name: numbers(name, value) for name, value in params.items()}

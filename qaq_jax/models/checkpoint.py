@@ -25,7 +25,7 @@ from qaq_jax.models import config_writer, families, quantization, tensors
 from qaq_jax.models import source as source_lib
 from qaq_jax.models.config import ModelConfig, from_hf
 from qaq_jax.models.decoder import Decoder
-from qaq_jax.models.params import param_specs
+from qaq_jax.models.params import is_expert, param_specs
 from qaq_jax.models.source import ModelSource, fingerprint, resolve
 
 __all__ = [
@@ -152,15 +152,22 @@ def _layers_of(config: ModelConfig, path: tuple) -> range | None:
   return config.stacks[path[1]] if path[0] == 'stacks' else None
 
 
+def _experts_of(config: ModelConfig, path: tuple) -> range | None:
+  """Returns the experts that a parameter is stacked over besides."""
+  return range(config.num_experts) if is_expert(path[-1]) else None
+
+
 def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
   """Returns the shape of every tensor of the checkpoint by its name."""
   expected = {}
   for path, spec in param_specs(config).items():
     template, transform = families.tensor_of(config, path)
-    layers = _layers_of(config, path)
+    layers, experts = _layers_of(config, path), _experts_of(config, path)
     shape = spec.shape if layers is None else spec.shape[1:]
-    for layer in layers or (0,):
-      expected[template.format(layer)] = tuple(transform.shape(shape, config))
+    shape = shape if experts is None else shape[1:]
+    for layer, expert in itertools.product(layers or (0,), experts or (0,)):
+      name = template.format(layer, expert=expert)
+      expected[name] = tuple(transform.shape(shape, config))
   return expected
 
 
@@ -181,14 +188,22 @@ def _check(config: ModelConfig, files: tensors.Tensors) -> None:
 def _read(config, path, like: jax.ShapeDtypeStruct, files: tensors.Tensors):
   """Reads one parameter into its sharding."""
   template, transform = families.tensor_of(config, path)
-  layers = _layers_of(config, path)
+  layers, experts = _layers_of(config, path), _experts_of(config, path)
   sharding = like.sharding or jax.sharding.SingleDeviceSharding(
       jax.local_devices()[0]
   )
   blocks = {}  # devices that hold the same block share one read
 
   def read_layer(layer, index, shape):
-    tensor = files.open(template.format(layer))
+    if experts is None:
+      return read_tensor(template.format(layer), index, shape)
+    return np.stack([
+        read_tensor(template.format(layer, expert=e), index[1:], shape[1:])
+        for e in experts[index[0]]
+    ])
+
+  def read_tensor(name, index, shape):
+    tensor = files.open(name)
     return transform.read(tensor, index, shape).astype(like.dtype)
 
   def block(index):
@@ -252,15 +267,15 @@ def save_hf(
     directory.mkdir(parents=True, exist_ok=True)
   shapes = expected_tensors(model.config)
   plan = _plan_files(shapes, dtype.itemsize, shard_bytes)
-  parameters = dict(nnx.to_flat_state(nnx.state(model)))
-  sources = _writers(model.config)
+  host, sources = _Host(model), _writers(model.config)
   names = {}
   for i, group in enumerate(plan):
     name = tensors.SINGLE
     if len(plan) > 1:
       name = f'model-{i + 1:05d}-of-{len(plan):05d}.safetensors'
-    data = {t: _export(model.config, parameters, sources[t], dtype)
-            for t in group}
+    data = {
+        t: _export(model.config, host, sources[t], dtype) for t in group
+    }
     names |= dict.fromkeys(group, name)
     if writer:
       save_file(data, directory / name, metadata={'format': 'pt'})
@@ -297,29 +312,51 @@ def _plan_files(shapes, itemsize, limit):
 
 
 def _writers(config):
-  """Returns, by tensor name, the (path, layer index) it is made of."""
+  """Returns what each tensor is made of: (path, layer, expert) by name.
+
+  Layer and expert are indices into the stacked parameter, None where it isn't.
+  """
   sources = {}
   for path in param_specs(config):
     template, transform = families.tensor_of(config, path)
-    layers = _layers_of(config, path)
-    for i, layer in enumerate(layers or (0,)):
-      sources.setdefault(template.format(layer), []).append(
-          (transform.part or 0, path, None if layers is None else i)
+    layers, experts = _layers_of(config, path), _experts_of(config, path)
+    for (i, layer), expert in itertools.product(
+        enumerate(layers or (0,)), experts or (None,)
+    ):
+      sources.setdefault(template.format(layer, expert=expert), []).append(
+          (transform.part or 0, path, None if layers is None else i, expert)
       )
   return {name: sorted(parts) for name, parts in sources.items()}
 
 
-def _export(config, parameters, parts, dtype):
+class _Host:
+  """Parameters on the host, one layer of one at a time.
+
+  The experts of a layer are tensors that follow each other: they are fetched
+  together.
+  """
+
+  def __init__(self, model: Decoder):
+    self._parameters = dict(nnx.to_flat_state(nnx.state(model)))
+    self._key, self._value = None, None
+
+  def get(self, path, layer) -> np.ndarray:
+    """Every process must ask for the same ones in the same order."""
+    if (path, layer) != self._key:
+      value = self._parameters[path].get_value()
+      value = value if layer is None else value[layer]
+      if not value.is_fully_addressable:
+        value = multihost_utils.process_allgather(value, tiled=True)
+      self._key, self._value = (path, layer), np.asarray(value)
+    return self._value
+
+
+def _export(config, host, parts, dtype):
   arrays = []
-  for _, path, layer in parts:
-    value = parameters[path].get_value()
-    value = value if layer is None else value[layer]
-    if not value.is_fully_addressable:
-      value = multihost_utils.process_allgather(
-          value, tiled=True
-      )
+  for _, path, layer, expert in parts:
+    value = host.get(path, layer)
     _, transform = families.tensor_of(config, path)
-    array = transform.write(np.asarray(value))
+    array = transform.write(value if expert is None else value[expert])
     if transform is families.VOCAB:
       array = array[: config.vocab_size]
     arrays.append(array)

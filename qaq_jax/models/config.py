@@ -50,7 +50,7 @@ class ModelConfig:
     family: Hugging Face `model_type`.
     vocab_size: ids that exist; the padding beyond is masked in logits.
     hidden_size: D.
-    intermediate_size: F, width of the MLP.
+    intermediate_size: F, width of the MLP, or of one expert's.
     num_heads: N, query heads.
     num_kv_heads: G, key/value heads; N is a multiple of G.
     head_dim: K.
@@ -71,6 +71,9 @@ class ModelConfig:
     attn_soft_cap: scores become cap * tanh(scores / cap); None for none.
     final_soft_cap: the same for logits.
     tie_embeddings: the head is the token embedding.
+    num_experts: E, MLPs of every layer of which a router chooses; 0: one MLP.
+    experts_per_token: X, experts that a token goes to.
+    normalized_routing: the weights of the chosen experts sum to one.
     bos_token_id: as in config.json; tokenizers may say otherwise.
     eos_token_id: id or ids.
     pad_token_id: id.
@@ -103,6 +106,9 @@ class ModelConfig:
   attn_soft_cap: float | None = None
   final_soft_cap: float | None = None
   tie_embeddings: bool = False
+  num_experts: int = 0
+  experts_per_token: int = 0
+  normalized_routing: bool = False
   bos_token_id: int | None = None
   eos_token_id: int | tuple[int, ...] | None = None
   pad_token_id: int | None = None

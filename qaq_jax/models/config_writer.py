@@ -110,6 +110,24 @@ def _qwen3(config):
   return _qwen2(config) | {'attention_bias': config.qkv_bias}
 
 
+def _mixtral(config):
+  return _mistral(config) | {
+      'num_local_experts': config.num_experts,
+      'num_experts_per_tok': config.experts_per_token,
+  }
+
+
+def _qwen3_moe(config):
+  return _qwen3(config) | {
+      'num_experts': config.num_experts,
+      'num_experts_per_tok': config.experts_per_token,
+      'moe_intermediate_size': config.intermediate_size,
+      'norm_topk_prob': config.normalized_routing,
+      'decoder_sparse_step': 1,
+      'mlp_only_layers': [],
+  }
+
+
 def _gemma(config):
   return {'attention_bias': config.qkv_bias}
 
@@ -145,8 +163,10 @@ def _gemma3(config):
 _OWN_KEYS = {
     'llama': _llama,
     'mistral': _mistral,
+    'mixtral': _mixtral,
     'qwen2': _qwen2,
     'qwen3': _qwen3,
+    'qwen3_moe': _qwen3_moe,
     'gemma': _gemma,
     'gemma2': _gemma2,
     'gemma3_text': _gemma3,

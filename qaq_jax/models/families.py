@@ -192,6 +192,26 @@ _LLAMA = {
         for n in ('gate', 'up', 'down')
     },
 }
+_ROUTED = _LAYER + 'mlp.'
+_QWEN3_MOE = _LLAMA | {
+    'router_kernel': (_ROUTED + 'gate.weight', TRANSPOSE),
+    **{
+        f'experts_{n}_kernel': (
+            f'{_ROUTED}experts.{{expert}}.{n}_proj.weight', TRANSPOSE
+        )
+        for n in ('gate', 'up', 'down')
+    },
+}
+_BLOCK_SPARSE = _LAYER + 'block_sparse_moe.'
+_MIXTRAL = _LLAMA | {
+    'router_kernel': (_BLOCK_SPARSE + 'gate.weight', TRANSPOSE),
+    **{
+        f'experts_{n}_kernel': (
+            f'{_BLOCK_SPARSE}experts.{{expert}}.{w}.weight', TRANSPOSE
+        )
+        for n, w in (('gate', 'w1'), ('up', 'w3'), ('down', 'w2'))
+    },
+}
 _GEMMA2 = _LLAMA | {
     'post_attn_norm_scale': (_LAYER + 'post_attention_layernorm.weight', SAME),
     'mlp_norm_scale': (_LAYER + 'pre_feedforward_layernorm.weight', SAME),
@@ -239,7 +259,8 @@ class Family:
   """How a family's checkpoints are laid out.
 
   Attributes:
-    weights: our parameter name -> (tensor name, transform); `{}` is the layer.
+    weights: our parameter name -> (tensor name, transform); `{}` is the layer,
+      `{expert}` the expert, each of which has a tensor of its own.
     architecture: class name that transformers wants in config.json.
     renames: (pattern, replacement) from other published layouts to this one.
     skipped: patterns of tensors that are no parameters of the language model.
@@ -267,7 +288,9 @@ FAMILIES = {
     'llama': Family(_LLAMA, 'LlamaForCausalLM'),
     'mistral': Family(_LLAMA, 'MistralForCausalLM'),
     'qwen2': Family(_LLAMA, 'Qwen2ForCausalLM'),
+    'mixtral': Family(_MIXTRAL, 'MixtralForCausalLM'),
     'qwen3': Family(_LLAMA, 'Qwen3ForCausalLM'),
+    'qwen3_moe': Family(_QWEN3_MOE, 'Qwen3MoeForCausalLM'),
     'gemma': Family(_LLAMA, 'GemmaForCausalLM'),
     'gemma2': Family(_GEMMA2, 'Gemma2ForCausalLM'),
     'gemma3_text': Family(

@@ -33,8 +33,8 @@ def forward_flops(
   """
   specs = params_lib.param_specs(config)
   weights = sum(
-      math.prod(spec.shape) for path, spec in specs.items()
-      if path[-1].endswith('_kernel')
+      math.prod(spec.shape) * _share_used(config, path[-1])
+      for path, spec in specs.items() if path[-1].endswith('_kernel')
   )
   head = config.padded_vocab_size * config.hidden_size
   head_tokens = tokens if head_tokens is None else head_tokens
@@ -45,6 +45,13 @@ def forward_flops(
   width = config.num_heads * config.head_dim
   products = 2.0 * (weights * tokens + head * head_tokens)
   return products, 4.0 * width * keys * tokens
+
+
+def _share_used(config, name):
+  """Part of a kernel that a token meets: of the experts, those chosen."""
+  if params_lib.is_expert(name):
+    return config.experts_per_token / config.num_experts
+  return 1
 
 
 def _keys_per_query(length, window):

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from qaq_jax.models import attention as attention_lib
-from qaq_jax.models import quantized, sharding
+from qaq_jax.models import experts, quantized, sharding
 from qaq_jax.models.cache import StackCache
 from qaq_jax.models.config import LayerKind, ModelConfig
 from qaq_jax.models.rope import rotate
@@ -214,7 +214,19 @@ class Layer:
       y_BTD = y_BTD + p['o_bias'].astype(self.dtype)
     return y_BTD, cache
 
+  @property
+  def activation(self):
+    """The function between the MLP's projections."""
+    return {
+        'silu': jax.nn.silu,
+        'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
+        'gelu': lambda x: jax.nn.gelu(x, approximate=False),
+    }[self.config.activation]
+
   def _mlp(self, p, x_BTD):
+    if self.config.num_experts:
+      return self._experts(p, x_BTD)
+
     def project(name):
       kernel = self.weight(p[f'{name}_kernel'], 'embed', 'mlp')
       y = self.einsum('btd,df->btf', x_BTD, kernel, 'batch', None, 'mlp')
@@ -224,15 +236,10 @@ class Layer:
         y = y + self.weight(p[f'{name}_bias'], 'mlp')
       return y
 
-    activation = {
-        'silu': jax.nn.silu,
-        'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
-        'gelu': lambda x: jax.nn.gelu(x, approximate=False),
-    }[self.config.activation]
     if self.config.gated_mlp:
-      h_BTF = activation(project('gate')) * project('up')
+      h_BTF = self.activation(project('gate')) * project('up')
     else:
-      h_BTF = activation(project('up'))
+      h_BTF = self.activation(project('up'))
     kernel = self.weight(p['down_kernel'], 'mlp', 'embed')
     y_BTD = self.einsum('btf,fd->btd', h_BTF, kernel, 'batch', None, None)
     y_BTD = self.rescaled(y_BTD, p, 'down', 'embed')
@@ -240,3 +247,16 @@ class Layer:
     if 'down_bias' in p:
       y_BTD = y_BTD + p['down_bias'].astype(self.dtype)
     return y_BTD
+
+  def _experts(self, p, x_BTD):
+    inwards = 'experts', 'embed', 'expert_mlp'
+    return experts.mlp(
+        x_BTD,
+        self.weight(p['router_kernel'], 'embed', None),
+        self.weight(p['experts_gate_kernel'], *inwards),
+        self.weight(p['experts_up_kernel'], *inwards),
+        self.weight(
+            p['experts_down_kernel'], 'experts', 'expert_mlp', 'embed'
+        ),
+        config=self.config, rules=self.rules, activation=self.activation,
+    )

@@ -73,11 +73,14 @@ def layer_specs(config: ModelConfig) -> dict[str, ParamSpec]:
       'o_kernel': ParamSpec(
           (n, k, d), ('heads', None, 'embed'), (n * k) ** -0.5 * deep
       ),
-      'up_kernel': ParamSpec((d, f), ('embed', 'mlp'), d**-0.5),
-      'down_kernel': ParamSpec((f, d), ('mlp', 'embed'), f**-0.5 * deep),
   }
-  if config.gated_mlp:
-    specs['gate_kernel'] = ParamSpec((d, f), ('embed', 'mlp'), d**-0.5)
+  if config.num_experts:
+    specs |= _expert_specs(config, deep)
+  else:
+    specs['up_kernel'] = ParamSpec((d, f), ('embed', 'mlp'), d**-0.5)
+    specs['down_kernel'] = ParamSpec((f, d), ('mlp', 'embed'), f**-0.5 * deep)
+    if config.gated_mlp:
+      specs['gate_kernel'] = ParamSpec((d, f), ('embed', 'mlp'), d**-0.5)
   if config.qkv_bias:
     specs['q_bias'] = ParamSpec((n, k), ('heads', None), 'zeros')
     specs['k_bias'] = ParamSpec((g, k), ('kv_heads', None), 'zeros')
@@ -102,6 +105,27 @@ def layer_specs(config: ModelConfig) -> dict[str, ParamSpec]:
   return specs
 
 
+def _expert_specs(config, deep):
+  """The router and the experts' kernels, which are stacked over E."""
+  d, f, e = config.hidden_size, config.intermediate_size, config.num_experts
+  inwards = ParamSpec(
+      (e, d, f), ('experts', 'embed', 'expert_mlp'), d**-0.5
+  )
+  return {
+      'router_kernel': ParamSpec((d, e), ('embed', None), d**-0.5),
+      'experts_gate_kernel': inwards,
+      'experts_up_kernel': inwards,
+      'experts_down_kernel': ParamSpec(
+          (e, f, d), ('experts', 'expert_mlp', 'embed'), f**-0.5 * deep
+      ),
+  }
+
+
+def is_expert(name: str) -> bool:
+  """Whether a parameter is stacked over experts."""
+  return name.startswith('experts_')
+
+
 def lora_specs(
     config: ModelConfig, lora: LoraOptions
 ) -> dict[str, ParamSpec]:
@@ -109,14 +133,18 @@ def lora_specs(
 
   `{target}_lora_a` [in..., R] is random with the deviation of PEFT's uniform
   draw, `{target}_lora_b` [R, out...] zero: the model begins unchanged. Each is
-  split as the kernel's own axes are.
+  split as the kernel's own axes are. Routers and experts get none.
 
   Raises:
     ValueError: targets that the family doesn't have.
   """
   layer = layer_specs(config)
   suffix = '_kernel'
-  known = [name[: -len(suffix)] for name in layer if name.endswith(suffix)]
+  known = [
+      name[: -len(suffix)] for name in layer
+      if name.endswith(suffix) and name != 'router_kernel'
+      and not is_expert(name)
+  ]
   unknown = [target for target in lora.targets if target not in known]
   if unknown:
     raise ValueError(

@@ -90,6 +90,8 @@ class ShardingRules:
   kv_heads: str | None = 'tensor'
   head_dim: str | None = None
   mlp: str | None = 'tensor'
+  experts: str | None = 'tensor'
+  expert_mlp: str | None = None
 
   def spec(self, *axes: str | None) -> PartitionSpec:
     """Returns the partition of an array whose dimensions are `axes`."""
@@ -127,7 +129,8 @@ class ShardingRules:
 
     Key/value heads, the MLP and the hidden size are kept whole where they
     don't divide: that costs memory, never correctness. Query heads carry the
-    work of attention, so they must divide.
+    work of attention, so they must divide. Where experts don't divide, each is
+    split inside.
 
     Args:
       config: a ModelConfig.
@@ -158,8 +161,14 @@ class ShardingRules:
     def kept(axis, length):
       return None if length % size(axis) else axis
 
+    experts, expert_mlp = self.experts, self.expert_mlp
+    if config.num_experts % size(experts):
+      experts, expert_mlp = None, experts
+
     return dataclasses.replace(
         self,
+        experts=experts,
+        expert_mlp=kept(expert_mlp, config.intermediate_size),
         embed=kept(self.embed, config.hidden_size),
         kv_heads=kept(self.kv_heads, config.num_kv_heads),
         mlp=kept(self.mlp, config.intermediate_size),

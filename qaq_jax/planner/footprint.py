@@ -137,10 +137,13 @@ def training_bytes(
 def token_bytes(config: ModelConfig, mesh: Mesh, itemsize: int) -> int:
   """Bytes on one device of a token's arrays within a layer."""
   heads = config.num_heads + 2 * config.num_kv_heads
+  if config.num_experts:  # a copy of the token for each of its experts
+    mlp = 2 * (config.hidden_size + config.intermediate_size)
+    mlp *= config.experts_per_token
+  else:
+    mlp = 2 * config.intermediate_size // mesh.tensor
   return itemsize * (
-      4 * config.hidden_size
-      + heads * config.head_dim // mesh.tensor
-      + 2 * config.intermediate_size // mesh.tensor
+      4 * config.hidden_size + heads * config.head_dim // mesh.tensor + mlp
   )
 
 

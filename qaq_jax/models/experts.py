@@ -1,0 +1,132 @@
+"""Mixture of experts: a router sends every token to a few of a layer's MLPs.
+
+As in Mixtral (arXiv 2401.04088, section 2.1) and Qwen3-MoE (arXiv 2505.09388,
+section 2): softmax over all experts, the largest X chosen. There is no
+capacity: no token is dropped, so a token's result doesn't depend on what else
+is in its batch. Tokens are sorted by expert and multiplied by
+`jax.lax.ragged_dot`, which is a kernel of the compiler on TPUs; on a CPU it
+multiplies every row by every expert.
+
+Letters of dimensions: see `decoder.py`; besides,
+
+  E  experts          X  experts that a token goes to
+  M  tokens, B T      R  rows, one per token and expert of it: M X
+
+On a mesh every device has all tokens of its rows and, over the axis of
+`experts`, some of the experts: it computes what its own contribute, and one sum
+over the axis joins them, as large as that of an ordinary MLP.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from qaq_jax.models import sharding
+from qaq_jax.models.config import ModelConfig
+
+
+def route(
+    x_MD: jax.Array, router_DE: jax.Array, config: ModelConfig
+) -> tuple[jax.Array, jax.Array]:
+  """Returns (weights float32 [M, X], experts int32 [M, X]) of every token.
+
+  Logits and softmax are float32 whatever the dtype of the tokens: a choice
+  that flips changes a token's result by much more than a rounding.
+  """
+  logits_ME = jnp.einsum(
+      'md,de->me', x_MD, router_DE, preferred_element_type=jnp.float32,
+      precision=_precision(x_MD.dtype),
+  )
+  weight_MX, expert_MX = jax.lax.top_k(
+      jax.nn.softmax(logits_ME, axis=-1), config.experts_per_token
+  )
+  if config.normalized_routing:
+    weight_MX = weight_MX / jnp.sum(weight_MX, axis=-1, keepdims=True)
+  return weight_MX, expert_MX
+
+
+def mlp(
+    x_BTD: jax.Array,
+    router_DE: jax.Array,
+    gate_EDF: jax.Array,
+    up_EDF: jax.Array,
+    down_EFD: jax.Array,
+    *,
+    config: ModelConfig,
+    rules: sharding.ShardingRules,
+    activation,
+) -> jax.Array:
+  """Returns the weighted sum of each token's experts, [B, T, D].
+
+  Args:
+    x_BTD: the normed residual stream.
+    router_DE: of all experts, also where they are split.
+    gate_EDF: kernels, gathered over fsdp, in the dtype of the computation.
+    up_EDF: likewise.
+    down_EFD: likewise.
+    config: sizes and switches.
+    rules: how experts and batch are split when a mesh is set.
+    activation: of the gate.
+  """
+  local = functools.partial(
+      _local, config=config, activation=activation, axis=None, split=False
+  )
+  if sharding.current_mesh() is None:
+    return local(x_BTD, router_DE, gate_EDF, up_EDF, down_EFD)
+  x_spec = rules.spec('batch', None, None)
+  inwards = rules.gathered('experts', 'embed', 'expert_mlp')
+  return jax.shard_map(
+      functools.partial(
+          local, axis=rules.experts or rules.expert_mlp,
+          split=rules.experts is not None,
+      ),
+      in_specs=(
+          x_spec, jax.P(), inwards, inwards,
+          rules.gathered('experts', 'expert_mlp', 'embed'),
+      ),
+      out_specs=x_spec,
+  )(x_BTD, router_DE, gate_EDF, up_EDF, down_EFD)
+
+
+def _local(x_BTD, router_DE, gate_EDF, up_EDF, down_EFD, *, config, activation,
+           axis, split):
+  """What this device's experts, or parts of experts, contribute."""
+  chosen, here = config.experts_per_token, gate_EDF.shape[0]
+  x_MD = x_BTD.reshape(-1, x_BTD.shape[-1])
+  weight_MX, expert_MX = route(x_MD, router_DE, config)
+  own_R = expert_MX.reshape(-1)
+  if split:
+    own_R = own_R - jax.lax.axis_index(axis) * here
+  mine_R = (own_R >= 0) & (own_R < here)
+  # Rows of other devices' experts come last, beyond all groups.
+  own_R = jnp.where(mine_R, own_R, here)
+  order_R = jnp.argsort(own_R)
+  sizes_E = jnp.bincount(own_R, length=here + 1)[:here].astype(jnp.int32)
+  product = functools.partial(
+      jax.lax.ragged_dot, group_sizes=sizes_E,
+      precision=_precision(x_BTD.dtype),
+  )
+  if axis is not None:
+    # Made explicit: left to the indexing below, jax 0.10 does not sum the
+    # gradient of the tokens over the axis.
+    x_MD = jax.lax.pcast(x_MD, axis, to='varying')
+  x_RD = x_MD[order_R // chosen]
+  h_RF = activation(product(x_RD, gate_EDF)) * product(x_RD, up_EDF)
+  y_RD = product(h_RF, down_EFD)
+  # Back into the order of tokens: sums of X rows, always in the same order.
+  back_R = jnp.zeros_like(order_R).at[order_R].set(
+      jnp.arange(len(order_R), dtype=order_R.dtype), unique_indices=True
+  )
+  y_RD = jnp.where(mine_R[:, None], y_RD[back_R], 0)
+  y_MD = jnp.einsum(
+      'mx,mxd->md', weight_MX, y_RD.reshape(-1, chosen, y_RD.shape[-1]),
+      preferred_element_type=jnp.float32, precision=jax.lax.Precision.HIGHEST,
+  ).astype(x_BTD.dtype)
+  if axis is not None:
+    y_MD = jax.lax.psum(y_MD, axis)
+  return y_MD.reshape(x_BTD.shape)
+
+
+def _precision(dtype):
+  return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
