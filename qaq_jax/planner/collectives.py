@@ -2,7 +2,9 @@
 
 A collective inside a loop is counted as often as the loop runs where the
 compiler knows that (the layers), and once where it doesn't (chunks of the head,
-whose number is found on the device).
+whose number is found on the device). One that the compiler for TPUs spreads
+over several fusions, to hide it behind products, appears in each of them with
+the same channel and source: it is one.
 """
 
 import collections
@@ -30,6 +32,7 @@ _CALL = re.compile(r'(?:calls|to_apply|body|true_computation|'
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _WHILE = re.compile(r' while\(.*condition=%?([\w.\-]+)')
+_SAME = re.compile(r'channel_id=\d+|metadata=\{[^}]*\}')
 _CONSTANT = re.compile(r'%?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)')
 _LESS = re.compile(
     r'ROOT .* compare\(.*?, (?:\S+ )?%?([\w.\-]+)\), direction=LT'
@@ -73,14 +76,19 @@ def find(text: str, devices: int) -> list[Collective]:
     devices: that the program runs on.
   """
   bodies, entry = _computations(text)
-  found = collections.Counter()
+  channels = {}
 
   def walk(name, times):
     for line in bodies.get(name, ()):
       op = _OP.search(line)
       if op:
         size = _size(op['shape'], op['kind'], bool(op['start']))
-        found[op['kind'], size, _group(line, devices)] += times
+        # Those of a shard_map share a channel: the place in the source, too.
+        key = op['kind'], size, tuple(_SAME.findall(line)) or (name, line)
+        channels[key] = max(
+            channels.get(key, (0,)),
+            (times, op['kind'], size, _group(line, devices)),
+        )
       loop = _WHILE.search(line)
       inner = times
       if loop:
@@ -93,6 +101,9 @@ def find(text: str, devices: int) -> list[Collective]:
             walk(callee, inner)
 
   walk(entry, 1)
+  found = collections.Counter()
+  for times, *what in channels.values():
+    found[tuple(what)] += times
   collectives = [
       Collective(kind, count, size, group)
       for (kind, size, group), count in found.items() if group > 1
@@ -108,7 +119,7 @@ def _computations(text) -> tuple[dict[str, list[str]], str]:
     if head:
       lines = bodies.setdefault(head.group(2), [])
       entry = head.group(2) if head.group(1) else entry
-    elif line.startswith('}'):
+    elif line == '}':  # lines within a kernel's own text may begin with one
       lines = None
     elif lines is not None:
       lines.append(line)
@@ -155,7 +166,9 @@ def _group(line: str, devices: int) -> int:
   tiled = re.search(r'replica_groups=\[(\d+),(\d+)\]', line)
   if tiled:
     return int(tiled.group(2))
-  mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line)
+  mesh = re.search(
+      r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\S+)? \{([^}]*)\}", line
+  )
   if mesh:
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh.group(1)))
     axes = re.findall(r"'(\w+)'", mesh.group(2))
