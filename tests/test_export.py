@@ -139,7 +139,7 @@ def adapted(model, rank=3, alpha=6.0):
   return model
 
 
-@pytest.mark.parametrize('case', ['qwen2', 'gemma2', 'starcoder2'])
+@pytest.mark.parametrize('case', ['qwen2', 'gemma2', 'starcoder2', 'qwen3_moe'])
 def test_adapter_is_what_peft_adds_to_the_weights(tmp_path, case):
   origin, base = start(tmp_path, case)
   model = adapted(base)

@@ -411,6 +411,20 @@ def test_optimizers_learn_on_a_mesh(name):
   assert step_lib._update._cache_size() == before + 1
 
 
+def test_muon_takes_each_expert_for_a_matrix():
+  options = optimizer_lib.OptimizerOptions(name='muon', clip=0.0)
+  rule = optimizer_lib.make(options)
+
+  def update(name, gradient):
+    params = {name: jnp.ones_like(gradient)}
+    return rule.update({name: gradient}, rule.init(params), params)[0][name]
+
+  stacked = jax.random.normal(jax.random.key(0), (2, 3, 8, 6))
+  alone = update('stacks/0/up_kernel', stacked[1, 2][None])
+  together = update('stacks/0/experts_up_kernel', stacked)
+  np.testing.assert_allclose(together[1, 2], alone[0], atol=1e-5)
+
+
 @pytest.mark.parametrize('name', ['cosine', 'linear', 'constant', 'wsd'])
 @pytest.mark.parametrize('ratio', [0.0, 0.13])
 def test_schedules_equal_transformers(name, ratio):

@@ -25,6 +25,7 @@ from qaq_jax.models import config as config_lib
 TARGETS = {
     'qwen2': ('q', 'k', 'v', 'o', 'gate', 'up', 'down'),
     'gpt2': ('q', 'k', 'v', 'o', 'up', 'down'),
+    'qwen3_moe': ('q', 'k', 'v', 'o'),
 }
 
 
@@ -54,7 +55,7 @@ def test_zero_b_is_the_base_model():
   )
 
 
-@pytest.mark.parametrize('case', ['qwen2', 'gpt2'])
+@pytest.mark.parametrize('case', ['qwen2', 'gpt2', 'qwen3_moe'])
 def test_loss_and_gradients_equal_the_dense_formula(case):
   """W + alpha / rank * A B in every kernel, differentiated by A and B."""
   model = adapted(case)
@@ -171,6 +172,11 @@ def test_frozen_weights_get_no_gradient():
 def test_wrong_adapters_are_named(tmp_path):
   with pytest.raises(ValueError, match=r"\['gate'\]; a gpt2 layer has q, k"):
     lora.add(random_model('gpt2'), lora.LoraOptions(targets=('gate',)))
+  for target in ('router', 'experts_up'):
+    with pytest.raises(ValueError, match='a qwen3_moe layer has q, k, v, o$'):
+      lora.add(
+          random_model('qwen3_moe'), lora.LoraOptions(targets=(target,))
+      )
   with pytest.raises(ValueError, match='rank 0'):
     lora.LoraOptions(0)
   model = adapted('gpt2')
