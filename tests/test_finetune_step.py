@@ -29,6 +29,8 @@ FAMILIES = (
     'llama', 'qwen2', 'qwen3', 'gemma2', 'gpt2', 'qwen3_moe',
     pytest.param('llama_linear', marks=pytest.mark.slow),
     pytest.param('mistral', marks=pytest.mark.slow),
+    pytest.param('mixtral', marks=pytest.mark.slow),
+    pytest.param('qwen3_moe_window', marks=pytest.mark.slow),
     pytest.param('starcoder2', marks=pytest.mark.slow),
     pytest.param('gemma', marks=pytest.mark.slow),
     pytest.param('gemma3', marks=pytest.mark.slow),
@@ -89,7 +91,7 @@ def exported(trainer, state, params, folder):
   return load_file(folder / 'model.safetensors')
 
 
-def torch_updates(directory, batch):
+def torch_updates(directory, case, batch):
   """transformers and torch.optim: losses, norms, first gradient, weights."""
   import torch
   import transformers
@@ -119,31 +121,35 @@ def torch_updates(directory, batch):
     loss = (weights * nll).sum() / weights.sum()
     loss.backward()
     if gradient is None:
-      gradient = by_expert({n: p.grad.numpy().copy() for n, p in named.items()})
+      gradient = {n: p.grad.numpy().copy() for n, p in named.items()}
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIONS.clip)
     optimizer.step()
     metrics.append((loss.item(), norm.item()))
   assert metrics[0][1] > OPTIONS.clip  # so that clipping is compared as well
-  return metrics, gradient, by_expert(
-      {n: p.detach().numpy() for n, p in named.items()}
-  )
+  trained = {n: p.detach().numpy() for n, p in named.items()}
+  return metrics, by_expert(gradient, case), by_expert(trained, case)
 
 
-def by_expert(arrays):
+def by_expert(arrays, case):
   """transformers stacks experts in memory, but not in files."""
+  home, template, *names = {
+      'mixtral': ('block_sparse_moe', '{}', 'w1', 'w3', 'w2'),
+  }.get(case, ('mlp', '{}_proj', 'gate', 'up', 'down'))
   out = {}
   for name, x in arrays.items():
-    layer, _, kind = name.rpartition('.mlp.experts.')
-    if not layer:
+    layer, _, kind = name.rpartition('.mlp.')
+    if kind == 'gate.weight':  # the router; an MLP's is gate_proj.weight
+      out[f'{layer}.{home}.gate.weight'] = x
+    elif not kind.startswith('experts.'):
       out[name] = x
-      continue
-    for expert, matrix in enumerate(x):
-      parts = (
-          zip(('gate', 'up'), np.split(matrix, 2), strict=True)
-          if kind == 'gate_up_proj' else [('down', matrix)]
-      )
-      for part, value in parts:
-        out[f'{layer}.mlp.experts.{expert}.{part}_proj.weight'] = value
+    else:
+      halves = kind == 'experts.gate_up_proj'
+      parts = np.split(x, 2, axis=1) if halves else [x]
+      which = names[:2] if halves else names[2:]
+      for part, stacked in zip(which, parts, strict=True):
+        for expert, matrix in enumerate(stacked):
+          own = f'{home}.experts.{expert}.{template.format(part)}.weight'
+          out[f'{layer}.{own}'] = matrix
   return out
 
 
@@ -155,7 +161,7 @@ def test_updates_equal_torch(case, tmp_path):
   batch = micro_batch(vocab_size, rows=3, length=40, packed=False)
   # torch's embedding keeps the gradient of Gemma's padding token, 0, from it.
   batch['tokens'] = np.maximum(batch['tokens'], 1)
-  metrics, gradient, weights = torch_updates(tmp_path / case, batch)
+  metrics, gradient, weights = torch_updates(tmp_path / case, case, batch)
   trainer = trainer_of(model)
   state = trainer.state
   sums = trainer.gradient(state, batch)
