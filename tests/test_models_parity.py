@@ -131,12 +131,14 @@ def test_long_rows_match(folder, case):
     np.testing.assert_allclose(ours[0, -400:], stored, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize('case', ['gemma2', 'gpt2', 'qwen3'])
+@pytest.mark.parametrize('case', ['gemma2', 'gpt2', 'qwen3', 'qwen3_moe'])
 def test_bfloat16_stays_near(folder, case):
   """bfloat16 rounds weights and activations, never the log-probabilities.
 
-  Measured on all cases: mean absolute deviation 0.012 to 0.043 nats per token,
-  largest 0.35, without bias; random weights of these scales are a hard case.
+  Measured on all cases: mean absolute deviation 0.012 to 0.044 nats per token,
+  largest 0.37, without bias; random weights of these scales are a hard case.
+  Where a router is undecided, a token goes to another expert: 0.5% of tokens
+  deviate by 0.7 to 2.4 nats.
   """
   exact = unsharded(folder, case)
   rounded = our_logp(
@@ -144,5 +146,5 @@ def test_bfloat16_stays_near(folder, case):
   )
   difference = rounded - exact
   assert 1e-4 < np.abs(difference).mean() < 0.06
-  assert np.abs(difference).max() < 0.7
+  assert (np.abs(difference) >= 0.7).mean() < (0.01 if 'moe' in case else 1e-9)
   assert np.abs(difference.mean()) < 0.01

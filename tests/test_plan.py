@@ -21,6 +21,7 @@ from qaq_jax.planner import (
     lengths,
     predict,
     score_plan,
+    text,
     topology,
 )
 from qaq_jax.planner.footprint import Mesh
@@ -199,8 +200,27 @@ def test_abstract_training_step_is_compiled_without_arrays():
   assert min(sizes[0].values()) > 0
 
 
+def test_of_the_experts_a_token_meets_those_chosen():
+  def idle(name):
+    found = footprint.parameters(hf_config(name))
+    return found['parameters'] - found['active_parameters']
+
+  # Layers, experts left out, matrices of each. The cards say 3.3 of 30.5 and
+  # 12.9 of 46.7 billion.
+  coder = 48 * 120 * 3 * 2048 * 768
+  assert idle('Qwen/Qwen3-Coder-30B-A3B-Instruct') == coder
+  assert idle('mistralai/Mixtral-8x7B-v0.1') == 32 * 6 * 3 * 4096 * 14336
+  assert idle('Qwen/Qwen3-0.6B') == 0
+  assert text.describe({
+      'model': 'm', 'family': 'f', 'dtype': 'd', 'mesh': {}, 'fits': False,
+      'limit_bytes': 1, 'memory_bytes': 2, 'param_bytes': 2, 'try': [],
+      **footprint.parameters(hf_config('mistralai/Mixtral-8x7B-v0.1')),
+  })[0] == 'm: f, 46.70B parameters, 12.88B of them for each token, d, mesh '
+
+
 def test_bytes_of_parameters_are_those_of_the_arrays():
-  for name in ('Qwen/Qwen2.5-Coder-0.5B', 'google/gemma-2-2b'):
+  for name in ('Qwen/Qwen2.5-Coder-0.5B', 'google/gemma-2-2b',
+               'Qwen/Qwen3-Coder-30B-A3B-Instruct'):
     config = hf_config(name)
     mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
     model = checkpoint.abstract(config, mesh=mesh, dtype=jnp.bfloat16)

@@ -10,8 +10,8 @@ third (docs/planning.md), so what it proposes is compiled before it is believed.
 import dataclasses
 import math
 
+from qaq_jax.models import layout, sharding
 from qaq_jax.models import params as params_lib
-from qaq_jax.models import sharding
 from qaq_jax.models.config import ModelConfig
 from qaq_jax.scoring import likelihood
 
@@ -67,6 +67,22 @@ def meshes(config: ModelConfig, number: int) -> list[Mesh]:
 
 def _divisors(n):
   return [i for i in range(1, n + 1) if n % i == 0]
+
+
+def parameters(config: ModelConfig) -> dict[str, int]:
+  """Numbers in the checkpoint, and of those the ones that a token meets.
+
+  No padding, a tied head once; of the experts, as many as a token goes to.
+  """
+  shapes = layout.expected_tensors(config)
+  whole = sum(math.prod(shape) for shape in shapes.values())
+  idle = sum(
+      math.prod(spec.shape) // config.num_experts
+      * (config.num_experts - config.experts_per_token)
+      for path, spec in params_lib.param_specs(config).items()
+      if params_lib.is_expert(path[-1])
+  )
+  return {'parameters': whole, 'active_parameters': whole - idle}
 
 
 def param_bytes(

@@ -104,7 +104,7 @@ def plan(
   result = {
       'model': request.name,
       'family': config.family,
-      'parameters': parameters(config),
+      **footprint.parameters(config),
       'dtype': request.dtype,
       'mesh': mesh.shape,
       'compiled': bool(topology.devices),
@@ -124,12 +124,6 @@ def plan(
   result |= _rates(request, topology, mesh, assumed, found)
   result['meshes'] = compare_meshes(request, topology, assumed)
   return result
-
-
-def parameters(config: ModelConfig) -> int:
-  """Numbers in the checkpoint: no padding, a tied head once."""
-  shapes = checkpoint.expected_tensors(config)
-  return sum(math.prod(shape) for shape in shapes.values())
 
 
 def _compiled(request, topology, mesh):

@@ -26,9 +26,13 @@ def describe(plan: dict) -> list[str]:
   Args:
     plan: from `score_plan.plan` or `train_plan.plan`.
   """
+  whole, active = plan['parameters'], plan['active_parameters']
+  size = f'{whole / 1e9:.2f}B parameters'
+  if active < whole:
+    size += f', {active / 1e9:.2f}B of them for each token'
   lines = [
-      f'{plan["model"]}: {plan["family"]}, {plan["parameters"] / 1e9:.2f}B '
-      f'parameters, {plan["dtype"]}, mesh {_mesh(plan["mesh"])}'
+      f'{plan["model"]}: {plan["family"]}, {size}, {plan["dtype"]}, mesh '
+      f'{_mesh(plan["mesh"])}'
   ]
   if not plan['fits']:
     return lines + _does_not_fit(plan)

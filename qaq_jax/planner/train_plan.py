@@ -59,7 +59,7 @@ def plan(
   result = {
       'model': request.name,
       'family': config.family,
-      'parameters': score_plan.parameters(config),
+      **footprint.parameters(config),
       'dtype': request.dtype,
       'mesh': mesh.shape,
       'compiled': bool(topology.devices),
