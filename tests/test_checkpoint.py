@@ -59,6 +59,93 @@ def test_missing_head_hints_at_tying(llama):
     checkpoint.load(llama, mesh=None)
 
 
+EXPERTS = [
+    ('mixtral', 'block_sparse_moe.experts.{}.w{}.weight', (1, 3, 2)),
+    ('qwen3_moe', 'mlp.experts.{}.{}_proj.weight', ('gate', 'up', 'down')),
+]
+
+
+@pytest.mark.parametrize('case,template,parts', EXPERTS)
+def test_a_missing_expert_is_named(case, template, parts, tmp_path):
+  directory = tiny_models.write(case, tmp_path / case)
+  name = f'model.layers.1.{template.format(2, parts[1])}'
+  rewrite(directory, lambda d: d.pop(name))
+  with pytest.raises(tensors.MissingTensorError, match=f'{name}.*(1 such)'):
+    checkpoint.load(directory, mesh=None)
+
+
+def merge_experts(data, template, parts):
+  """As transformers saves with save_original_format=False."""
+  for layer in range(2):
+    prefix = f'model.layers.{layer}.'
+    first = f'{prefix}{template}'
+    number = sum(
+        first.format(e, parts[0]) in data for e in range(len(data))
+    )
+    gate, up, down = (
+        np.stack([data.pop(first.format(e, part)) for e in range(number)])
+        for part in parts
+    )
+    data[f'{prefix}mlp.experts.gate_up_proj'] = np.concatenate([gate, up], 1)
+    data[f'{prefix}mlp.experts.down_proj'] = down
+    gate_name = f'{prefix}{template.split(".")[0]}.gate.weight'
+    data[f'{prefix}mlp.gate.weight'] = data.pop(gate_name)
+
+
+@pytest.mark.parametrize('case,template,parts', EXPERTS)
+def test_merged_experts_are_the_same_model(case, template, parts, tmp_path):
+  directory = tiny_models.write(case, tmp_path / case)
+  meshes = None, sharding.make_mesh(2, 2, 2), sharding.make_mesh(1, 1, 8)
+  before = checkpoint.load(directory, mesh=None)
+  rewrite(directory, lambda d: merge_experts(d, template, parts))
+  for mesh in meshes:
+    after = checkpoint.load(directory, mesh=mesh)
+    jax.tree.map(
+        np.testing.assert_array_equal, nnx.state(before), nnx.state(after)
+    )
+
+
+def test_merged_experts_that_are_wrong(tmp_path):
+  _, template, parts = EXPERTS[1]
+  directory = tiny_models.write('qwen3_moe', tmp_path / 'model')
+  name = f'model.layers.0.{template.format(3, "down")}'
+  down = load_file(directory / 'model.safetensors')[name]
+  rewrite(directory, lambda d: merge_experts(d, template, parts))
+  rewrite(directory, lambda d: d.update({name: down}))
+  with pytest.raises(
+      tensors.DuplicateTensorError, match=f'experts.down_proj.*{name}|'
+      f'{name}.*experts.down_proj'
+  ):
+    checkpoint.load(directory, mesh=None)
+  merged = 'model.layers.1.mlp.experts.gate_up_proj'
+  rewrite(directory, lambda d: d.pop(name))
+  rewrite(directory, lambda d: d.update({merged: d[merged][:, 1:]}))
+  with pytest.raises(tensors.TensorShapeError, match=r'up_proj.*24, 39, 48'):
+    checkpoint.load(directory, mesh=None)
+  rewrite(directory, lambda d: d.update({merged: d[merged][:, 1:]}))
+  with pytest.raises(tensors.TensorShapeError, match=r'up_proj.*19, 48.*20'):
+    checkpoint.load(directory, mesh=None)
+  rewrite(directory, lambda d: d.update({merged: np.zeros((23, 40, 48))}))
+  with pytest.raises(tensors.MissingTensorError, match=r'experts.23.gate_proj'):
+    checkpoint.load(directory, mesh=None)
+
+
+@pytest.mark.parametrize('case', ['mixtral', 'qwen3_moe'])
+def test_what_transformers_merges_is_read(case, tmp_path):
+  pytest.importorskip('torch')
+  transformers = pytest.importorskip('transformers')
+  source = tiny_models.write(case, tmp_path / 'source')
+  model = transformers.AutoModelForCausalLM.from_pretrained(source)
+  model.save_pretrained(tmp_path / 'merged', save_original_format=False)
+  names = load_file(tmp_path / 'merged' / 'model.safetensors')
+  assert 'model.layers.0.mlp.experts.gate_up_proj' in names
+  jax.tree.map(
+      np.testing.assert_array_equal,
+      nnx.state(checkpoint.load(source, mesh=None)),
+      nnx.state(checkpoint.load(tmp_path / 'merged', mesh=None)),
+  )
+
+
 def test_misshaped_tensor(llama):
   rewrite(llama, lambda d: d.update({Q: d[Q].T.copy()[:, :40]}))
   with pytest.raises(

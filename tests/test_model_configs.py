@@ -119,7 +119,8 @@ def test_an_absent_key_is_the_familys_default_and_null_is_not():
     assert got.num_kv_heads == default, case
   windows = {'use_sliding_window': True, 'max_window_layers': 0}
   for case, default in (
-      ('mistral', 4096), ('qwen2', 4096), ('qwen3', 4096), ('starcoder2', None)
+      ('mistral', 4096), ('qwen2', 4096), ('qwen3', 4096),
+      ('qwen3_moe', 4096), ('mixtral', None), ('starcoder2', None),
   ):
     got = without(case, 'sliding_window', **windows)
     assert {k.window for k in got.layers} == {default}, case
@@ -178,6 +179,9 @@ def test_wrong_configs_name_key_and_file(change, message):
      "'num_experts_per_tok' is 25, of 24 experts"),
     ('qwen3_moe', {'moe_intermediate_size': None},
      "'moe_intermediate_size' is missing"),
+    ('qwen3_moe', {'layer_types': ['full_attention', 'sliding_attention']},
+     "'layer_types' is not 'full_attention' 2 times"),
+    ('qwen3_moe', {'mlp_bias': True}, "'mlp_bias' is True, which"),
     ('mixtral', {'num_local_experts': None}, "'num_local_experts' is missing"),
     ('mixtral', {'num_experts_per_tok': 0}, "is 0, of 4 experts"),
 ])

@@ -135,6 +135,21 @@ CASES = {
         'sliding_window': None,
         'max_window_layers': 2,
     },
+    # transformers gives every layer the window, whatever max_window_layers
+    'qwen3_moe_window': _BASE | {
+        'model_type': 'qwen3_moe',
+        'num_attention_heads': 8,
+        'head_dim': 10,
+        'num_experts': 6,
+        'num_experts_per_tok': 2,
+        'moe_intermediate_size': 36,
+        'norm_topk_prob': True,
+        'decoder_sparse_step': 1,
+        'mlp_only_layers': [],
+        'use_sliding_window': True,
+        'sliding_window': 37,
+        'max_window_layers': 1,
+    },
     'gemma': _BASE | {
         'model_type': 'gemma',
         'head_dim': 10,

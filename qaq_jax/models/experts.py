@@ -3,9 +3,8 @@
 As in Mixtral (arXiv 2401.04088, section 2.1) and Qwen3-MoE (arXiv 2505.09388,
 section 2): softmax over all experts, the largest X chosen. There is no
 capacity: no token is dropped, so a token's result doesn't depend on what else
-is in its batch. Tokens are sorted by expert and multiplied by
-`jax.lax.ragged_dot`, which is a kernel of the compiler on TPUs; on a CPU it
-multiplies every row by every expert.
+is in its batch. Tokens are sorted by expert and multiplied group by group, see
+`grouped.py`.
 
 Letters of dimensions: see `decoder.py`; besides,
 
@@ -22,7 +21,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from qaq_jax.models import sharding
+from qaq_jax.models import grouped, sharding
 from qaq_jax.models.config import ModelConfig
 
 
@@ -56,6 +55,7 @@ def mlp(
     config: ModelConfig,
     rules: sharding.ShardingRules,
     activation,
+    platform: str,
 ) -> jax.Array:
   """Returns the weighted sum of each token's experts, [B, T, D].
 
@@ -68,17 +68,20 @@ def mlp(
     config: sizes and switches.
     rules: how experts and batch are split when a mesh is set.
     activation: of the gate.
+    platform: of the devices that the program is for, see `grouped.py`.
   """
   local = functools.partial(
-      _local, config=config, activation=activation, axis=None, split=False
+      _local, config=config, activation=activation, platform=platform,
+      axes=(), split=False, batch=(),
   )
   if sharding.current_mesh() is None:
     return local(x_BTD, router_DE, gate_EDF, up_EDF, down_EFD)
   x_spec = rules.spec('batch', None, None)
   inwards = rules.gathered('experts', 'embed', 'expert_mlp')
+  axis = rules.experts or rules.expert_mlp
   return jax.shard_map(
       functools.partial(
-          local, axis=rules.experts or rules.expert_mlp,
+          local, axes=(axis,) if axis else (), batch=rules.batch_axes,
           split=rules.experts is not None,
       ),
       in_specs=(
@@ -90,28 +93,34 @@ def mlp(
 
 
 def _local(x_BTD, router_DE, gate_EDF, up_EDF, down_EFD, *, config, activation,
-           axis, split):
-  """What this device's experts, or parts of experts, contribute."""
+           platform, axes, split, batch):
+  """What this device's experts, or parts of experts, contribute.
+
+  `axes` split the experts, or each of them where not `split`; `batch` the rows.
+  """
   chosen, here = config.experts_per_token, gate_EDF.shape[0]
   x_MD = x_BTD.reshape(-1, x_BTD.shape[-1])
   weight_MX, expert_MX = route(x_MD, router_DE, config)
-  own_R = expert_MX.reshape(-1)
+  own_R = _varying(expert_MX.reshape(-1), axes)
   if split:
-    own_R = own_R - jax.lax.axis_index(axis) * here
+    own_R = own_R - jax.lax.axis_index(axes) * here
   mine_R = (own_R >= 0) & (own_R < here)
   # Rows of other devices' experts come last, beyond all groups.
   own_R = jnp.where(mine_R, own_R, here)
   order_R = jnp.argsort(own_R)
   sizes_E = jnp.bincount(own_R, length=here + 1)[:here].astype(jnp.int32)
-  product = functools.partial(
-      jax.lax.ragged_dot, group_sizes=sizes_E,
-      precision=_precision(x_BTD.dtype),
+  # Made explicit: left to the indexing below, jax 0.10 does not sum the
+  # gradient of the tokens over the axes.
+  x_MD = _varying(x_MD, axes)
+  gate_EDF, up_EDF, down_EFD = (
+      _varying(kernel, batch) for kernel in (gate_EDF, up_EDF, down_EFD)
   )
-  if axis is not None:
-    # Made explicit: left to the indexing below, jax 0.10 does not sum the
-    # gradient of the tokens over the axis.
-    x_MD = jax.lax.pcast(x_MD, axis, to='varying')
-  x_RD = x_MD[order_R // chosen]
+  product = functools.partial(
+      grouped.product, sizes_E=sizes_E, precision=_precision(x_BTD.dtype),
+      block=grouped.block_rows(len(own_R), config.num_experts, platform),
+  )
+  # Zero beyond the groups, forwards and backwards, whatever a kernel leaves.
+  x_RD = jnp.where(mine_R[order_R, None], x_MD[order_R // chosen], 0)
   h_RF = activation(product(x_RD, gate_EDF)) * product(x_RD, up_EDF)
   y_RD = product(h_RF, down_EFD)
   # Back into the order of tokens: sums of X rows, always in the same order.
@@ -123,9 +132,14 @@ def _local(x_BTD, router_DE, gate_EDF, up_EDF, down_EFD, *, config, activation,
       'mx,mxd->md', weight_MX, y_RD.reshape(-1, chosen, y_RD.shape[-1]),
       preferred_element_type=jnp.float32, precision=jax.lax.Precision.HIGHEST,
   ).astype(x_BTD.dtype)
-  if axis is not None:
-    y_MD = jax.lax.psum(y_MD, axis)
+  if axes:
+    y_MD = jax.lax.psum(y_MD, axes)
   return y_MD.reshape(x_BTD.shape)
+
+
+def _varying(value, axes):
+  """Says that a value, equal over mesh axes, is one on each device of them."""
+  return jax.lax.pcast(value, axes, to='varying') if axes else value
 
 
 def _precision(dtype):

@@ -1,168 +1,25 @@
 """Where each parameter of ours stands in the checkpoint of each family.
 
-One table per family: our parameter name -> (tensor name, transform). A
-transform knows the tensor's shape, how to read any block of our parameter from
-the file without touching the rest, and how to write it back.
+One table per family: our parameter name -> (tensor name, transform); see
+`transforms.py`.
 """
 
 import dataclasses
 import re
-from collections.abc import Callable
-
-import numpy as np
 
 from qaq_jax.models.config import ModelConfig
-
-Index = tuple[slice, ...]
-
-
-def _bounds(piece: slice, size: int) -> tuple[int, int]:
-  return piece.start or 0, size if piece.stop is None else piece.stop
-
-
-@dataclasses.dataclass(frozen=True)
-class Transform:
-  """A named, invertible change of layout between a tensor and our parameter.
-
-  Attributes:
-    name: for messages.
-    shape: (our shape, config) -> the tensor's shape.
-    read: (tensor slicer, index into ours, our shape) -> that block of ours.
-    write: ours -> the tensor, or this part of it.
-    part: which third of a fused tensor this is; None where it isn't fused.
-  """
-
-  name: str
-  shape: Callable
-  read: Callable
-  write: Callable
-  part: int | None = None
-
-
-SAME = Transform(
-    'same',
-    shape=lambda ours, config: ours,
-    read=lambda tensor, index, ours: tensor[index],
-    write=lambda x: x,
+from qaq_jax.models.transforms import (
+    FROM_HEADS,
+    FROM_HEADS_CONV,
+    HEAD_BIAS,
+    SAME,
+    TO_HEADS,
+    TRANSPOSE,
+    VOCAB,
+    Transform,
+    fused,
+    fused_bias,
 )
-
-TRANSPOSE = Transform(
-    'transpose',
-    shape=lambda ours, config: ours[::-1],
-    read=lambda tensor, index, ours: tensor[index[::-1]].T,
-    write=lambda x: x.T,
-)
-
-
-def _read_vocab(tensor, index, ours):
-  first, last = _bounds(index[0], ours[0])
-  known = tensor.get_shape()[0]
-  if first >= known:  # all padding, and safetensors refuses empty slices
-    left, right = _bounds(index[1], ours[1])
-    return np.zeros((last - first, right - left), np.float32)
-  block = tensor[slice(first, min(last, known)), index[1]]
-  return np.pad(block, ((0, last - first - len(block)), (0, 0)))
-
-
-# Rows beyond the vocabulary are padding: zero here, masked in the logits.
-VOCAB = Transform(
-    'pad_vocabulary',
-    shape=lambda ours, config: (config.vocab_size, ours[1]),
-    read=_read_vocab,
-    write=lambda x: x,  # the caller cuts the padding off
-)
-
-
-def _heads(piece: slice, ours_heads: int, size: int) -> slice:
-  first, last = _bounds(piece, ours_heads)
-  return slice(first * size, last * size)
-
-
-def _read_from_rows(tensor, index, ours):
-  _, heads, size = ours
-  block = tensor[_heads(index[1], heads, size), index[0]]
-  return block.reshape(-1, size, block.shape[1]).transpose(2, 0, 1)
-
-
-# [H K, D] of a linear layer to heads -> [D, H, K].
-TO_HEADS = Transform(
-    'to_heads',
-    shape=lambda ours, config: (ours[1] * ours[2], ours[0]),
-    read=_read_from_rows,
-    write=lambda x: x.transpose(1, 2, 0).reshape(-1, x.shape[0]),
-)
-
-
-def _read_from_columns(tensor, index, ours):
-  heads, size, _ = ours
-  block = tensor[index[2], _heads(index[0], heads, size)]
-  return block.reshape(block.shape[0], -1, size).transpose(1, 2, 0)
-
-
-# [D, N K] of the output projection -> [N, K, D].
-FROM_HEADS = Transform(
-    'from_heads',
-    shape=lambda ours, config: (ours[2], ours[0] * ours[1]),
-    read=_read_from_columns,
-    write=lambda x: x.reshape(-1, x.shape[2]).T,
-)
-
-# [N K, D]: GPT-2 stores its matrices input first (Conv1D).
-FROM_HEADS_CONV = Transform(
-    'from_heads_conv1d',
-    shape=lambda ours, config: (ours[0] * ours[1], ours[2]),
-    read=lambda tensor, index, ours: tensor[
-        _heads(index[0], ours[0], ours[1]), index[2]
-    ].reshape(-1, ours[1], _bounds(index[2], ours[2])[1]
-              - _bounds(index[2], ours[2])[0]),
-    write=lambda x: x.reshape(-1, x.shape[2]),
-)
-
-HEAD_BIAS = Transform(
-    'bias_of_heads',
-    shape=lambda ours, config: (ours[0] * ours[1],),
-    read=lambda tensor, index, ours: tensor[
-        (_heads(index[0], ours[0], ours[1]),)
-    ].reshape(-1, ours[1]),
-    write=lambda x: x.reshape(-1),
-)
-
-
-def _fused(part: int) -> Transform:
-  """[D, 3 N K], query then key then value, one third of it -> [D, N, K]."""
-
-  def read(tensor, index, ours):
-    _, heads, size = ours
-    piece = _heads(index[1], heads, size)
-    offset = part * heads * size
-    block = tensor[index[0], slice(piece.start + offset, piece.stop + offset)]
-    return block.reshape(block.shape[0], -1, size)
-
-  return Transform(
-      f'third_{part}_to_heads_conv1d',
-      shape=lambda ours, config: (ours[0], 3 * ours[1] * ours[2]),
-      read=read,
-      write=lambda x: x.reshape(x.shape[0], -1),
-      part=part,
-  )
-
-
-def _fused_bias(part: int) -> Transform:
-  def read(tensor, index, ours):
-    heads, size = ours
-    piece = _heads(index[0], heads, size)
-    offset = part * heads * size
-    block = tensor[(slice(piece.start + offset, piece.stop + offset),)]
-    return block.reshape(-1, size)
-
-  return Transform(
-      f'third_{part}_bias_of_heads',
-      shape=lambda ours, config: (3 * ours[0] * ours[1],),
-      read=read,
-      write=lambda x: x.reshape(-1),
-      part=part,
-  )
-
 
 _LAYER = 'model.layers.{}.'
 _LLAMA = {
@@ -238,11 +95,11 @@ _GPT2 = {
     'mlp_norm_scale': (_BLOCK + 'ln_2.weight', SAME),
     'mlp_norm_bias': (_BLOCK + 'ln_2.bias', SAME),
     **{
-        f'{n}_kernel': (_BLOCK + 'attn.c_attn.weight', _fused(i))
+        f'{n}_kernel': (_BLOCK + 'attn.c_attn.weight', fused(i))
         for i, n in enumerate('qkv')
     },
     **{
-        f'{n}_bias': (_BLOCK + 'attn.c_attn.bias', _fused_bias(i))
+        f'{n}_bias': (_BLOCK + 'attn.c_attn.bias', fused_bias(i))
         for i, n in enumerate('qkv')
     },
     'o_kernel': (_BLOCK + 'attn.c_proj.weight', FROM_HEADS_CONV),
@@ -263,6 +120,9 @@ class Family:
       `{expert}` the expert, each of which has a tensor of its own.
     architecture: class name that transformers wants in config.json.
     renames: (pattern, replacement) from other published layouts to this one.
+    merged: (pattern, replacements) of tensors [E, parts x rows, columns] that
+      hold all experts of a layer: a replacement for each part, with the expert
+      as `{expert}`. transformers 5 saves such where it is told to.
     skipped: patterns of tensors that are no parameters of the language model.
   """
 
@@ -272,12 +132,24 @@ class Family:
       (r'^(?=layers\.|embed_tokens\.|norm\.)', 'model.'),
   )
   skipped: tuple[str, ...] = (r'(^|\.)rotary_emb\.inv_freq$',)
+  merged: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
   def canonical(self, name: str) -> str:
     """Returns the name that the table uses for a tensor of a file."""
     for pattern, replacement in self.renames:
       name = re.sub(pattern, replacement, name)
     return name
+
+  def parts(self, canonical: str) -> tuple[str, ...]:
+    """Returns the templates of the tensors that one of all experts stands for.
+
+    Each has an `{expert}`; () if the tensor is a single one.
+    """
+    for pattern, replacements in self.merged:
+      match = re.search(pattern, canonical)
+      if match:
+        return tuple(match.expand(r) for r in replacements)
+    return ()
 
   def is_skipped(self, name: str) -> bool:
     """Whether the tensor is a known buffer."""
@@ -288,9 +160,29 @@ FAMILIES = {
     'llama': Family(_LLAMA, 'LlamaForCausalLM'),
     'mistral': Family(_LLAMA, 'MistralForCausalLM'),
     'qwen2': Family(_LLAMA, 'Qwen2ForCausalLM'),
-    'mixtral': Family(_MIXTRAL, 'MixtralForCausalLM'),
+    'mixtral': Family(
+        _MIXTRAL,
+        'MixtralForCausalLM',
+        renames=(
+            (r'^(?=layers\.|embed_tokens\.|norm\.)', 'model.'),
+            (r'(layers\.\d+\.)mlp\.', r'\1block_sparse_moe.'),
+        ),
+        merged=(
+            (r'^(.*experts)\.gate_up_proj$',
+             (r'\1.{expert}.w1.weight', r'\1.{expert}.w3.weight')),
+            (r'^(.*experts)\.down_proj$', (r'\1.{expert}.w2.weight',)),
+        ),
+    ),
     'qwen3': Family(_LLAMA, 'Qwen3ForCausalLM'),
-    'qwen3_moe': Family(_QWEN3_MOE, 'Qwen3MoeForCausalLM'),
+    'qwen3_moe': Family(
+        _QWEN3_MOE,
+        'Qwen3MoeForCausalLM',
+        merged=(
+            (r'^(.*experts)\.gate_up_proj$',
+             (r'\1.{expert}.gate_proj.weight', r'\1.{expert}.up_proj.weight')),
+            (r'^(.*experts)\.down_proj$', (r'\1.{expert}.down_proj.weight',)),
+        ),
+    ),
     'gemma': Family(_LLAMA, 'GemmaForCausalLM'),
     'gemma2': Family(_GEMMA2, 'Gemma2ForCausalLM'),
     'gemma3_text': Family(

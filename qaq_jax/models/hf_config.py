@@ -6,7 +6,7 @@ the family's own configuration class; all else must be in the file.
 
 from collections.abc import Mapping
 
-from qaq_jax.models import hf_families
+from qaq_jax.models import hf_experts, hf_families
 from qaq_jax.models.config import ModelConfig
 from qaq_jax.models.config_reader import Reader
 
@@ -92,9 +92,9 @@ FAMILIES = {
     'gpt2': hf_families.gpt2,
     'llama': hf_families.llama,
     'mistral': hf_families.mistral,
-    'mixtral': hf_families.mixtral,
+    'mixtral': hf_experts.mixtral,
     'qwen2': hf_families.qwen2,
     'qwen3': hf_families.qwen3,
-    'qwen3_moe': hf_families.qwen3_moe,
+    'qwen3_moe': hf_experts.qwen3_moe,
     'starcoder2': hf_families.starcoder2,
 }

@@ -259,4 +259,5 @@ class Layer:
             p['experts_down_kernel'], 'experts', 'expert_mlp', 'embed'
         ),
         config=self.config, rules=self.rules, activation=self.activation,
+        platform=self.case.platform,
     )

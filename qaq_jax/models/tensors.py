@@ -1,5 +1,6 @@
 """The tensors of a checkpoint directory: single or sharded safetensors."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -7,6 +8,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from qaq_jax.models.families import Family
+from qaq_jax.models.transforms import bounds
 
 INDEX = 'model.safetensors.index.json'
 SINGLE = 'model.safetensors'
@@ -89,6 +91,32 @@ def _open_file(path: pathlib.Path):
     ) from e
 
 
+@dataclasses.dataclass(frozen=True)
+class _Piece:
+  """One expert's part of a tensor [E, parts x rows, columns], as a slicer."""
+
+  tensor: object
+  expert: int
+  part: int
+  parts: int
+
+  @property
+  def _rows(self):
+    return self.tensor.get_shape()[1] // self.parts
+
+  def get_shape(self):
+    return [self._rows, *self.tensor.get_shape()[2:]]
+
+  def get_dtype(self):
+    return self.tensor.get_dtype()
+
+  def __getitem__(self, index):
+    first, last = bounds(index[0], self._rows)
+    start = self.part * self._rows
+    rows = slice(start + first, start + last)
+    return self.tensor[self.expert, rows, index[1]]
+
+
 class Tensors:
   """Lazy access to every tensor of a checkpoint by its canonical name.
 
@@ -106,14 +134,36 @@ class Tensors:
       for name in handle.keys():  # noqa: SIM118 (not a mapping)
         if family.is_skipped(name):
           continue
-        canonical = family.canonical(name)
-        if canonical in self._where:
-          first_path, first = self._where[canonical]
-          raise DuplicateTensorError(
-              f'tensor {name!r} of {path} sets the same parameter as {first!r}'
-              f' of {first_path}: keep one of them'
-          )
-        self._where[canonical] = (path, name)
+        self._add(path, name, family)
+
+  def _add(self, path, name, family):
+    """Notes what a tensor stands for: itself, or each expert's parts of it."""
+    canonical = family.canonical(name)
+    templates = family.parts(canonical)
+    if not templates:
+      self._note(canonical, path, name, ())
+      return
+    shape = self._handles[path].get_slice(name).get_shape()
+    if len(shape) != 3 or shape[1] % len(templates):
+      raise TensorShapeError(
+          f'tensor {name!r} of {path} has shape {list(shape)}, expected'
+          f' [experts, {len(templates)} x rows, columns]'
+      )
+    for expert in range(shape[0]):
+      for part, template in enumerate(templates):
+        self._note(
+            template.format(expert=expert), path, name,
+            (expert, part, len(templates)),
+        )
+
+  def _note(self, canonical, path, name, piece):
+    if canonical in self._where:
+      first_path, first, _ = self._where[canonical]
+      raise DuplicateTensorError(
+          f'tensor {name!r} of {path} sets the same parameter as {first!r}'
+          f' of {first_path}: keep one of them'
+      )
+    self._where[canonical] = path, name, piece
 
   def __contains__(self, name: str) -> bool:
     return name in self._where
@@ -124,7 +174,7 @@ class Tensors:
 
   def describe(self, name: str) -> str:
     """Returns a tensor's own name and file, for messages."""
-    path, own = self._where[name]
+    path, own, _ = self._where[name]
     return f'tensor {own!r} of {path}'
 
   def check(self, expected: dict[str, tuple[int, ...]]) -> None:
@@ -168,8 +218,9 @@ class Tensors:
 
   def open(self, name: str):
     """Returns a slicer: index it to read that block as a numpy array."""
-    path, own = self._where[name]
-    return self._handles[path].get_slice(own)
+    path, own, piece = self._where[name]
+    tensor = self._handles[path].get_slice(own)
+    return _Piece(tensor, *piece) if piece else tensor
 
   def equal(self, first: str, second: str, rows: int = 4096) -> bool:
     """Whether two tensors hold the same numbers; reads `rows` at a time."""
