@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from qaq_jax.models import checkpoint, families, sharding, tensors
 from qaq_jax.models import config as config_lib
-from qaq_jax.models.params import param_specs
+from qaq_jax.models.params import is_expert, param_specs
 
 
 def rewrite(directory, change):
@@ -239,7 +239,7 @@ class Recorder:
     return block
 
 
-@pytest.mark.parametrize('case', ['gpt2', 'qwen2'])
+@pytest.mark.parametrize('case', ['gpt2', 'qwen2', 'qwen3_moe'])
 def test_a_block_reads_its_own_bytes_only(case):
   """Any block of any parameter: the right numbers, and no others read."""
   config = config_lib.from_hf(tiny_models.hf_config(case))
@@ -250,7 +250,8 @@ def test_a_block_reads_its_own_bytes_only(case):
     template, transform = families.tensor_of(config, path)
     seen.add(transform.name)
     shape = spec.shape[1:] if path[0] == 'stacks' else spec.shape
-    values = weights[template.format(0)]
+    shape = shape[1:] if is_expert(path[-1]) else shape
+    values = weights[template.format(0, expert=0)]
     full = transform.read(
         Recorder(values), (slice(None),) * len(shape), shape
     )
