@@ -2,6 +2,8 @@
 
   python benchmarks/cost.py WORKDIR/scores.parquet [...]
   python benchmarks/cost.py --synthetic=300000 --correlation=0.1
+  python benchmarks/cost.py FULL/scores.parquet --cheap=SHORT/scores.parquet \
+      --window=128
 
 Simulated on finished tables of both models: a strategy sees the weak model's
 scores of all rows, and of the strong model's only those that it pays for. Its
@@ -25,6 +27,14 @@ the query another n_a. Printed for each table and share of rows chosen:
 `--synthetic` makes a table of so many rows: normal RMIs whose ranks correlate
 as said, log-normal PPL(Q), lengths drawn from benchmarks/lengths.json. It says
 what the number of rows does, nothing of real models.
+
+`--cheap` is a table of the same rows whose strong model was scored in a cheaper
+way: with a shorter window (`score.max_length`, `on_long='truncate_context'`;
+`--window` counts its tokens) or in int8. Printed: the choice from it alone, and
+from two stages, where the share `again` of the rows, those of the largest diff
+by the cheap table, get their full RMI and the others keep the cheap one.
+`saved` is of the tokens of Q alone and Q after A; the weak model's scores are
+full. A table of the same window saves nothing here, whatever its products cost.
 """
 
 import argparse
@@ -170,6 +180,47 @@ def study(path, table, share, seeds):
     )
 
 
+def cheaper(path, cheap_path, window, share):
+  full = columns.ScoreColumns(path)
+  cheap = columns.ScoreColumns(cheap_path, include_truncated=True)
+  if not np.array_equal(full.row, cheap.row):
+    raise SystemExit(f'{path} and {cheap_path} are of different rows')
+  keep = np.isfinite(full.diff()) & np.isfinite(cheap.rmi('strong'))
+  n_q, n_a = (full.length('strong', of)[keep] for of in 'qa')
+  rows, limit = np.arange(keep.sum()), int(share * keep.sum())
+  weak, exact, rough = (
+      x[keep] for x in (full.rmi('weak'), full.rmi('strong'),
+                        cheap.rmi('strong'))
+  )
+  stratum, weak_stratum = (
+      strata.assign_strata(full.log_ppl_q(m)[keep], rows, full.num_strata)
+      for m in ('strong', 'weak')
+  )
+  weak = strata.rank_in_strata(weak, weak_stratum)
+
+  def diff(rmi):
+    return strata.to_grid(strata.rank_in_strata(rmi, stratum) - weak)
+
+  wanted = choose(diff(exact), rows, limit)
+  first = np.argsort(-diff(rough), kind='stable')
+  length = n_q + n_a
+  short = np.minimum(length, window) if window else length
+  everything = (n_q + length).sum()
+  cut = f', {(length > window).mean():.0%} of the rows cut' if window else ''
+  print(f'\n{cheap_path}: {len(rows):,} rows, {share:.0%} chosen{cut}')
+  print('| again | saved | overlap |')
+  print('|---|---|---|')
+  for again in (0.0, 0.3, 0.4, 0.5, 0.6, 0.8):
+    paid = first[:int(again * len(rows))]
+    if window:  # a row that was not cut has its full RMI already
+      paid = paid[length[paid] > window]
+    mixed = rough.copy()
+    mixed[paid] = exact[paid]
+    kept = len(np.intersect1d(choose(diff(mixed), rows, limit), wanted)) / limit
+    cost = n_q.sum() + short.sum() + length[paid].sum()
+    print(f'| {again:.0%} | {1 - cost / everything:.1%} | {kept:.4f} |')
+
+
 def main():
   parser = argparse.ArgumentParser()
   parser.add_argument('tables', nargs='*')
@@ -177,7 +228,13 @@ def main():
   parser.add_argument('--correlation', type=float, default=0.1)
   parser.add_argument('--shares', default='0.1,0.25,0.5')
   parser.add_argument('--seeds', type=int, default=20)
+  parser.add_argument('--cheap', default='')
+  parser.add_argument('--window', type=int, default=0)
   args = parser.parse_args()
+  if args.cheap:
+    for share in map(float, args.shares.split(',')):
+      cheaper(args.tables[0], args.cheap, args.window, share)
+    return
   tables = {path: path for path in args.tables}
   if args.synthetic:
     tables[f'synthetic, {args.correlation}'] = synthetic(

@@ -106,6 +106,8 @@ def test_any_text_comes_back(encoders, style, query, answer):
   got = spans(encoded)
   if '▁' in query + answer and style in ('llama2', 'mistral', 'gemma'):
     return  # these tokenizers write a space so: they cannot tell them apart
+  if 'õ' in query + answer and style == 'deepseek':
+    return  # a token of its own (see below), which transformers decodes to '�'
   assert encoder.tokenizer.decode(got['q']) == query
   assert encoder.tokenizer.decode(got['a']) == answer
   assert encoder.tokenizer.decode(encoded.sequences[0].ids) == (

@@ -11,7 +11,9 @@ from flax import nnx
 
 from qaq_jax.models import checkpoint, experts, grouped, sharding
 from qaq_jax.models import config as config_lib
+from qaq_jax.planner import topology
 
+RULES = sharding.ShardingRules()
 CASES = ['mixtral', 'qwen3_moe', 'qwen3_moe_window']
 SIZES = {  # rows per group, of 40 rows
     'even': [10, 10, 10, 10],
@@ -123,9 +125,6 @@ def layer(case, seed=0):
   return config, normal(seed, 4, 10, d), kernels
 
 
-RULES = sharding.ShardingRules()
-
-
 @functools.partial(jax.jit, static_argnames=('config', 'platform', 'rules'))
 def run(config, x, kernels, platform='cpu', rules=RULES):
   """One layer, on the mesh that is set if any."""
@@ -189,7 +188,7 @@ def test_meshes_give_the_gradients_of_one_device(case, sizes, platform):
   config, x, kernels = layer(case)
   devices = jax.devices()[: int(np.prod(sizes))]
   mesh = sharding.make_mesh(*sizes, devices=devices)
-  rules = RULES.resolve(config, mesh)
+  rules = sharding.ShardingRules().resolve(config, mesh)
   specs = (
       rules.spec('batch', None, None), jax.P(),
       *[rules.gathered('experts', 'embed', 'expert_mlp')] * 2,
@@ -258,3 +257,38 @@ def test_remat_gives_the_same_gradients():
       functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
       gradients(True), gradients(False),
   )
+
+
+@pytest.mark.parametrize('name', [
+    'v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2'
+])
+def test_compiles_for_tpus_without_a_copy_per_expert(name):
+  """Forward and backward; what a row by every expert takes would be E times."""
+  pytest.importorskip('libtpu')
+  mesh = sharding.make_mesh(2, 1, 2, devices=topology.describe(name).devices)
+  config, _, kernels = layer('qwen3_moe')
+  rules = sharding.ShardingRules().resolve(config, mesh)
+  inwards = rules.gathered('experts', 'embed', 'expert_mlp')
+  specs = (
+      rules.spec('batch', None, None), jax.P(None, None), inwards, inwards,
+      rules.gathered('experts', 'expert_mlp', 'embed'),
+  )
+  shapes = (8, 512, config.hidden_size), *(k.shape for k in kernels)
+  x, *kernels = (
+      jax.ShapeDtypeStruct(
+          shape, jnp.bfloat16, sharding=jax.NamedSharding(mesh, spec)
+      )
+      for shape, spec in zip(shapes, specs, strict=True)
+  )
+
+  def loss(x, kernels):
+    y = run(config, x, kernels, 'tpu', rules)
+    return jnp.sum(y.astype(jnp.float32))
+
+  # Of a device, padded to the lanes of a TPU.
+  rows = 4 * 512 * config.experts_per_token * 128 * 2
+  with jax.set_mesh(mesh):
+    for function, copies in ((loss, 8), (jax.grad(loss, (0, 1)), 16)):
+      program = jax.jit(function).lower(x, kernels).compile()
+      memory = program.memory_analysis().temp_size_in_bytes
+      assert memory < copies * rows
