@@ -46,7 +46,7 @@ def this_machine(clock) -> chips.Chip:
     x.copy()
     times.append(clock() - start)
   rate = 2 * x.nbytes / min(times)
-  return chips.Chip('cpu', (), 'cpu', peak, peak, 0, rate, 1.0)
+  return chips.Chip('cpu', (), 'cpu', peak, peak, peak, 0, rate, 1.0)
 
 
 def measured(programs, shape, scored, vocab, clock, repeats) -> float:
@@ -93,7 +93,8 @@ def main():
     for shape in ((32, 64), (8, 256), (4, 1024)):
       for scored in (0.25, 0.75):
         step = predict.scoring_step(
-            model.config, Mesh(), chip, shape, scored, assumed, itemsize=4
+            model.config, Mesh(), chip, shape, scored, assumed,
+            dtype='float32',
         )
         took = measured(
             programs, shape, scored, model.config.vocab_size, clock,

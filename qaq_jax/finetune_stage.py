@@ -98,14 +98,7 @@ class Job:
         workdir.filled(model['path']), model['revision'] or None
     )
     self._template = model['chat_template']
-    self.encoder = templates.Encoder(
-        self.source.directory,
-        template=self._template,
-        system_prompt=model['system_prompt'],
-        reverse_instruction='{answer}',  # not used, and takes no room
-        max_length=c.max_length,
-        date_string=config.score.date_string,
-    )
+    self.encoder = make_encoder(config, self.source.directory)
     self._lora = lora_options(config)
     self.mesh = sharding.make_mesh(**c.mesh.to_dict())
     self.optimizer_options = optimizer.OptimizerOptions(
@@ -125,14 +118,7 @@ class Job:
       ValueError: none is left.
     """
     rendered = training.make_examples(
-        data,
-        self.encoder,
-        training.TrainingOptions(
-            max_length=self._c.max_length,
-            prompt_weight=self._c.prompt_weight,
-            response_weight=self._c.response_weight,
-            on_long=self._c.on_long,
-        ),
+        data, self.encoder, training_options(self._c)
     )
     if jax.process_index() == 0:
       for line in rendered.describe():
@@ -304,6 +290,31 @@ class Job:
         stop_ids=(self.encoder.stop_id,),
     )
     return [folder / 'model', *written]
+
+
+def make_encoder(config: ml_collections.ConfigDict, directory):
+  """The encoder of training examples, with the tokenizer of a folder."""
+  model = start_of(config)
+  return templates.Encoder(
+      directory,
+      template=model['chat_template'],
+      system_prompt=model['system_prompt'],
+      reverse_instruction='{answer}',  # not used, and takes no room
+      max_length=config.finetune.max_length,
+      date_string=config.score.date_string,
+  )
+
+
+def training_options(
+    c: ml_collections.ConfigDict,
+) -> training.TrainingOptions:
+  """Of the examples, from `config.finetune`."""
+  return training.TrainingOptions(
+      max_length=c.max_length,
+      prompt_weight=c.prompt_weight,
+      response_weight=c.response_weight,
+      on_long=c.on_long,
+  )
 
 
 def lora_options(

@@ -95,7 +95,7 @@ def main(argv: list[str]) -> None:
         'disk', file=sys.stderr,
     )
     if watch is not None:
-      watch.fail(e)
+      watch.fail(e, code=130)
     sys.exit(130)
   except BaseException as e:
     if watch is not None:  # the others would wait for this process

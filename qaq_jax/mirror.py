@@ -10,6 +10,7 @@ The store is what counts: files that only the local copy has are removed.
 """
 
 import contextlib
+import errno
 import functools
 import hashlib
 import json
@@ -26,6 +27,8 @@ _STATE = '.mirror.json'
 # What tells two versions of an object apart, by store.
 _VERSION = ('ETag', 'etag', 'generation', 'mtime', 'created')
 _EXTRAS = {'gs': 'gcs', 'gcs': 'gcs', 's3': 's3'}
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+_OURS = (TypeError, AttributeError, NameError, AssertionError)
 
 
 def is_remote(path) -> bool:
@@ -47,9 +50,14 @@ def _named(method):
   def called(self, *args, **kwargs):
     try:
       return method(self, *args, **kwargs)
-    except files.StoreError:
+    except (files.StoreError, *_OURS):
       raise
     except Exception as e:  # each client has errors of its own
+      if getattr(e, 'errno', None) in _DISK:
+        raise files.StoreError(
+            f'{self.path}, the copy of {self.url} on this disk: {e.strerror}. '
+            'Make room, or set XDG_CACHE_HOME to a folder of another disk'
+        ) from e
       raise files.StoreError(
           f'{self.url}: {e or type(e).__name__} ({type(e).__name__}). Look at '
           'the name of the bucket, the credentials and the network'
@@ -127,7 +135,8 @@ class Mirror:
           [self._remote(name) for name in stale],
           [str(self.path / name) for name in stale],
       )
-    kept = {n: v for n, v in self._known.items() if not n.startswith(under)}
+    inside = f'{under.rstrip("/")}/' if under else ''
+    kept = {n: v for n, v in self._known.items() if not n.startswith(inside)}
     for name, version in there.items():
       kept[name] = [version, *_stamp(self.path / name)]
     self._known = kept
@@ -137,9 +146,11 @@ class Mirror:
   def push(self) -> None:
     """Stores what changed here since the last time, the oldest first.
 
+    Raises StoreError, as `push_file`, where another run took the lease over.
     In that order what refers to a file comes after it, as on the disk: a
     kill in between leaves objects that the next run takes or replaces.
     """
+    self._check_lease()
     here = dict(self._files())
     changed = [
         (path.stat().st_mtime_ns, name) for name, path in here.items()
@@ -156,6 +167,7 @@ class Mirror:
   @_named
   def push_file(self, path) -> None:
     """Stores one file at once."""
+    self._check_lease()
     self._put(self.name(path))
     self._save()
 
@@ -197,6 +209,10 @@ class Mirror:
     taken = lease.Lease(self._fs, self._remote(lease.NAME), self.url)
     taken.take(say)
     self._lease = taken
+
+  def _check_lease(self):
+    if self._lease is not None:
+      self._lease.check()
 
   def give_lease(self) -> None:
     """Lets other runs write."""

@@ -130,8 +130,7 @@ def _run_mirrored(names, config, workdir, watch) -> None:
   """Runs the stages on the local copy; what they wrote is stored."""
   mirror = workdir.mirror
   first = jax.process_index() == 0
-  if first:
-    mirror.take_lease()
+  processes.by_the_first(mirror.take_lease, 'lease')
   try:
     mirror.pull()
     processes.barrier('fetched')  # before anything is written

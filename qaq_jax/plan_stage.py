@@ -5,20 +5,13 @@ the user's own data, memory and collectives from the real step, compiled for the
 topology.
 """
 
-import functools
-import os
-import tempfile
-
 import ml_collections
 
-from qaq_jax import artifacts, finetune_stage, scoring_stage
-from qaq_jax.data import samples as samples_lib
-from qaq_jax.data import tokenization
+from qaq_jax import finetune_stage, plan_data, scoring_stage
 from qaq_jax.finetune import batches, optimizer
 from qaq_jax.models import checkpoint, sharding
 from qaq_jax.models import source as source_lib
 from qaq_jax.planner import (
-    lengths,
     predict,
     score_plan,
     text,
@@ -27,7 +20,6 @@ from qaq_jax.planner import (
 )
 from qaq_jax.planner.footprint import Mesh
 from qaq_jax.scoring import files
-from qaq_jax.scoring import source as rows_lib
 from qaq_jax.workdir import WorkDir
 
 
@@ -58,7 +50,7 @@ def plan(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   mesh = _mesh(config.score.mesh, where)
   result = {'topology': where.name, 'score': {}}
   scored = [] if 'score' not in config.stages else list(config.models)
-  surveys = _Surveys(config, workdir)
+  surveys = plan_data.Surveys(config, workdir)
   for name in scored:
     found = score_plan.plan(
         _score_request(config, workdir, name, surveys), where, mesh, assumed
@@ -97,54 +89,6 @@ def _mesh(config, where) -> Mesh:
   return Mesh(*sharding.mesh_sizes(where.number, **config.to_dict()))
 
 
-class _Surveys:
-  """Lengths of the config's data under each model's tokenizer, read once."""
-
-  def __init__(self, config, workdir):
-    self._config, self._workdir = config, workdir
-    self._found = {}
-    self._folder = None  # of samples that are prepared for the moment
-
-  def of(self, name, source) -> dict | None:
-    """The survey under model `name`, or None with the reason printed."""
-    if name not in self._found:
-      self._found[name] = self._survey(name, source)
-    return self._found[name]
-
-  def _survey(self, name, source):
-    config, workdir = self._config, self._workdir
-    known = lengths.stored(workdir, name)
-    if known:
-      return known
-    if not config.data.path:
-      print(f'{name}: no lengths and no hours: config.data.path is empty')
-      return None
-    try:
-      encoder = scoring_stage.make_encoder(config, name, source.directory)
-    except tokenization.TokenizerError as e:
-      print(f'{name}: no lengths and no hours: {e}')
-      return None
-    rows = rows_lib.Source(
-        self._samples, encoder,
-        rows_lib.wanted_terms(encoder, tuple(config.score.terms) or None),
-        config.score.embeddings,
-    )
-    return lengths.sampled(
-        self._samples.num_rows, rows.encode, config.plan.survey_rows
-    )
-
-  @functools.cached_property
-  def _samples(self):
-    """Those of the work directory, else prepared in a folder of its own."""
-    config, workdir = self._config, self._workdir
-    if workdir.samples.exists():
-      return artifacts.open_samples(config, workdir)
-    self._folder = tempfile.TemporaryDirectory()
-    folder = os.path.join(self._folder.name, 'samples')
-    samples_lib.prepare(artifacts.data_source(config, workdir), folder)
-    return samples_lib.SampleStore.open(folder)
-
-
 def _score_request(config, workdir, name, surveys) -> score_plan.Request:
   m = config.models[name]
   source = source_lib.resolve(
@@ -169,14 +113,7 @@ def _train_request(config, workdir, mesh, surveys) -> train_plan.Request:
   source = source_lib.resolve(
       workdir.filled(start['path']), start['revision'] or None, weights=False
   )
-  name = config.roles.get(c.model) or c.model
-  survey = surveys.of(name, source) if name in config.models else None
-  samples = tokens = None
-  if survey:
-    share = _share(config, survey)
-    samples = round(share * survey['rows'])
-    # A row's forward sequence is an example; the other one is as long.
-    tokens = round(share * survey['tokens'] / 2)
+  samples, tokens = surveys.training(source)
   return train_plan.Request(
       name=start['path'],
       config=checkpoint.read_config(source),
@@ -196,13 +133,3 @@ def _train_request(config, workdir, mesh, surveys) -> train_plan.Request:
       epochs=c.epochs,
       attention=c.attention,
   )
-
-
-def _share(config, survey) -> float:
-  """Share of the rows that will be trained on, as far as the config says."""
-  budget = config.select.budget
-  if config.finetune.data != 'selected':
-    return 1.0
-  if budget.rows:
-    return min(budget.rows / max(survey['rows'], 1), 1.0)
-  return budget.share or 0.25  # the rules' own default

@@ -31,8 +31,14 @@ LOST_SECONDS = 30.0  # without a life sign
 _JAX_HEARTBEAT_SECONDS = 100
 _DAY_MS = 24 * 3600 * 1000
 _LOST_CODE = 3  # exit status after another process was lost
+_LAST_WORDS_SECONDS = 10.0  # for `on_loss`, which may write to a store
 
 _barriers = itertools.count()
+_works = itertools.count()
+
+
+class FirstFailed(RuntimeError):
+  """What process 0 did alone, and the others wait for, has failed."""
 
 
 def client():
@@ -50,7 +56,7 @@ def environment() -> str | None:
   if int(os.environ.get('OMPI_COMM_WORLD_SIZE') or 1) > 1:
     return 'Open MPI'
   chips = glob.glob('/dev/accel[0-9]*') + glob.glob('/dev/vfio/[0-9]*')
-  platforms = os.environ.get('JAX_PLATFORMS', 'tpu')
+  platforms = os.environ.get('JAX_PLATFORMS') or 'tpu'
   if chips and 'tpu' in platforms and importlib.util.find_spec('libtpu'):
     return 'TPU'
   return None
@@ -113,12 +119,31 @@ def barrier(name: str) -> None:
 
 
 def by_the_first(work: Callable, name: str):
-  """Returns what `work` does in process 0; the others wait and get None."""
+  """Returns what `work` does in process 0; the others wait and get None.
+
+  Raises:
+    FirstFailed: in the others, when `work` has raised an error in process 0.
+  """
   if jax.process_count() == 1:
     return work()
-  result = None if jax.process_index() else work()
-  barrier(name)
-  return result
+  key = f'qaq/first/{name}, {next(_works)}'
+  if jax.process_index():
+    why = client().blocking_key_value_get(key, _DAY_MS)
+    if why:
+      raise FirstFailed(f'process 0 failed: {why}')
+    return None
+  why = ''
+  try:
+    return work()
+  except BaseException as e:
+    why = _words(e)
+    raise
+  finally:
+    client().key_value_set(key, why)
+
+
+def _words(error) -> str:
+  return str(error) or type(error).__name__
 
 
 class Watch:
@@ -137,11 +162,26 @@ class Watch:
     self._answered = now  # when the common store last did
     self._seen = {i: ('', now) for i in range(number)}
     self._names = {}
+    # Two: a call to a store that hangs never returns.
+    self._threads = [
+        threading.Thread(target=work, name='watch', daemon=True)
+        for work in (self._beat, self._guard)
+    ]
 
   def start(self) -> None:
-    """Starts two threads: a call to a store that hangs never returns."""
-    for work in (self._beat, self._guard):
-      threading.Thread(target=work, name='watch', daemon=True).start()
+    """Starts to watch; the others say who leads them.
+
+    Jax itself ends a process whose leader was killed, and does not know more
+    of it than that it led.
+    """
+    for thread in self._threads:
+      thread.start()
+    if self._index:
+      first = self._store.blocking_key_value_get('qaq/alive/0', _DAY_MS)
+      print(
+          f'process {self._index} of {self._number}; process 0, the leader, is '
+          f'{first.split("|", 1)[1]}'
+      )
 
   def _beat(self):
     """A life sign and a look around, until `close`."""
@@ -196,36 +236,43 @@ class Watch:
         f'{lost}. This is process {self._index} of {self._number}; what was '
         'written is kept, and the same command goes on from there.'
     )
+    print(f'qaq: error: {text}', file=sys.stderr, flush=True)
+    last = threading.Thread(target=self._last, args=(text,), daemon=True)
+    last.start()
+    last.join(_LAST_WORDS_SECONDS)
+    sys.stdout.flush()
+    os._exit(_LOST_CODE)
+
+  def _last(self, text):
     with contextlib.suppress(Exception):
       if self.on_loss is not None:
         self.on_loss(text)
-    print(f'qaq: error: {text}', file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    os._exit(_LOST_CODE)
 
   def close(self) -> None:
     """Says that this process has done its work."""
     self._stop.set()
+    # A thread that is in the store's client when Python ends aborts it.
+    for thread in self._threads:
+      thread.join(LOST_SECONDS)
     self._store.key_value_set(
         f'qaq/ended/{self._index}', '', allow_overwrite=True
     )
 
-  def fail(self, error: BaseException) -> None:
-    """Tells the others of an error, and ends this process.
+  def fail(self, error: BaseException, code: int = 1) -> None:
+    """Tells the others of an error, and ends this process with a status.
 
     A collective that breaks says nothing of the process that broke it: this
     one waits until the watch has found out, and ended it with the name. Jax's
     own end would wait for the lost process, too.
     """
-    if isinstance(error, jax.errors.JaxRuntimeError):
+    if isinstance(error, (jax.errors.JaxRuntimeError, FirstFailed)):
       time.sleep(LOST_SECONDS + 3 * BEAT_SECONDS)
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       self._store.key_value_set(
-          f'qaq/ended/{self._index}', str(error) or type(error).__name__,
-          allow_overwrite=True,
+          f'qaq/ended/{self._index}', _words(error), allow_overwrite=True,
       )
     time.sleep(2 * BEAT_SECONDS)  # process 0 takes the common store with it
     self._stop.set()
-    print(f'qaq: error: {error}', file=sys.stderr, flush=True)
+    print(f'qaq: error: {_words(error)}', file=sys.stderr, flush=True)
     sys.stdout.flush()
-    os._exit(1)
+    os._exit(code)

@@ -1,12 +1,11 @@
 """Work directories in object stores: the store holds what a folder would."""
 
+import errno
 import json
 import os
 import pathlib
 import subprocess
 import sys
-import threading
-import time
 
 import fsspec
 import numpy as np
@@ -15,7 +14,7 @@ import pytest
 import test_processes as several
 
 from qaq_jax import config as config_lib
-from qaq_jax import lease, mirror, pipeline
+from qaq_jax import mirror, pipeline
 from qaq_jax.scoring import files, store
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -190,14 +189,15 @@ def test_the_store_is_what_counts(memory, tmp_path):
 class Refuses:
   """A file system that fetches nothing."""
 
-  def __init__(self, system):
+  def __init__(self, system, error=None):
     self._system = system
+    self._error = error or OSError('no')
 
   def __getattr__(self, name):
     return getattr(self._system, name)
 
   def get(self, *unused):
-    raise OSError('no')
+    raise self._error
 
 
 def test_what_refers_to_a_file_is_stored_after_it(memory, tmp_path):
@@ -213,56 +213,53 @@ def test_what_refers_to_a_file_is_stored_after_it(memory, tmp_path):
   assert stored == order
 
 
-@pytest.fixture
-def quick(monkeypatch):
-  monkeypatch.setattr(lease, 'BEAT_SECONDS', 0.1)
-  monkeypatch.setattr(lease, 'LOST_SECONDS', 1.0)
-
-
-def test_a_living_run_keeps_the_others_out(memory, quick, tmp_path):
+def test_a_folder_is_fetched_without_those_whose_names_begin_alike(
+    memory, tmp_path
+):
+  """Of models `strong` and `strong2` each has its own folder of parts."""
   a = mirror.Mirror('memory://bucket/m', tmp_path / 'a')
-  b = mirror.Mirror('memory://bucket/m', tmp_path / 'b')
-  a.take_lease()
-  with pytest.raises(files.StoreError, match=f'pid {os.getpid()}.*--workdir'):
-    b.take_lease()
+  for name in ('strong', 'strong2'):
+    (a.path / 'scores' / name).mkdir(parents=True)
+    (a.path / 'scores' / name / 'part').write_text(name)
+  a.push()
+  again = mirror.Mirror('memory://bucket/m', tmp_path / 'a')
+  again.pull('scores/strong')
+  assert (a.path / 'scores/strong2/part').read_text() == 'strong2'
+  (a.path / 'scores/strong2/part').unlink()
+  again.push()
+  assert names(memory, '/bucket/m') == {'scores/strong/part'}
+
+
+def test_a_full_disk_is_not_the_fault_of_the_store(memory, tmp_path):
+  a = mirror.Mirror('memory://bucket/m', tmp_path / 'a')
+  memory.pipe_file('/bucket/m/one', b'1')
+  a._fs = Refuses(a._fs, OSError(errno.ENOSPC, 'No space left on device'))
+  with pytest.raises(files.StoreError, match='a, the copy of .*No space.*XDG'):
+    a.pull()
+
+
+def test_a_mistake_of_ours_is_shown_as_one(memory, tmp_path):
+  a = mirror.Mirror('memory://bucket/m', tmp_path / 'a')
+  memory.pipe_file('/bucket/m/one', b'1')
+  a._fs = Refuses(a._fs, TypeError('get() got'))
+  with pytest.raises(TypeError):
+    a.pull()
+
+
+def test_a_run_whose_lease_was_taken_over_writes_no_more(memory, tmp_path):
+  a = mirror.Mirror('memory://bucket/m', tmp_path / 'a')
+  a.take_lease(lambda line: None)
+  (a.path / 'one').write_text('1')
+  a.push()
+  theirs = b'{"holder": "other, pid 7", "id": "x", "beat": 3}'
+  memory.pipe_file('/bucket/m/.lease', theirs)
+  (a.path / 'one').write_text('changed')
+  for write in (a.push, lambda: a.push_file(a.path / 'one')):
+    with pytest.raises(files.StoreError, match='other, pid 7'):
+      write()
+  assert memory.cat('/bucket/m/one') == b'1'
   a.give_lease()
-  b.take_lease()
-  b.give_lease()
-
-
-def test_the_lease_of_a_dead_run_is_taken_over(memory, quick, tmp_path):
-  b = mirror.Mirror('memory://bucket/m', tmp_path / 'b')
-  memory.pipe_file(
-      '/bucket/m/.lease', b'{"holder": "gone, pid 1", "id": "x", "beat": 3}'
-  )
-  said = []
-  start = time.monotonic()
-  b.take_lease(said.append)
-  assert time.monotonic() - start > 1
-  assert 'gone, pid 1' in said[0]
-  b.give_lease()
-
-
-def test_of_many_that_want_the_lease_one_gets_it(memory, quick, tmp_path):
-  mirrors = [
-      mirror.Mirror('memory://bucket/m', tmp_path / str(i)) for i in range(6)
-  ]
-  refused = []
-
-  def take(m):
-    try:
-      m.take_lease(lambda line: None)
-    except files.StoreError:
-      refused.append(m)
-
-  threads = [threading.Thread(target=take, args=(m,)) for m in mirrors]
-  for thread in threads:
-    thread.start()
-  for thread in threads:
-    thread.join()
-  assert len(refused) == 5
-  for m in mirrors:
-    m.give_lease()
+  assert memory.cat('/bucket/m/.lease') == theirs
 
 
 def test_a_missing_client_is_told_with_its_extra(tmp_path):

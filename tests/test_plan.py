@@ -10,8 +10,11 @@ import numpy as np
 import pytest
 import test_configs
 
+from qaq_jax import artifacts, finetune_stage, plan_stage
 from qaq_jax import config as config_lib
-from qaq_jax import plan_stage
+from qaq_jax.data import samples as samples_lib
+from qaq_jax.data import training
+from qaq_jax.finetune import lora as lora_lib
 from qaq_jax.finetune import optimizer, step
 from qaq_jax.models import checkpoint, sharding
 from qaq_jax.models import config as model_config
@@ -258,6 +261,65 @@ def test_lengths_of_some_rows_stand_for_all():
   assert set(some['lengths']) == set(whole['lengths'])
 
 
+@pytest.mark.parametrize('budget, samples', [
+    ({}, 25), ({'share': 0.1}, 10), ({'rows': 40}, 40), ({'rows': 4000}, 100),
+    ({'tokens': 10**9}, 100), ({'threshold': 0.5}, None),
+])
+def test_what_is_trained_on_follows_from_the_budget(
+    budget, samples, tmp_path, capsys
+):
+  """Whatever terms are scored; a hundred of the demo's pairs."""
+  config = pairs_to_train_on(tmp_path)
+  config.select.budget.update(budget)
+  config.score.terms = ('q', 'q_given_a')
+  result = plan_stage.plan(config, WorkDir(tmp_path / 'work'))['finetune']
+  assert result.get('samples') == samples
+  if samples is None:
+    assert 'no hours: how many rows pass select.budget.threshold' in (
+        capsys.readouterr().out
+    )
+    return
+  job_encoder = finetune_stage.make_encoder(
+      config, config_lib.embedded_model('strong')
+  )
+  store = samples_lib.SampleStore.open(tmp_path / 'all')
+  lengths_ = [
+      len(e.ids) for e in training.make_examples(
+          store.iter_rows(), job_encoder,
+          finetune_stage.training_options(config.finetune),
+      ).examples
+  ]
+  assert result['tokens'] == pytest.approx(samples * np.mean(lengths_), abs=1)
+
+
+def test_training_data_of_its_own_is_what_is_counted(tmp_path):
+  config = pairs_to_train_on(tmp_path)
+  other = tmp_path / 'other.jsonl'
+  lines = (tmp_path / 'pairs.jsonl').read_text().splitlines()
+  other.write_text('\n'.join(lines[:30]) + '\n')
+  config.finetune.data = str(other)
+  result = plan_stage.plan(config, WorkDir(tmp_path / 'work'))['finetune']
+  assert result['samples'] == 30
+
+
+def pairs_to_train_on(folder):
+  """A config that fine-tunes the demo's model on an estimated GPU."""
+  data = folder / 'pairs.jsonl'
+  data.write_text(''.join(
+      json.dumps({'instruction': f'Add {i}.', 'output': f'x + {i} ' * (i + 1)})
+      + '\n' for i in range(100)
+  ))
+  config = config_lib.get_default()
+  config_lib.use_demo(config, rows=0)
+  config.data.path = str(data)
+  config.plan.topology = 'h100:1'
+  config.stages = ('prepare', 'select', 'finetune')
+  samples_lib.prepare(
+      artifacts.data_source(config, WorkDir(folder / 'none')), folder / 'all'
+  )
+  return config
+
+
 # Predictions.
 
 
@@ -275,6 +337,92 @@ def test_a_prediction_is_the_roofline_of_counted_operations():
   )
   assert made.links == 0
   assert made.seconds == max(made.compute, made.memory)
+
+
+@pytest.mark.parametrize('dtype, quantized, layers, head', [
+    ('bfloat16', '', 197e12, 197e12),
+    ('float32', '', 197e12 / 6, 197e12 / 6),
+    ('bfloat16', 'int8', 197e12, 197e12),  # products in bfloat16
+    ('bfloat16', 'int8_dynamic', 394e12, 197e12),
+])
+def test_products_run_at_the_rate_of_their_dtype(
+    dtype, quantized, layers, head
+):
+  config, chip = tiny(), topology.parse('v5e:1x1')[0]
+  made = predict.scoring_step(
+      config, Mesh(), chip, (4, 64), 0.5, ASSUMED, dtype=dtype,
+      quantized=quantized,
+  )
+  kernels = 3 * (2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 256)
+  others = 0.5 * 1024 * 128 * 2 * 256 + 4 * 128 * 32 * 256 * 3
+  assert made.compute == pytest.approx(
+      (2 * 256 * kernels / layers + others / head) / 0.5, rel=2e-3
+  )
+
+
+def test_int8_kernels_are_read_and_gathered_as_such():
+  mesh = Mesh(1, 4, 1)
+  config, chip = hf_config('Qwen/Qwen2.5-Coder-7B'), topology.parse('v5e:1')[0]
+  plain, int8 = (
+      predict.scoring_step(
+          config, mesh, chip, (4, 64), 0.5, ASSUMED, quantized=quantized
+      )
+      for quantized in ('', 'int8')
+  )
+  fewer = footprint.param_bytes(config, Mesh(), 2) - footprint.param_bytes(
+      config, Mesh(), 2, kernel_itemsize=1
+  )
+  assert plain.links - int8.links == pytest.approx(
+      fewer * 3 / 4 / (chip.links * 0.8)
+  )
+  assert plain.memory - int8.memory == pytest.approx(
+      fewer / (chip.bandwidth * 0.8)
+  )
+
+
+def test_adapters_alone_have_optimiser_state_by_estimate():
+  """As the compiled state of a LoRA run has it, frozen weights in bfloat16."""
+  options, mesh = lora_lib.LoraOptions(rank=8), Mesh(1, 2, 2)
+  config = tiny()
+  device_mesh = sharding.make_mesh(
+      **mesh.shape, devices=jax.devices()[:4]
+  )
+  model = lora_lib.add(
+      checkpoint.abstract(
+          config, mesh=device_mesh, dtype=jnp.bfloat16,
+          param_dtype=jnp.bfloat16,
+      ), options,
+  )
+  leaves = {
+      path: x.get_value() for path, x in
+      compiled.nnx.to_flat_state(compiled.nnx.state(model))
+  }
+  numbers = {
+      path: np.prod(x.sharding.shard_shape(x.shape))
+      for path, x in leaves.items()
+  }
+  adapters = sum(n for path, n in numbers.items() if '_lora_' in path[-1])
+  frozen = sum(numbers.values()) - adapters
+  assert 0 < adapters < frozen / 10
+  assert footprint.trained_bytes(config, mesh, options) == 4 * adapters
+  whole = sum(
+      np.prod(x.shape) for path, x in leaves.items() if '_lora_' in path[-1]
+  )
+  assert footprint.adapters(config, options) == whole
+  full, lora = (
+      footprint.training_bytes(config, mesh, 0, lora=given)
+      for given in (None, options)
+  )
+  assert full - lora == pytest.approx(
+      5 * 4 * frozen - (2 * frozen + 5 * 4 * adapters)
+  )
+  steps = [
+      predict.training_step(
+          config, mesh, topology.parse('v5e:2x2')[0], (4, 64), ASSUMED, False,
+          0.0, lora=given,
+      ) for given in (None, options)
+  ]
+  assert 2 / 3 < steps[1].compute / steps[0].compute < 0.8
 
 
 def test_collectives_by_estimate_are_those_of_the_compiled_step():

@@ -1,10 +1,10 @@
 """Several real processes: the same table, and an end when one is lost."""
 
+import fnmatch
 import json
 import os
 import pathlib
 import random
-import re
 import signal
 import socket
 import subprocess
@@ -178,7 +178,7 @@ def test_fewer_rows_than_devices(tmp_path):
 
 @pytest.mark.slow
 def test_restart_with_another_number_of_processes(single, tmp_path):
-  """Killed after some parts; then one process, then four, finish it."""
+  """Two processes left some parts undone; four of them make those alone."""
   make_data(tmp_path / 'in.jsonl')
   run(tmp_path, 2, 1)
   folder = tmp_path / 'work' / 'scores' / 'strong'
@@ -201,36 +201,40 @@ def wait_for_parts(folder, started, most=120):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('victim, signum', [
-    (1, signal.SIGKILL), (1, signal.SIGSTOP), (0, signal.SIGSTOP),
-    (0, signal.SIGKILL),
+@pytest.mark.parametrize('number, victim, signum', [
+    (2, 1, signal.SIGKILL), (2, 1, signal.SIGSTOP), (2, 0, signal.SIGSTOP),
+    (2, 0, signal.SIGKILL), (4, 2, signal.SIGKILL), (4, 3, signal.SIGSTOP),
 ])
-def test_the_others_name_the_lost_process(victim, signum, tmp_path):
+def test_the_others_name_the_lost_process(number, victim, signum, tmp_path):
   """Within 60 s; nothing written is lost, and a restart completes."""
   make_data(tmp_path / 'in.jsonl', rows=1200, longest=120)
-  started = start(tmp_path, 2, 1)
+  started = start(tmp_path, number, 1)
   try:
     wait_for_parts(tmp_path, started)
-    before = time.monotonic()
+    end = time.monotonic() + 60
     started[victim].send_signal(signum)
-    code = started[1 - victim].wait(60)
-    assert time.monotonic() - before < 60
+    others = [i for i in range(number) if i != victim]
+    codes = [started[i].wait(end - time.monotonic()) for i in others]
   finally:
     for process in started:
       process.kill()
       process.wait()
-  text = (tmp_path / f'work-{1 - victim}.log').read_text()
-  assert code not in (0, None)
-  if victim == 0 and signum == signal.SIGKILL:
-    # jax itself ends a process whose coordinator is gone, at once.
-    assert re.search('process 0|leader|coordination service', text), text
-  else:
-    assert f'process {victim} (' in text, text
-    assert 'the same command goes on' in text
+  lost = f'{socket.gethostname()}, pid {started[victim].pid}'
+  for index, code in zip(others, codes, strict=True):
+    text = (tmp_path / f'work-{index}.log').read_text()
+    assert code not in (0, None)
+    if victim == 0 and signum == signal.SIGKILL:
+      # Jax itself ends a process whose leader is gone, at once; who that was
+      # stands above it.
+      assert f'process 0, the leader, is {lost}' in text, text
+      assert 'the leader task was preempted/died' in text, text
+    else:
+      assert f'process {victim} ({lost})' in text, text
+      assert 'the same command goes on' in text
   folder = tmp_path / 'work' / 'scores' / 'strong'
   kept = {p.name: p.read_bytes() for p in folder.glob('part-*.parquet')}
   assert kept
-  run(tmp_path, 2, 1)
+  run(tmp_path, number, 1)
   for name, data in kept.items():
     assert (folder / name).read_bytes() == data
   assert table(tmp_path).num_rows == 1200
@@ -244,6 +248,73 @@ def test_an_error_of_one_process_is_told_by_the_others(tmp_path):
   assert time.monotonic() - started < 60
   assert 'qaq: error: ' in texts[0]
   assert 'process 0 (' in texts[1] and 'failed: ' in texts[1]
+
+
+def test_interrupted_once_all_end(tmp_path):
+  """Ctrl-C in a terminal reaches every process; SIGINT here, one of them."""
+  make_data(tmp_path / 'in.jsonl', rows=1200, longest=120)
+  started = start(tmp_path, 2, 1)
+  try:
+    wait_for_parts(tmp_path, started)
+    started[0].send_signal(signal.SIGINT)
+    codes, texts = finish(started, tmp_path, timeout=60)
+  finally:
+    for process in started:
+      process.kill()
+      process.wait()
+  assert codes == [130, 3]
+  assert 'interrupted; the same command goes on' in texts[0]
+  assert 'failed: KeyboardInterrupt' in texts[1]
+
+
+def together(program, number=2, **environment):
+  """Runs a program in several processes; returns codes, outputs, errors."""
+  port = free_port()
+  plain = {
+      k: v for k, v in os.environ.items()
+      if not k.startswith(('SLURM_', 'OMPI_', 'JAX_', 'XLA_'))
+  }
+  started = [
+      subprocess.Popen(
+          [sys.executable, '-c', program], stdout=subprocess.PIPE,
+          stderr=subprocess.PIPE, text=True, cwd=ROOT,
+          env=plain | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
+          | {k: v.format(index=index, port=port)
+             for k, v in environment.items()},
+      )
+      for index in range(number)
+  ]
+  try:
+    ends = [process.communicate(timeout=120) for process in started]
+  finally:
+    for process in started:
+      process.kill()
+  return [p.returncode for p in started], *zip(*ends, strict=True)
+
+
+def test_what_the_first_cannot_do_is_an_error_of_all():
+  """Also where nobody watches: the others do not wait for ever."""
+  program = (
+      'import os\n'
+      'import jax\n'
+      'from qaq_jax import processes\n'
+      'jax.distributed.initialize(\n'
+      '    num_processes=2, process_id=int(os.environ["INDEX"]))\n'
+      'done = processes.by_the_first(lambda: 7, "number")\n'
+      'print(jax.process_index(), done)\n'
+      'try:\n'
+      '  processes.by_the_first(lambda: 1 / 0, "division")\n'
+      'except Exception as e:\n'
+      '  print(type(e).__name__, e)\n'
+  )
+  codes, outs, errors = together(
+      program, JAX_COORDINATOR_ADDRESS='localhost:{port}', INDEX='{index}'
+  )
+  assert codes == [0, 0], errors
+  assert outs == (
+      '0 7\nZeroDivisionError division by zero\n',
+      '1 None\nFirstFailed process 0 failed: division by zero\n',
+  )
 
 
 # What the environment says.
@@ -269,28 +340,46 @@ def test_the_environment_tells_of_several_processes(
   assert processes.environment() == found
 
 
-def of_launcher(name, index, number, port):
-  """What a launcher puts into the environment of process `index`."""
-  given = {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT),
-           'JAX_COORDINATOR_PORT': str(port)}
-  if name == 'SLURM':
-    return given | {
-        'SLURM_JOB_ID': '77', 'SLURM_STEP_NODELIST': 'localhost',
-        'SLURM_NTASKS': str(number), 'SLURM_STEP_NUM_TASKS': str(number),
-        'SLURM_PROCID': str(index), 'SLURM_LOCALID': str(index),
-    }
-  return given | {
-      'OMPI_MCA_orte_hnp_uri': '1531576320.0;tcp://127.0.0.1:34911',
-      'OMPI_COMM_WORLD_SIZE': str(number),
-      'OMPI_COMM_WORLD_RANK': str(index),
-      'OMPI_COMM_WORLD_LOCAL_RANK': str(index),
-  }
+@pytest.mark.parametrize('files, platforms, found', [
+    ((), '', None),
+    (('/dev/accel0', '/dev/accel1'), '', 'TPU'),
+    (('/dev/accel0',), None, 'TPU'),
+    (('/dev/vfio/0',), 'tpu,cpu', 'TPU'),
+    (('/dev/accel0',), 'cpu', None),
+])
+def test_the_chips_of_a_pod_tell_of_several_processes(
+    files, platforms, found, monkeypatch
+):
+  for name in ('JAX_COORDINATOR_ADDRESS', 'SLURM_STEP_NUM_TASKS',
+               'OMPI_COMM_WORLD_SIZE', 'JAX_PLATFORMS'):
+    monkeypatch.delenv(name, raising=False)
+  if platforms is not None:
+    monkeypatch.setenv('JAX_PLATFORMS', platforms)
+  monkeypatch.setattr(
+      processes.glob, 'glob',
+      lambda pattern: [f for f in files if fnmatch.fnmatch(f, pattern)],
+  )
+  monkeypatch.setattr(
+      processes.importlib.util, 'find_spec', lambda name: name == 'libtpu'
+  )
+  assert processes.environment() == found
 
 
-@pytest.mark.parametrize('launcher', ['SLURM', 'Open MPI'])
+SLURM = {
+    'SLURM_JOB_ID': '77', 'SLURM_STEP_NODELIST': 'localhost',
+    'SLURM_NTASKS': '2', 'SLURM_STEP_NUM_TASKS': '2',
+    'SLURM_PROCID': '{index}', 'SLURM_LOCALID': '{index}',
+}
+OPEN_MPI = {
+    'OMPI_MCA_orte_hnp_uri': '1531576320.0;tcp://127.0.0.1:34911',
+    'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_RANK': '{index}',
+    'OMPI_COMM_WORLD_LOCAL_RANK': '{index}',
+}
+
+
+@pytest.mark.parametrize('launcher', [SLURM, OPEN_MPI])
 def test_processes_of_a_launcher_find_each_other(launcher):
   """Real processes, with the environment that the launcher would give."""
-  port = free_port()
   program = (
       'import jax\n'
       'from qaq_jax import processes\n'
@@ -299,19 +388,9 @@ def test_processes_of_a_launcher_find_each_other(launcher):
       'processes.barrier("end")\n'
       'watch.close()\n'
   )
-  plain = {
-      k: v for k, v in os.environ.items()
-      if not k.startswith(('SLURM_', 'OMPI_', 'JAX_', 'XLA_'))
-  }
-  started = [
-      subprocess.Popen(
-          [sys.executable, '-c', program], stdout=subprocess.PIPE,
-          stderr=subprocess.PIPE, text=True, cwd=ROOT,
-          env=plain | of_launcher(launcher, index, 2, port),
-      )
-      for index in range(2)
-  ]
-  for index, process in enumerate(started):
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert out.split() == [str(index), '2', '2']
+  codes, outs, errors = together(
+      program, **launcher, JAX_COORDINATOR_PORT='{port}'
+  )
+  assert codes == [0, 0], errors
+  for index, out in enumerate(outs):
+    assert out.splitlines()[-1] == f'{index} 2 2'

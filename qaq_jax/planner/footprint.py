@@ -13,6 +13,7 @@ import math
 from qaq_jax.models import layout, sharding
 from qaq_jax.models import params as params_lib
 from qaq_jax.models.config import ModelConfig
+from qaq_jax.models.params import LoraOptions
 from qaq_jax.scoring import likelihood
 
 
@@ -42,14 +43,6 @@ class Mesh:
   def __str__(self):
     sizes = [f'{k}={n}' for k, n in self.shape.items() if n > 1]
     return ', '.join(sizes) or 'one device'
-
-  @property
-  def flags(self) -> str:
-    """The fields of the config that ask for it."""
-    return ' '.join(
-        f'--config.score.mesh.{k}={n}' for k, n in self.shape.items()
-    )
-
 
 def meshes(config: ModelConfig, number: int) -> list[Mesh]:
   """Every mesh of that many devices that the model can be split over."""
@@ -87,7 +80,7 @@ def parameters(config: ModelConfig) -> dict[str, int]:
 
 def param_bytes(
     config: ModelConfig, mesh: Mesh, itemsize: int, gathered: bool = False,
-    kernel_itemsize: int | None = None,
+    kernel_itemsize: int | None = None, lora: LoraOptions | None = None,
 ) -> int:
   """Bytes of the parameters on one device.
 
@@ -97,10 +90,11 @@ def param_bytes(
     itemsize: bytes of a number.
     gathered: count one layer alone, with its split along fsdp undone.
     kernel_itemsize: of the layers' kernels, where they are quantised.
+    lora: adapters besides, in float32.
   """
   rules = sharding.ShardingRules().resolve(config, mesh)
   total = 0
-  for path, spec in params_lib.param_specs(config).items():
+  for path, spec in params_lib.param_specs(config, lora).items():
     size = math.prod(spec.shape)
     if gathered:
       if path[0] != 'stacks':
@@ -111,6 +105,8 @@ def param_bytes(
       if name is not None and not (gathered and axis == 'embed'):
         size //= mesh.shape[name]
     own = kernel_itemsize if path[-1].endswith('_kernel') else None
+    if '_lora_' in path[-1]:
+      own = 4
     total += size * (own or itemsize)
   return total
 
@@ -133,21 +129,40 @@ def scoring_bytes(
 
 
 def training_bytes(
-    config: ModelConfig, mesh: Mesh, tokens: int, itemsize: int = 2
+    config: ModelConfig, mesh: Mesh, tokens: int, itemsize: int = 2,
+    lora: LoraOptions | None = None,
 ) -> int:
-  """Bytes per device of an AdamW update of all parameters, float32 masters.
+  """Bytes per device of an AdamW update, float32 masters.
 
-  Masters, two moments, the summed and the new gradient; with recomputation
-  the residual stream before every layer and one layer's intermediates twice.
+  Of what is trained: masters, two moments, the summed and the new gradient;
+  what is frozen once. With recomputation the residual stream before every layer
+  and one layer's intermediates twice.
   """
-  masters = param_bytes(config, mesh, 4)
+  frozen = param_bytes(config, mesh, itemsize) if lora else 0
   stream = tokens * config.num_layers * config.hidden_size * itemsize
   return (
-      5 * masters
+      frozen
+      + 5 * trained_bytes(config, mesh, lora)
       + stream
       + 3 * tokens * token_bytes(config, mesh, itemsize)
       + 2 * _gathered(config, mesh, itemsize)
   )
+
+
+def trained_bytes(
+    config: ModelConfig, mesh: Mesh, lora: LoraOptions | None
+) -> int:
+  """Bytes on one device of the float32 masters of what is trained."""
+  if lora is None:
+    return param_bytes(config, mesh, 4)
+  return (
+      param_bytes(config, mesh, 4, lora=lora) - param_bytes(config, mesh, 4)
+  )
+
+
+def adapters(config: ModelConfig, lora: LoraOptions | None) -> int:
+  """Parameters of the adapters, over all devices; 0 where there are none."""
+  return trained_bytes(config, Mesh(), lora) // 4 if lora else 0
 
 
 def token_bytes(config: ModelConfig, mesh: Mesh, itemsize: int) -> int:

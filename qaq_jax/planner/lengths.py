@@ -19,6 +19,14 @@ def stored(workdir: WorkDir, model: str) -> dict | None:
   return json.loads(path.read_text()).get('survey')
 
 
+def blocks(num_rows: int, most: int) -> list[tuple[int, int]]:
+  """First and last + 1 rows to read of so many; at most about `most`."""
+  if num_rows <= most:
+    return [(0, num_rows)]
+  starts = np.linspace(0, num_rows - _BLOCK, max(most // _BLOCK, 1)).astype(int)
+  return [(int(start), int(start) + _BLOCK) for start in starts]
+
+
 def sampled(
     num_rows: int, encode: Callable[[int, int], list], most: int
 ) -> dict:
@@ -32,13 +40,9 @@ def sampled(
   Returns:
     As `planning.survey`, with `surveyed`: the rows that were read.
   """
-  if num_rows <= most:
-    return planning.survey([encode(0, num_rows)]) | {'surveyed': num_rows}
-  blocks = max(most // _BLOCK, 1)
-  starts = np.linspace(0, num_rows - _BLOCK, blocks).astype(int)
-  found = planning.survey(
-      encode(int(start), int(start) + _BLOCK) for start in starts
-  )
+  found = planning.survey(encode(*block) for block in blocks(num_rows, most))
+  if found['rows'] == num_rows:
+    return found | {'surveyed': num_rows}
   scale = num_rows / found['rows']
   for name in ('sequences', 'tokens', 'scored_tokens'):
     found[name] = round(found[name] * scale)

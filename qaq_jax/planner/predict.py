@@ -9,9 +9,12 @@ could be checked.
 
 import dataclasses
 
+import jax.numpy as jnp
+
 from qaq_jax.chips import Chip
 from qaq_jax.models import flops
 from qaq_jax.models.config import ModelConfig
+from qaq_jax.models.params import LoraOptions
 from qaq_jax.planner import footprint
 from qaq_jax.planner.footprint import Mesh
 
@@ -21,7 +24,7 @@ class Assumptions:
   """Shares of the data sheet's rates that a program reaches.
 
   Attributes:
-    utilisation: of the peak of bfloat16 products, within a step.
+    utilisation: of the peak of products in their dtype, within a step.
     bandwidth: of the memory's rate.
     links: of the links' rate.
   """
@@ -75,7 +78,8 @@ def scoring_step(
     scored: float,
     assumed: Assumptions,
     wire_bytes: float | None = None,
-    itemsize: int = 2,
+    dtype: str = 'bfloat16',
+    quantized: str = '',
 ) -> Step:
   """Predicts one batch of scoring.
 
@@ -88,21 +92,32 @@ def scoring_step(
     scored: share of the positions that the head runs over.
     assumed: see Assumptions.
     wire_bytes: sent by each chip; None estimates them.
-    itemsize: bytes of a weight.
+    dtype: of weights and computation.
+    quantized: scheme of the layers' kernels, see `models.quantization`; their
+      products alone are of int8 under int8_dynamic.
   """
   rows, length = shape
   tokens = rows * length
-  products, attention = flops.forward_flops(
-      config, tokens, rows * length**2, scored * tokens
-  )
+  itemsize = jnp.dtype(dtype).itemsize
+  kernel_itemsize = 1 if quantized else None
+  layers, attention = flops.forward_flops(config, tokens, rows * length**2, 0)
+  head = flops.forward_flops(config, 0, 0, scored * tokens)[0]
+  rate = _rate(chip, dtype)
+  kernels = chip.int8_flops if quantized == 'int8_dynamic' else rate
   if wire_bytes is None:
-    wire_bytes = scoring_wire_bytes(config, mesh, tokens, itemsize)
+    wire_bytes = scoring_wire_bytes(
+        config, mesh, tokens, itemsize, kernel_itemsize
+    )
   traffic = (
-      footprint.param_bytes(config, dataclasses.replace(mesh, fsdp=1), itemsize)
+      footprint.param_bytes(
+          config, dataclasses.replace(mesh, fsdp=1), itemsize,
+          kernel_itemsize=kernel_itemsize,
+      )
       + _activation_traffic(config, mesh, tokens, itemsize)
   )
   return Step(
-      (products + attention) / mesh.number / (chip.flops * assumed.utilisation),
+      (layers / kernels + (head + attention) / rate)
+      / mesh.number / assumed.utilisation,
       traffic / (chip.bandwidth * assumed.bandwidth),
       wire_bytes / (chip.links * assumed.links),
   )
@@ -116,8 +131,10 @@ def training_step(
     assumed: Assumptions,
     remat: bool,
     wire_bytes: float,
+    dtype: str = 'bfloat16',
+    lora: LoraOptions | None = None,
 ) -> Step:
-  """Predicts one micro-batch of fine-tuning, all parameters.
+  """Predicts one micro-batch of fine-tuning.
 
   Args:
     config: of the model.
@@ -127,26 +144,37 @@ def training_step(
     assumed: see Assumptions.
     remat: layers are computed once more in the backward pass.
     wire_bytes: sent by each chip.
+    dtype: of the computation.
+    lora: adapters; None trains all parameters.
   """
   rows, length = shape
   tokens, attended = rows * length, rows * length**2
-  operations = flops.training_flops(config, tokens, attended)
+  itemsize = jnp.dtype(dtype).itemsize
+  operations = flops.training_flops(
+      config, tokens, attended, footprint.adapters(config, lora)
+  )
   if remat:
     operations += sum(flops.forward_flops(config, tokens, attended, 0))
   passes = 4 if remat else 3
   traffic = passes * (
-      footprint.param_bytes(config, dataclasses.replace(mesh, fsdp=1), 2)
-      + _activation_traffic(config, mesh, tokens, 2)
-  ) + 3 * footprint.param_bytes(config, mesh, 4)
+      footprint.param_bytes(config, dataclasses.replace(mesh, fsdp=1), itemsize)
+      + _activation_traffic(config, mesh, tokens, itemsize)
+  ) + 3 * footprint.trained_bytes(config, mesh, lora)
   return Step(
-      operations / mesh.number / (chip.flops * assumed.utilisation),
+      operations / mesh.number / (_rate(chip, dtype) * assumed.utilisation),
       traffic / (chip.bandwidth * assumed.bandwidth),
       wire_bytes / (chip.links * assumed.links),
   )
 
 
+def _rate(chip, dtype):
+  """Peak of the products of a dtype."""
+  return chip.float32_flops if dtype == 'float32' else chip.flops
+
+
 def scoring_wire_bytes(
-    config: ModelConfig, mesh: Mesh, tokens: int, itemsize: int = 2
+    config: ModelConfig, mesh: Mesh, tokens: int, itemsize: int = 2,
+    kernel_itemsize: int | None = None,
 ) -> float:
   """Bytes that each chip sends in a batch of `tokens`.
 
@@ -157,7 +185,8 @@ def scoring_wire_bytes(
   sums = 2 * config.num_layers + 1
   around = 2 * (mesh.tensor - 1) / mesh.tensor
   weights = footprint.param_bytes(
-      config, dataclasses.replace(mesh, fsdp=1), itemsize
+      config, dataclasses.replace(mesh, fsdp=1), itemsize,
+      kernel_itemsize=kernel_itemsize,
   )
   return sums * around * stream + weights * (mesh.fsdp - 1) / mesh.fsdp
 

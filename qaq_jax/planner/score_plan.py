@@ -205,7 +205,8 @@ def _estimated(request, topology, mesh):
   shapes, _ = request.batches(tokens, mesh.rows, 'gpu')
   shape = max((s for s, _ in shapes), key=lambda s: (s[0] * s[1], s[1]))
   wire = predict.scoring_wire_bytes(
-      config, mesh, shape[0] * shape[1], request.itemsize
+      config, mesh, shape[0] * shape[1], request.itemsize,
+      request.kernel_itemsize,
   )
   return {
       'fits': True,
@@ -227,7 +228,7 @@ def _rates(request, topology, mesh, assumed, found):
     step = predict.scoring_step(
         request.config, mesh, topology.chip, (rows, length), request.scored,
         assumed, found['wire_bytes_per_token'] * rows * length,
-        request.itemsize,
+        request.dtype, request.quantized,
     )
     seconds += count * step.seconds
     positions += count * rows * length
@@ -269,7 +270,8 @@ def compare_meshes(
     rows = max(here // request.max_length, 1) * mesh.rows
     step = predict.scoring_step(
         request.config, mesh, topology.chip, (rows, request.max_length),
-        request.scored, assumed, itemsize=request.itemsize,
+        request.scored, assumed, dtype=request.dtype,
+        quantized=request.quantized,
     )
     found.append({
         'mesh': mesh.shape,

@@ -48,6 +48,17 @@ class Request:
   epochs: int = 1
   attention: str = 'auto'
 
+  @property
+  def itemsize(self) -> int:
+    """Bytes of a number of the computation."""
+    return jnp.dtype(self.dtype).itemsize
+
+  def estimate(self, mesh: Mesh, tokens: int) -> int:
+    """Bytes per device by the formula."""
+    return footprint.training_bytes(
+        self.config, mesh, tokens, self.itemsize, self.lora
+    )
+
 
 def plan(
     request: Request, topology: Topology, mesh: Mesh, assumed: Assumptions
@@ -77,11 +88,12 @@ def plan(
     return result | {'try': _alternatives(request, topology, mesh)}
   made = predict.training_step(
       config, mesh, topology.chip, shape, assumed, request.remat,
-      found['wire_bytes'],
+      found['wire_bytes'], request.dtype, request.lora,
   )
   rate = shape[0] * shape[1] / made.seconds
   useful = flops.training_flops(
-      config, shape[0] * shape[1], shape[0] * shape[1] ** 2
+      config, shape[0] * shape[1], shape[0] * shape[1] ** 2,
+      footprint.adapters(config, request.lora),
   )
   result |= {
       'tokens_per_second': rate,
@@ -151,14 +163,15 @@ def _device_bytes(tree) -> int:
 
 
 def _estimated(request, topology, mesh, shape):
-  tokens = shape[0] * shape[1] // mesh.rows
-  masters = footprint.param_bytes(request.config, mesh, 4)
+  config, lora = request.config, request.lora
+  frozen = footprint.param_bytes(config, mesh, request.itemsize) if lora else 0
+  # Gathered twice, and where all is trained the gradient scattered, in float32.
+  passes = 2 if lora else 4
   return {
-      'memory_bytes': footprint.training_bytes(request.config, mesh, tokens),
-      'state_bytes': 3 * masters,
-      # Gathered twice, and the gradient scattered, in float32.
-      'wire_bytes': 4 * predict.scoring_wire_bytes(
-          request.config, mesh, shape[0] * shape[1]
+      'memory_bytes': request.estimate(mesh, shape[0] * shape[1] // mesh.rows),
+      'state_bytes': frozen + 3 * footprint.trained_bytes(config, mesh, lora),
+      'wire_bytes': passes * predict.scoring_wire_bytes(
+          config, mesh, shape[0] * shape[1], request.itemsize
       ),
   }
 
@@ -168,8 +181,7 @@ def _alternatives(request, topology, mesh):
   length = request.layout.max_length
   fitting = [
       m for m in footprint.meshes(request.config, topology.number)
-      if footprint.training_bytes(request.config, m, length)
-      <= score_plan.limit(topology)
+      if request.estimate(m, length) <= score_plan.limit(topology)
   ]
   if not fitting:
     return []
