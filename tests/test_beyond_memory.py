@@ -165,6 +165,72 @@ def test_what_it_cannot_do_is_told(options, words, tmp_path):
     beyond_memory.select(str(path), temporary=tmp_path / 'tmp', **options)
 
 
+def parts_of_each_model(folder, change):
+  """Globs of two models' parts; `change` edits the columns of the weak one."""
+  table = selection_tables.make_table(60)
+  tables = {}
+  for model in ('strong', 'weak'):
+    own = {k: v for k, v in table.items() if k == 'row' or k.endswith(model)}
+    path = folder / f'{model}.parquet'
+    write(change(own) if model == 'weak' else own, path)
+    tables[model] = str(path)
+  return tables
+
+
+@pytest.mark.parametrize('change, words', [
+    (
+        lambda c: {k: np.r_[v[:20], v[19:]] for k, v in c.items()},
+        'weak.parquet: row 19 stands 2 times',
+    ),
+    (
+        lambda c: {k: v[:50] for k, v in c.items()},
+        "10 rows of .*strong.parquet, row 50 first, are not scored by model "
+        "'weak'",
+    ),
+    (
+        lambda c: c | {'row': c['row'] + 7},
+        "7 rows of .*strong.parquet, row 0 first, are not scored by .*'weak'",
+    ),
+])
+def test_rows_that_would_be_counted_twice_or_lost_are_told(
+    change, words, tmp_path
+):
+  tables = parts_of_each_model(tmp_path, change)
+  with pytest.raises(ValueError, match=words):
+    beyond_memory.select(tables, temporary=tmp_path / 'tmp')
+  assert not list((tmp_path / 'tmp').iterdir())
+
+
+def test_rows_of_one_table_that_stand_twice_are_told(tmp_path):
+  table = selection_tables.make_table(30)
+  table = {k: np.r_[v, v[-1:]] for k, v in table.items()}
+  path = write(table, tmp_path / 'scores.parquet')
+  for engine in (
+      lambda: select.select(str(path)),
+      lambda: beyond_memory.select(str(path), temporary=tmp_path / 'tmp'),
+  ):
+    with pytest.raises(ValueError, match='(?i)row 29 stands 2 times'):
+      engine()
+
+
+def test_what_duckdb_cannot_read_is_told(tmp_path):
+  with pytest.raises(RuntimeError, match='engine=duckdb: .*none.parquet'):
+    beyond_memory.select(
+        str(tmp_path / 'none.parquet'), temporary=tmp_path / 'tmp'
+    )
+
+
+def test_what_a_killed_selection_has_left_is_removed(tmp_path):
+  path = write(selection_tables.make_table(40), tmp_path / 'scores.parquet')
+  left = tmp_path / 'tmp' / 'selection'
+  left.mkdir(parents=True)
+  (left / 'tables.duckdb').write_bytes(b'half of a database')
+  (left / 'duckdb_temp_storage-0.tmp').write_bytes(b'x')
+  found = beyond_memory.select(str(path), temporary=tmp_path / 'tmp')
+  np.testing.assert_array_equal(found.rows, select.select(str(path)).rows)
+  assert not list((tmp_path / 'tmp').iterdir())
+
+
 def test_hash_key_is_that_of_the_selection_in_memory():
   key = budget.hash_key(7)
   assert f', {key})' in sql.row_hash(7, budget.TIES)

@@ -362,7 +362,8 @@ def test_products_run_at_the_rate_of_their_dtype(
 
 def test_int8_kernels_are_read_and_gathered_as_such():
   mesh = Mesh(1, 4, 1)
-  config, chip = hf_config('Qwen/Qwen2.5-Coder-7B'), topology.parse('v5e:1')[0]
+  config = hf_config('Qwen/Qwen2.5-Coder-7B')
+  chip = topology.parse('v5e:2x2')[0]
   plain, int8 = (
       predict.scoring_step(
           config, mesh, chip, (4, 64), 0.5, ASSUMED, quantized=quantized
@@ -382,7 +383,7 @@ def test_int8_kernels_are_read_and_gathered_as_such():
 
 def test_adapters_alone_have_optimiser_state_by_estimate():
   """As the compiled state of a LoRA run has it, frozen weights in bfloat16."""
-  options, mesh = lora_lib.LoraOptions(rank=8), Mesh(1, 2, 2)
+  options, mesh = lora_lib.LoraOptions(rank=2), Mesh(1, 2, 2)
   config = tiny()
   device_mesh = sharding.make_mesh(
       **mesh.shape, devices=jax.devices()[:4]

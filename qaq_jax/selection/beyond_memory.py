@@ -10,6 +10,7 @@ since they are summed in another order.
 import contextlib
 import hashlib
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 
 import numpy as np
@@ -58,7 +59,8 @@ def select(
     include_truncated: whether `truncated` rows are eligible.
     memory_gb: that DuckDB may use before it goes to disk.
     threads: that it may use.
-    temporary: folder for what does not fit; must have room for about 100
+    temporary: folder for what does not fit, of this selection alone: what one
+      that was killed has left there is removed. Must have room for about 170
       bytes per row.
     **options: the rule's own.
 
@@ -67,6 +69,7 @@ def select(
 
   Raises:
     ValueError: a rule that is not expressed in SQL, or as `select.select`.
+    RuntimeError: DuckDB could not read a table or write its files.
     ModuleNotFoundError: duckdb is not installed; says how to get it.
   """
   made = registry.get_rule(rule)
@@ -87,10 +90,8 @@ def select(
       'tokens.'
     )
   budget_lib.check_seed(seed)
-  with _Run(
-    tables, roles, num_strata, by, include_truncated, memory_gb, threads,
-    temporary,
-  ) as run:
+  with _connect(memory_gb, threads, temporary) as connection:
+    run = _Run(connection, tables, roles, num_strata, by, include_truncated)
     return run.select(
       made, registry.resolve_options(made, options), amount, default, int(seed)
     )
@@ -104,39 +105,30 @@ def _connect(memory_gb, threads, temporary) -> Iterator:
     raise ModuleNotFoundError(
       "select.engine=duckdb needs duckdb: pip install '.[duckdb]'"
     ) from e
-  os.makedirs(temporary, exist_ok=True)
-  path = os.path.join(temporary, f'selection-{os.getpid()}.duckdb')
-  with contextlib.ExitStack() as stack:
-    stack.callback(lambda: [
-      os.unlink(p) for p in (path, path + '.wal') if os.path.exists(p)
-    ])
-    connection = duckdb.connect(path, config={
+  folder = os.path.join(temporary, 'selection')
+  shutil.rmtree(folder, ignore_errors=True)
+  os.makedirs(folder)
+  try:
+    with duckdb.connect(os.path.join(folder, 'tables.duckdb'), config={
       'memory_limit': f'{memory_gb}GB', 'threads': threads,
-      'temp_directory': os.fspath(temporary),
-      'preserve_insertion_order': False,
-    })
-    stack.callback(connection.close)
-    yield connection
+      'temp_directory': folder, 'preserve_insertion_order': False,
+    }) as connection:
+      yield connection
+  except duckdb.Error as e:
+    raise RuntimeError(f'select.engine=duckdb: {e}') from e
+  finally:
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 class _Run:
   """One selection: a connection with the table `scored`, then `ranked`."""
 
-  def __init__(self, tables, roles, num_strata, by, include_truncated,
-               memory_gb, threads, temporary):
-    self._tables = tables
+  def __init__(self, connection, tables, roles, num_strata, by,
+               include_truncated):
+    self._connection, self._tables = connection, tables
     self._roles = dict(roles) if roles is not None else None
     self._num_strata, self._by = int(num_strata), by
     self._truncated = bool(include_truncated)
-    self._stack = contextlib.ExitStack()
-    self._settings = memory_gb, threads, temporary
-
-  def __enter__(self):
-    self._connection = self._stack.enter_context(_connect(*self._settings))
-    return self
-
-  def __exit__(self, *unused):
-    self._stack.close()
 
   def _one(self, query):
     return self._connection.execute(query).fetchone()

@@ -22,14 +22,15 @@ def view(
 
   Raises:
     MissingColumn: a role's model was not scored there.
+    ValueError: `row` is no key of a table, or the tables have other rows.
   """
-  if isinstance(tables, Mapping):
-    sources = [
-      f'read_parquet({sql.text(path)}) AS t{i}'
-      for i, path in enumerate(tables.values())
-    ]
-  else:
-    sources = [f'read_parquet({sql.text(os.fspath(tables))})']
+  if not isinstance(tables, Mapping):
+    tables = {'': os.fspath(tables)}
+  _check_rows(connection, tables)
+  sources = [
+    f'read_parquet({sql.text(path)}) AS t{i}'
+    for i, path in enumerate(tables.values())
+  ]
   joined = sources[0] + ''.join(
     f' JOIN {source} USING (row)' for source in sources[1:]
   )
@@ -62,6 +63,37 @@ def view(
     f'CREATE VIEW scored AS SELECT {", ".join(columns)} FROM {joined}'
   )
   return roles
+
+
+def _check_rows(connection, tables):
+  """A row that stands twice or not in all would be counted twice or lost."""
+  for path in tables.values():
+    source = f'read_parquet({sql.text(path)})'
+    nulls, distinct, number = connection.execute(f'''
+      SELECT count(*) FILTER (row IS NULL), count(DISTINCT row), count(*)
+      FROM {source}''').fetchone()
+    if nulls:
+      raise ValueError(f"{path}: column 'row' has {nulls} nulls.")
+    if distinct < number:
+      row, times = connection.execute(f'''
+        SELECT row, count(*) AS times FROM {source} GROUP BY row
+        HAVING times > 1 ORDER BY row LIMIT 1''').fetchone()
+      raise ValueError(
+        f"{path}: row {row} stands {times} times; 'row' is the key and must be "
+        'unique.'
+      )
+  (first, one), *others = tables.items()
+  for model, other in others:
+    for a, b, where in ((one, other, model), (other, one, first)):
+      number, row = connection.execute(f'''
+        SELECT count(*), min(a.row) FROM read_parquet({sql.text(a)}) AS a
+        ANTI JOIN read_parquet({sql.text(b)}) AS b ON a.row = b.row
+        ''').fetchone()
+      if number:
+        raise ValueError(
+          f'{number} rows of {a}, row {row} first, are not scored by model '
+          f'{where!r} ({b}): score all models on the same samples.'
+        )
 
 
 def rank(
