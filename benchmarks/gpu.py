@@ -49,7 +49,6 @@ TINY = {
 ROWS = {'7B': 512, '6.7B': 512}  # others 1,024
 TOKENS = {'ours': (32768, 65536), 'torch4': (8192, 32768),
           'torch2': (8192, 32768)}
-ATTENTION = ('auto', 'xla')  # the first is what a run takes
 _SHAPES = 16  # of `qaq score`'s 24: a thousand rows fill no more
 _SECONDS = 1.5  # of timing at least, and two runs, per batch size
 _QUEUED = 20  # products of one timing: a host's wait would count as the card's
@@ -217,38 +216,63 @@ def case_ours(args):
       for i, (ids, spans) in enumerate(made)
   ]
   histogram = np.bincount([len(ids) for ids, _ in made])
-  results = []
-  for size in args.tokens:
+
+  def batches_of(size):
     plan = batching.plan_shapes(
         histogram, max_shapes=_SHAPES, tokens_per_batch=size, multiple=16
     )
-    batches = batching.make_batches(items, plan)
     programs.forget()
-    before = programs.compile_seconds
     programs.compile(plan.shapes)
-    compile_seconds = programs.compile_seconds - before
+    return list(batching.make_batches(items, plan)), len(plan.shapes)
 
-    def once(batches=batches):
-      flying = None
-      for batch in batches:
-        out = programs.run(batch.tokens_BT, batch.spans_B22, batch.lengths_B)
-        if flying is not None:
-          np.asarray(flying['nll_BS'])
-        flying = out
-      return np.asarray(flying['nll_BS'])
+  def once(batches):
+    flying = None
+    for batch in batches:
+      out = programs.run(batch.tokens_BT, batch.spans_B22, batch.lengths_B)
+      if flying is not None:
+        np.asarray(flying['nll_BS'])
+      flying = out
+    return np.asarray(flying['nll_BS'])
 
-    assert np.isfinite(once()).all()
-    results.append(timed(once, operations, tokens, len(made) // 2) | {
-        'tokens_per_batch': size, 'shapes': len(plan.shapes),
+  def measured(size):
+    before = programs.compile_seconds
+    batches, shapes = batches_of(size)
+    assert np.isfinite(once(batches)).all()
+    took = programs.compile_seconds - before
+    return timed(
+        lambda: once(batches), operations, tokens, len(made) // 2
+    ) | {
+        'tokens_per_batch': size, 'shapes': shapes,
         'padding': 1 - tokens / sum(b.tokens_BT.size for b in batches),
-        'compile_seconds': compile_seconds,
-    })
+        'compile_seconds': took,
+    }
+
+  results = []
+  for size in args.tokens:
+    try:
+      results.append(measured(size))
+    except Exception as e:
+      if not compiled.is_out_of_memory(e):
+        raise
+      results.append(OUT_OF_MEMORY | {'tokens_per_batch': size})
   stats = jax.devices()[0].memory_stats() or {}
-  best = max(results, key=lambda r: r['rows_per_second'])
+  best = fastest(results)
   if args.profile:
-    best = best | {'profile': profile(once, args)}
+    batches, _ = batches_of(best['tokens_per_batch'])
+    once(batches)
+    best = best | {'profile': profile(lambda: once(batches), args)}
   return best | {'tried': results,
                  'peak_bytes': stats.get('peak_bytes_in_use')}
+
+
+OUT_OF_MEMORY = {'rows_per_second': 0.0, 'error': 'out of memory'}
+
+
+def fastest(results):
+  best = max(results, key=lambda r: r['rows_per_second'])
+  if 'error' in best:
+    sys.exit('no batch size fits into the memory')
+  return best
 
 
 def timed(once, operations, tokens, rows):
@@ -363,10 +387,9 @@ def case_torch(args):
           | {'tokens_per_batch': size}
       )
     except torch.OutOfMemoryError:
-      results.append({'tokens_per_batch': size, 'rows_per_second': 0.0,
-                      'error': 'out of memory'})
+      results.append(OUT_OF_MEMORY | {'tokens_per_batch': size})
       torch.cuda.empty_cache()
-  best = max(results, key=lambda r: r['rows_per_second'])
+  best = fastest(results)
   peak = None if device == 'cpu' else torch.cuda.max_memory_allocated()
   return best | {'tried': results, 'peak_bytes': peak}
 
@@ -413,11 +436,12 @@ def run(side, model, flags, seconds, args):
         command, capture_output=True, text=True, timeout=seconds,
         env=environment, check=False,
     )
-    lines = done.stdout.strip().splitlines()
+    # Libraries may print after it.
+    lines = [x for x in done.stdout.splitlines() if x.startswith('{"')]
     if done.returncode == 0 and lines:
       found = json.loads(lines[-1])
     else:
-      found = {'error': done.stderr.strip()[-600:]}
+      found = {'error': done.stderr.strip()[-600:] or 'it printed no result'}
   except subprocess.TimeoutExpired:
     found = {'error': f'not done after {seconds:.0f} s'}
   return {'case': label, 'model': model,

@@ -6,6 +6,11 @@ Makes a table of two models with random scores (kept in --folder), then runs
 each engine in a process of its own: `select.select` or `beyond_memory.select`
 with diff_high at 25%, reading and report included. Beside them a plain pyarrow
 read of the same columns. Equal choices have equal hashes.
+
+  python benchmarks/many_rows.py --rows=10000000 --engines=command
+
+prepares as many made-up pairs of 200 bytes and runs `qaq select`, which also
+writes the chosen records.
 """
 
 import argparse
@@ -28,7 +33,7 @@ COLUMNS = ['row'] + [
 ]
 
 
-def make(path, rows):
+def make(path, rows, metadata=None):
   """Writes the table, a million rows at a time."""
   rng = np.random.default_rng(0)
   writer = None
@@ -54,7 +59,7 @@ def make(path, rows):
           f'status_{model}': np.where(rng.random(m) < 0.95, 'ok', 'too_long'),
           f'reason_{model}': np.full(m, ''),
       }
-    table = pa.table(columns)
+    table = pa.table(columns, metadata=metadata)
     if writer is None:
       writer = pq.ParquetWriter(path, table.schema, compression='zstd')
     writer.write_table(table, row_group_size=1 << 16)
@@ -87,6 +92,56 @@ def run(engine, path, memory_gb):
   }
 
 
+def command(folder, rows):
+  """`qaq select` on so many prepared pairs, in a process of its own."""
+  from qaq_jax.data import samples
+  from qaq_jax.workdir import SAMPLES_KEY, WorkDir
+
+  data, work = folder / f'pairs-{rows}.jsonl', folder / f'work-{rows}'
+  if not data.exists():
+    text = 'def add(x, y):\\n  return x + y  # and so on\\n' * 3
+    with open(data, 'w') as file:
+      for i in range(rows):
+        file.write(
+            f'{{"instruction": "Add up number {i} and another one.", '
+            f'"output": "{text}"}}\n'
+        )
+  recipe = folder / 'recipe.py'
+  recipe.write_text(
+      'from qaq_jax import config as lib\n\n'
+      'def get_config():\n'
+      '  c = lib.get_default()\n'
+      f'  c.data.path = {str(data)!r}\n'
+      '  for name in ("strong", "weak"):\n'
+      '    lib.add_model(c, name, lib.embedded_model(name))\n'
+      '  return c\n'
+  )
+
+  def stage(name):
+    subprocess.run(
+        [sys.executable, '-m', 'qaq_jax.main', name, f'--config={recipe}',
+         f'--workdir={work}'], check=True, stdout=subprocess.DEVNULL,
+    )
+
+  start = time.perf_counter()
+  stage('prepare')
+  print(f'prepared in {time.perf_counter() - start:.0f} s', flush=True)
+  content = samples.SampleStore.open(work / 'samples').content_hash
+  make(WorkDir(work).scores, rows, {SAMPLES_KEY: content})
+  start = time.perf_counter()
+  before = resource.getrusage(resource.RUSAGE_CHILDREN)
+  stage('select')
+  usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+  print(json.dumps({
+      'engine': 'command', 'seconds': round(time.perf_counter() - start, 1),
+      'cpu_seconds': round(
+          usage.ru_utime + usage.ru_stime - before.ru_utime - before.ru_stime, 1
+      ),
+      'peak_gb': round(usage.ru_maxrss * 1024 / 1e9, 2),
+      'written_gb': round((work / 'selected.jsonl').stat().st_size / 1e9, 2),
+  }))
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--rows', type=int, default=10_000_000)
@@ -100,6 +155,9 @@ def main():
     print(json.dumps(run(args.engine, path, args.memory_gb)))
     return
   args.folder.mkdir(parents=True, exist_ok=True)
+  if args.engines == 'command':
+    command(args.folder, args.rows)
+    return
   if not path.exists():
     start = time.perf_counter()
     make(path, args.rows)

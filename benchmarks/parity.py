@@ -18,6 +18,7 @@ from flax import nnx
 
 from qaq_jax.data import samples, templates
 from qaq_jax.models import checkpoint
+from qaq_jax.scoring import head as head_lib
 from qaq_jax.scoring import likelihood
 
 
@@ -50,7 +51,7 @@ def main():
           graphdef,
           params,
           *batch,
-          chunks=likelihood.HeadChunks.for_platform(jax.default_backend()),
+          chunks=head_lib.HeadChunks.for_platform(jax.default_backend()),
           outputs=likelihood.Outputs(logp=True),
       )['logp_BT']
   )

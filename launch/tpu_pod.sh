@@ -67,7 +67,7 @@ case "$command" in
     hosts all 'set -e; tar xzf qaq_jax.tar.gz; cd qaq_jax
       curl -LsSf https://astral.sh/uv/install.sh | sh
       ~/.local/bin/uv venv --clear --python 3.11
-      ~/.local/bin/uv pip install -c requirements/base.txt -e ".[tpu]"'
+      ~/.local/bin/uv pip install -c requirements/base.txt -e ".[tpu,gcs]"'
     ;;
   run)
     [ $# -gt 0 ] || { usage >&2; exit 2; }

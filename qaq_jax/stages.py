@@ -15,6 +15,7 @@ import ml_collections
 from qaq_jax import artifacts
 from qaq_jax.data import samples
 from qaq_jax.demo import defects
+from qaq_jax.models import quantized
 from qaq_jax.scoring import files
 from qaq_jax.selection import analyses, budget, registry, strata, summary
 from qaq_jax.selection import audit as audit_lib
@@ -24,7 +25,6 @@ _MAX_LABELS = 20  # columns of the audit's table
 # Stages that load config.models.
 _LOADING = {'score', 'finetune', 'compare', 'plan'}
 DTYPES = ('float32', 'bfloat16')
-QUANTIZATIONS = ('', 'int8', 'int8_dynamic')
 
 
 def check(config: ml_collections.ConfigDict, names=('score',)) -> None:
@@ -51,10 +51,10 @@ def check(config: ml_collections.ConfigDict, names=('score',)) -> None:
           f'config.models.{name}.dtype is {model.dtype!r}; it is one of '
           + ', '.join(DTYPES)
       )
-    if model.quantization not in QUANTIZATIONS:
+    if model.quantization not in quantized.SCHEMES:
       raise ValueError(
           f'config.models.{name}.quantization is {model.quantization!r}; it '
-          'is one of ' + ', '.join(map(repr, QUANTIZATIONS))
+          'is one of ' + ', '.join(map(repr, quantized.SCHEMES))
       )
   if config.strata.by not in strata.BY:
     raise ValueError(

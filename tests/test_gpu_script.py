@@ -29,6 +29,7 @@ def test_our_case_measures_every_batch_size(tmp_path):
   assert found['rows_per_second'] == max(
       t['rows_per_second'] for t in found['tried']
   ) > 0
+  assert found['compile_seconds'] > 0
 
 
 @pytest.mark.slow

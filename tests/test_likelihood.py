@@ -21,11 +21,12 @@ from scipy import special
 
 from qaq_jax.models import checkpoint, decoder, sharding
 from qaq_jax.models import config as config_lib
+from qaq_jax.scoring import head as head_lib
 from qaq_jax.scoring import likelihood
 
 VOCAB = 389  # padded to 512
 ALL = likelihood.Outputs(logp=True, embeddings=True)
-CHUNKS = likelihood.HeadChunks(rows=16, vocab=128)
+CHUNKS = head_lib.HeadChunks(rows=16, vocab=128)
 # float32 sums, other shapes and shardings. Measured against float64 softmax:
 # 1e-7 relative, 4e-6 nats; the bound leaves room for other machines.
 TOLERANCE = dict(rtol=2e-6, atol=1e-5)
@@ -188,7 +189,7 @@ def test_composition_bucket_and_order_do_not_matter(model, batch, result):
       (run(model, tokens[order], spans[order], lengths[order]),
        {k: v[order] for k, v in result.items()}),
       (run(model, wider, spans, lengths), result),
-      (run(model, *batch, chunks=likelihood.HeadChunks(67, 200)), result),
+      (run(model, *batch, chunks=head_lib.HeadChunks(67, 200)), result),
       (alone, {k: v[:1] for k, v in result.items()}),
   ):
     np.testing.assert_allclose(got['nll_BS'], want['nll_BS'], **TOLERANCE)
@@ -200,7 +201,7 @@ def test_composition_bucket_and_order_do_not_matter(model, batch, result):
 
 def test_one_reading_of_the_logits_equals_two(model, batch, result):
   """What GPUs do; the last blocks of 64 ids are nothing but padding."""
-  chunks = likelihood.HeadChunks(16, 64, one_pass=True)
+  chunks = head_lib.HeadChunks(16, 64, one_pass=True)
   got = run(model, *batch, chunks=chunks)
   np.testing.assert_allclose(got['nll_BS'], result['nll_BS'], **TOLERANCE)
   np.testing.assert_allclose(got['logp_BT'], result['logp_BT'], **TOLERANCE)
@@ -361,14 +362,14 @@ def test_temporary_memory_does_not_grow_with_vocabulary_times_length():
     ]
     graphdef, params = nnx.split(model)
 
-    def head(params, hidden, tokens, spans):
+    def logp(params, hidden, tokens, spans):
       model = nnx.merge(graphdef, params)
-      return likelihood.scored_logp(
+      return head_lib.scored_logp(
           model, hidden, tokens, spans,
-          likelihood.HeadChunks.for_platform('cpu'),
+          head_lib.HeadChunks.for_platform('cpu'),
       )
 
-    compiled = jax.jit(head).lower(params, *shapes).compile()
+    compiled = jax.jit(logp).lower(params, *shapes).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
   small = temporary(8192, 256)
@@ -383,14 +384,14 @@ def test_temporary_memory_does_not_grow_with_vocabulary_times_length():
 def test_unscored_positions_cost_no_head(model):
   """Chunks run only for scored positions: counted by a debug callback."""
   calls = []
-  head = likelihood._Head(
-      likelihood.HeadChunks(16, 512), VOCAB, None, None, None, ()
+  head = head_lib._Head(
+      head_lib.HeadChunks(16, 512), VOCAB, None, None, None, ()
   )
 
-  class Counting(likelihood._Head):
+  class Counting(head_lib._Head):
     def _chunk(self, hidden_CD, target_C, table_VD):
       jax.debug.callback(lambda n: calls.append(int(n)), hidden_CD.shape[0])
-      return likelihood._Head._chunk(self, hidden_CD, target_C, table_VD)
+      return head_lib._Head._chunk(self, hidden_CD, target_C, table_VD)
 
   counting = Counting(**{f: getattr(head, f) for f in
                          head.__dataclass_fields__})

@@ -9,7 +9,7 @@ import pytest
 import tiny_models
 from flax import nnx
 
-from qaq_jax.models import checkpoint, quantization, sharding
+from qaq_jax.models import checkpoint, quantization, quantized, sharding
 from qaq_jax.models import config as config_lib
 from qaq_jax.planner import topology
 from qaq_jax.scoring import compiled, likelihood
@@ -156,7 +156,7 @@ def test_fsdp_gathers_int8_and_a_tpu_multiplies_it():
   where = topology.describe('v5e:2x2')
   mesh = sharding.make_mesh(data=1, fsdp=4, devices=where.devices)
   sizes, texts = {}, {}
-  for scheme in quantization.SCHEMES:
+  for scheme in quantized.SCHEMES:
     model = checkpoint.abstract(
         config, mesh=mesh, dtype=jnp.bfloat16, quantized=scheme
     )

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from qaq_jax.scoring import head as head_lib
 from qaq_jax.scoring import likelihood
 
 
@@ -64,7 +65,7 @@ def nll(
     multiple: lengths are rounded up to it.
   """
   graphdef, params = nnx.split(model)
-  chunks = likelihood.HeadChunks.for_platform(jax.default_backend())
+  chunks = head_lib.HeadChunks.for_platform(jax.default_backend())
   batch_nll = jax.jit(
       partial(likelihood.batch_likelihood, graphdef, chunks=chunks)
   )

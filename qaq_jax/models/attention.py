@@ -29,7 +29,6 @@ _ATTEND = {
     'cudnn': attention_gpu.attend,
 }
 IMPLEMENTATIONS = tuple(_ATTEND)
-_MASKED = -1e30  # finite, so that a row without keys gives no NaN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,7 +229,7 @@ def _one_query(q, k, v, start, slot, *, scale, window, soft_cap):
   mask = (slots >= start[:, None]) & (slots <= slot)
   if window is not None:
     mask &= slots > slot - window
-  scores = jnp.where(mask[:, None, None], scores, _MASKED)
+  scores = jnp.where(mask[:, None, None], scores, attention_xla.MASKED)
   weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
   total = jnp.sum(weights, axis=-1, keepdims=True)
   y = jnp.einsum(

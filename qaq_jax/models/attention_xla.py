@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 _MAX_SCORES = 2**26  # scores of one block of queries that may exist at a time
-_MASKED = -1e30  # finite, so that a row without keys gives no NaN
+MASKED = -1e30  # finite, so that a row without keys gives no NaN
 
 
 def attend(q, k, v, segments, *, scale, window, soft_cap):
@@ -92,7 +92,7 @@ def _block(q, k, v, segments, *, start, scale, window, soft_cap):
     same = segments[..., start:stop, None] == segments[..., None, low:stop]
     # [B, T, S] beside scores [B, G, R, T, S]; without B beside [R, T, S]
     mask = mask & (same[:, None, None] if same.ndim == 3 else same)
-  scores = jnp.where(mask, scores, _MASKED)
+  scores = jnp.where(mask, scores, MASKED)
   top = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
   weights = jnp.exp(scores - top)
   total = jnp.sum(weights, axis=-1, keepdims=True)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from qaq_jax.models import attention as attention_lib
-from qaq_jax.models import embedding, layers, sharding
+from qaq_jax.models import embedding, layers, precision, sharding
 from qaq_jax.models import params as params_lib
 from qaq_jax.models.cache import Cache
 from qaq_jax.models.config import ModelConfig
@@ -194,7 +194,7 @@ class Decoder(nnx.Module):
         '...d,vd->...v',
         hidden.astype(self.dtype),
         table_VD,
-        precision=self._layer.precision,
+        precision=precision.of(self.dtype),
         preferred_element_type=jnp.float32,
     )
     cap = self.config.final_soft_cap

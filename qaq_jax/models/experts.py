@@ -21,7 +21,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from qaq_jax.models import grouped, sharding
+from qaq_jax.models import grouped, precision, sharding
 from qaq_jax.models.config import ModelConfig
 
 
@@ -35,7 +35,7 @@ def route(
   """
   logits_ME = jnp.einsum(
       'md,de->me', x_MD, router_DE, preferred_element_type=jnp.float32,
-      precision=_precision(x_MD.dtype),
+      precision=precision.of(x_MD.dtype),
   )
   weight_MX, expert_MX = jax.lax.top_k(
       jax.nn.softmax(logits_ME, axis=-1), config.experts_per_token
@@ -116,7 +116,7 @@ def _local(x_BTD, router_DE, gate_EDF, up_EDF, down_EFD, *, config, activation,
       _varying(kernel, batch) for kernel in (gate_EDF, up_EDF, down_EFD)
   )
   product = functools.partial(
-      grouped.product, sizes_E=sizes_E, precision=_precision(x_BTD.dtype),
+      grouped.product, sizes_E=sizes_E, precision=precision.of(x_BTD.dtype),
       block=grouped.block_rows(len(own_R), config.num_experts, platform),
   )
   # Zero beyond the groups, forwards and backwards, whatever a kernel leaves.
@@ -140,7 +140,3 @@ def _local(x_BTD, router_DE, gate_EDF, up_EDF, down_EFD, *, config, activation,
 def _varying(value, axes):
   """Says that a value, equal over mesh axes, is one on each device of them."""
   return jax.lax.pcast(value, axes, to='varying') if axes else value
-
-
-def _precision(dtype):
-  return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from qaq_jax.models import attention as attention_lib
-from qaq_jax.models import experts, quantized, sharding
+from qaq_jax.models import experts, precision, quantized, sharding
 from qaq_jax.models.cache import StackCache
 from qaq_jax.models.config import LayerKind, ModelConfig
 from qaq_jax.models.rope import rotate
@@ -37,12 +37,6 @@ class Layer:
   lora_scale: float = 0.0
   dynamic: bool = False
 
-  @property
-  def precision(self):
-    """Matmul precision: TPU and GPU would multiply float32 in less."""
-    highest = self.dtype == jnp.float32
-    return jax.lax.Precision.HIGHEST if highest else None
-
   def weight(self, value, *axes):
     """Gathers a parameter over fsdp, in the dtype of the computation.
 
@@ -64,7 +58,7 @@ class Layer:
         expression,
         x,
         w,
-        precision=self.precision,
+        precision=precision.of(self.dtype),
         out_sharding=self._out(*out_axes),
     )
 
@@ -115,7 +109,7 @@ class Layer:
         x,
         w,
         ((tuple(axes), tuple(range(len(axes)))), ((), ())),
-        precision=self.precision,
+        precision=precision.of(self.dtype),
         out_sharding=self._out(*out),
     )
 

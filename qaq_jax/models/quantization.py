@@ -21,10 +21,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from qaq_jax.models import quantized
 from qaq_jax.models.decoder import Decoder
 
-SCHEMES = ('', 'int8', 'int8_dynamic')
-_LARGEST = 127.0
 # Kernel -> its axes that a product sums over, the stacking axis counted.
 SUMMED = {
     'q_kernel': (1,), 'k_kernel': (1,), 'v_kernel': (1,), 'o_kernel': (1, 2),
@@ -34,10 +33,10 @@ SUMMED = {
 
 def check(scheme: str, field: str = 'quantization') -> None:
   """Refuses a scheme that there isn't."""
-  if scheme not in SCHEMES:
+  if scheme not in quantized.SCHEMES:
     raise ValueError(
         f'{field} is {scheme!r}; it is one of '
-        + ', '.join(map(repr, SCHEMES))
+        + ', '.join(map(repr, quantized.SCHEMES))
     )
 
 
@@ -124,7 +123,8 @@ def _quantizer(summed, shardings):
 
 def _quantized(kernel, summed):
   kernel = kernel.astype(jnp.float32)
-  scale = jnp.max(jnp.abs(kernel), axis=summed, keepdims=True) / _LARGEST
+  most = jnp.max(jnp.abs(kernel), axis=summed, keepdims=True)
+  scale = most / quantized.LARGEST
   scale = jnp.where(scale == 0, 1.0, scale)
   whole = jnp.round(kernel / scale).astype(jnp.int8)
   return whole, jnp.squeeze(scale, summed)

@@ -3,7 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-_LARGEST = 127.0
+SCHEMES = ('', 'int8', 'int8_dynamic')  # see quantization.py
+LARGEST = 127.0
 
 
 def by_token(x: jax.Array, axes: tuple[int, ...]):
@@ -14,6 +15,6 @@ def by_token(x: jax.Array, axes: tuple[int, ...]):
     axes: all of its axes from the third on.
   """
   x = x.astype(jnp.float32)
-  scale = jnp.max(jnp.abs(x), axis=axes, keepdims=True) / _LARGEST
+  scale = jnp.max(jnp.abs(x), axis=axes, keepdims=True) / LARGEST
   scale = jnp.where(scale == 0, 1.0, scale)
   return jnp.round(x / scale).astype(jnp.int8), jnp.squeeze(scale, axes)

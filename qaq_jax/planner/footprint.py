@@ -14,7 +14,7 @@ from qaq_jax.models import layout, sharding
 from qaq_jax.models import params as params_lib
 from qaq_jax.models.config import ModelConfig
 from qaq_jax.models.params import LoraOptions
-from qaq_jax.scoring import likelihood
+from qaq_jax.scoring import head as head_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +116,7 @@ def scoring_bytes(
     kernel_itemsize: int | None = None,
 ) -> int:
   """Bytes per device of scoring with `tokens` on each part of the rows."""
-  chunk = likelihood.HeadChunks.for_platform('gpu')
+  chunk = head_lib.HeadChunks.for_platform('gpu')
   logits = 4 * min(chunk.rows, tokens) * min(
       chunk.vocab, config.padded_vocab_size // mesh.tensor
   )

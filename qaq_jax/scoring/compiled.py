@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from qaq_jax.scoring import head as head_lib
 from qaq_jax.scoring import likelihood
 
 # Share of a device's memory that the scoring program may take. On a CPU it is
@@ -107,7 +108,7 @@ class Programs:
     function = functools.partial(
         likelihood.batch_likelihood,
         self._graphdef,
-        chunks=likelihood.HeadChunks.for_platform(self.platform),
+        chunks=head_lib.HeadChunks.for_platform(self.platform),
         outputs=outputs,
     )
     self._jitted = jax.jit(function)
