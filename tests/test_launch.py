@@ -57,7 +57,7 @@ def test_set_up_takes_the_commit_to_every_host():
   script = install[-1].removeprefix('--command=')
   assert subprocess.run(['bash', '-n', '-c', script]).returncode == 0
   assert (ROOT / 'requirements/base.txt').exists()
-  assert 'requirements/base.txt' in script and '.[tpu]' in script
+  assert 'requirements/base.txt' in script and '.[tpu,gcs]' in script
 
 
 def test_the_same_command_runs_on_every_host_and_can_be_stopped(tmp_path):
@@ -141,9 +141,11 @@ def test_the_jobset_fills_its_slice():
   stage, config, workdir = container['args']
   assert container['command'] == ['qaq']
   assert stage in ('run', *pipeline.STAGES)
-  assert (ROOT / config.removeprefix('--config=')).exists()
-  mounts = [m['mountPath'] for m in container['volumeMounts']]
-  assert workdir.startswith(f'--workdir={mounts[0]}/')
+  recipe, argument = config.removeprefix('--config=').split(':', 1)
+  assert (ROOT / recipe).exists()
+  (mount,) = [m['mountPath'] for m in container['volumeMounts']]
+  assert argument.startswith(f'data={mount}/')
+  assert workdir.startswith('--workdir=gs://')
 
 
 @pytest.mark.skipif(not shutil.which('shellcheck'), reason='no shellcheck')

@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import test_processes as several
+from moto.server import ThreadedMotoServer
 
 from qaq_jax import config as config_lib
-from qaq_jax import mirror, pipeline
+from qaq_jax import lease, mirror, pipeline
 from qaq_jax.scoring import files, store
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -31,11 +32,8 @@ def memory():
 
 @pytest.fixture
 def bucket():
-  """An S3 server on this machine; needs moto's server and s3fs."""
-  pytest.importorskip('s3fs')
-  server_lib = pytest.importorskip('moto.server')
-  pytest.importorskip('flask')
-  server = server_lib.ThreadedMotoServer(port=0)
+  """An S3 server on this machine."""
+  server = ThreadedMotoServer(port=0)
   server.start()
   host, port = server.get_host_and_port()
   given = {
@@ -126,6 +124,17 @@ def test_stages_on_a_real_s3_server(bucket, tmp_path, monkeypatch):
   assert names(s3, 'runs/x') == found
   with pytest.raises(files.StoreError, match='s3://nowhere/x'):
     pipeline.run('run', config, 's3://nowhere/x')
+
+
+def test_of_two_runs_on_s3_one_may_write(bucket, tmp_path, monkeypatch):
+  monkeypatch.setattr(lease, 'BEAT_SECONDS', 0.2)
+  a, b = (mirror.Mirror(f'{bucket}/y', tmp_path / name) for name in 'ab')
+  a.take_lease()
+  with pytest.raises(files.StoreError, match=f'pid {os.getpid()}'):
+    b.take_lease(lambda line: None)
+  a.give_lease()
+  b.take_lease()
+  b.give_lease()
 
 
 def test_each_part_is_stored_as_soon_as_it_is_written(
