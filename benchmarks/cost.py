@@ -4,6 +4,8 @@
   python benchmarks/cost.py --synthetic=300000 --correlation=0.1
   python benchmarks/cost.py FULL/scores.parquet --cheap=SHORT/scores.parquet \
       --window=128
+  python benchmarks/cost.py FULL/scores.parquet --cheap=INT8/scores.parquet \
+      --rate=2
 
 Simulated on finished tables of both models: a strategy sees the weak model's
 scores of all rows, and of the strong model's only those that it pays for. Its
@@ -30,11 +32,12 @@ what the number of rows does, nothing of real models.
 
 `--cheap` is a table of the same rows whose strong model was scored in a cheaper
 way: with a shorter window (`score.max_length`, `on_long='truncate_context'`;
-`--window` counts its tokens) or in int8. Printed: the choice from it alone, and
-from two stages, where the share `again` of the rows, those of the largest diff
-by the cheap table, get their full RMI and the others keep the cheap one.
-`saved` is of the tokens of Q alone and Q after A; the weak model's scores are
-full. A table of the same window saves nothing here, whatever its products cost.
+`--window` counts its tokens) or faster (int8_dynamic; `--rate` says how much, 2
+is what a chip's data sheet allows at most). Printed: the choice from it alone,
+and from two stages, where the share `again` of the rows get their full RMI and
+the others keep the cheap one: those of the largest diff by the cheap table, or
+for `near` those whose diff is nearest to the line. `saved` is of the tokens of
+Q alone and Q after A; the weak model's scores are full.
 """
 
 import argparse
@@ -180,7 +183,7 @@ def study(path, table, share, seeds):
     )
 
 
-def cheaper(path, cheap_path, window, share):
+def cheaper(path, cheap_path, window, rate, share):
   full = columns.ScoreColumns(path)
   cheap = columns.ScoreColumns(cheap_path, include_truncated=True)
   if not np.array_equal(full.row, cheap.row):
@@ -188,37 +191,50 @@ def cheaper(path, cheap_path, window, share):
   keep = np.isfinite(full.diff()) & np.isfinite(cheap.rmi('strong'))
   n_q, n_a = (full.length('strong', of)[keep] for of in 'qa')
   rows, limit = np.arange(keep.sum()), int(share * keep.sum())
-  weak, exact, rough = (
-      x[keep] for x in (full.rmi('weak'), full.rmi('strong'),
-                        cheap.rmi('strong'))
-  )
-  stratum, weak_stratum = (
-      strata.assign_strata(full.log_ppl_q(m)[keep], rows, full.num_strata)
-      for m in ('strong', 'weak')
-  )
-  weak = strata.rank_in_strata(weak, weak_stratum)
 
-  def diff(rmi):
-    return strata.to_grid(strata.rank_in_strata(rmi, stratum) - weak)
+  def ranks(rmi, log_ppl):
+    stratum = strata.assign_strata(log_ppl, rows, full.num_strata)
+    return strata.rank_in_strata(rmi, stratum)
 
-  wanted = choose(diff(exact), rows, limit)
-  first = np.argsort(-diff(rough), kind='stable')
+  weak = ranks(full.rmi('weak')[keep], full.log_ppl_q('weak')[keep])
+  exact, rough = (
+      (t.rmi('strong')[keep], t.log_ppl_q('strong')[keep])
+      for t in (full, cheap)
+  )
+
+  def diff(paid):
+    mixed = [x.copy() for x in rough]
+    for have, true in zip(mixed, exact, strict=True):
+      have[paid] = true[paid]
+    return strata.to_grid(ranks(*mixed) - weak)
+
+  wanted = choose(diff(rows), rows, limit)
+  rough_diff = diff(rows[:0])
+  first = np.argsort(-rough_diff, kind='stable')
+  line = rough_diff[first[limit - 1]]
+  nearest = np.argsort(np.abs(rough_diff - line), kind='stable')
   length = n_q + n_a
   short = np.minimum(length, window) if window else length
   everything = (n_q + length).sum()
   cut = f', {(length > window).mean():.0%} of the rows cut' if window else ''
   print(f'\n{cheap_path}: {len(rows):,} rows, {share:.0%} chosen{cut}')
-  print('| again | saved | overlap |')
-  print('|---|---|---|')
-  for again in (0.0, 0.3, 0.4, 0.5, 0.6, 0.8):
-    paid = first[:int(again * len(rows))]
-    if window:  # a row that was not cut has its full RMI already
-      paid = paid[length[paid] > window]
-    mixed = rough.copy()
-    mixed[paid] = exact[paid]
-    kept = len(np.intersect1d(choose(diff(mixed), rows, limit), wanted)) / limit
-    cost = n_q.sum() + short.sum() + length[paid].sum()
-    print(f'| {again:.0%} | {1 - cost / everything:.1%} | {kept:.4f} |')
+  print('| again | saved | overlap | overlap, near |')
+  print('|---|---|---|---|')
+  for again in (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8):
+    kept = []
+    for order in (first, nearest):
+      paid = order[:int(again * len(rows))]
+      if window:  # a row that was not cut has its full RMI already
+        paid = paid[length[paid] > window]
+      chosen = choose(diff(paid), rows, limit)
+      kept.append(len(np.intersect1d(chosen, wanted)) / limit)
+      if order is first:
+        twice = length if rate == 1 else n_q + length  # Q alone, too
+        cost = (n_q.sum() + short.sum()) / rate + twice[paid].sum()
+    print(
+        f'| {again:.0%} | {1 - cost / everything:.1%} | {kept[0]:.4f} | '
+        f'{kept[1]:.4f} |'
+    )
 
 
 def main():
@@ -230,10 +246,11 @@ def main():
   parser.add_argument('--seeds', type=int, default=20)
   parser.add_argument('--cheap', default='')
   parser.add_argument('--window', type=int, default=0)
+  parser.add_argument('--rate', type=float, default=1.0)
   args = parser.parse_args()
   if args.cheap:
     for share in map(float, args.shares.split(',')):
-      cheaper(args.tables[0], args.cheap, args.window, share)
+      cheaper(args.tables[0], args.cheap, args.window, args.rate, share)
     return
   tables = {path: path for path in args.tables}
   if args.synthetic:

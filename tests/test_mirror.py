@@ -30,7 +30,7 @@ def memory():
   return system
 
 
-@pytest.fixture
+@pytest.fixture(scope='module')
 def bucket():
   """An S3 server on this machine."""
   server = ThreadedMotoServer(port=0)

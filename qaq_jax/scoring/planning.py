@@ -28,8 +28,8 @@ class ScoreOptions:
 
   Attributes:
     terms: the likelihoods to compute, others are null; None is all that the
-      encoder offers. ('q', 'q_given_a') is RMI alone, with a
-      quarter to a half less work.
+      encoder offers. ('q', 'q_given_a') is RMI alone, with 22 to 37% fewer
+      tokens.
     tokens_per_batch: tokens of a batch per device; 0 = found from the compiled
       program's memory.
     max_shapes: most compiled programs per model.
