@@ -158,6 +158,7 @@ class Watch:
     self._store, self._index, self._number = store, index, number
     self._me = f'{socket.gethostname()}, pid {os.getpid()}'
     self._stop = threading.Event()
+    self._failing = False  # with an error of its own
     now = time.monotonic()
     self._answered = now  # when the common store last did
     self._seen = {i: ('', now) for i in range(number)}
@@ -203,7 +204,7 @@ class Watch:
         self._seen[index] = value, time.monotonic()
     for key, why in self._store.key_value_dir_get('qaq/ended/'):
       index = int(key.rsplit('/', 1)[1])
-      if why and index != self._index:
+      if why and index != self._index and not self._failing:
         self._end(f'process {index} ({self._name(index)}) failed: {why}')
       self._seen[index] = 'ended', math.inf
 
@@ -267,6 +268,7 @@ class Watch:
     """
     if isinstance(error, (jax.errors.JaxRuntimeError, FirstFailed)):
       time.sleep(LOST_SECONDS + 3 * BEAT_SECONDS)
+    self._failing = True
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       self._store.key_value_set(
           f'qaq/ended/{self._index}', _words(error), allow_overwrite=True,

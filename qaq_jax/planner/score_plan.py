@@ -106,6 +106,7 @@ def plan(
       'family': config.family,
       **footprint.parameters(config),
       'dtype': request.dtype,
+      'quantization': request.quantized,
       'mesh': mesh.shape,
       'compiled': bool(topology.devices),
       'limit_bytes': limit(topology),

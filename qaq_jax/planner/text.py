@@ -30,8 +30,11 @@ def describe(plan: dict) -> list[str]:
   size = f'{whole / 1e9:.2f}B parameters'
   if active < whole:
     size += f', {active / 1e9:.2f}B of them for each token'
+  dtype = plan['dtype']
+  if plan.get('quantization'):
+    dtype += f' with {plan["quantization"]} kernels'
   lines = [
-      f'{plan["model"]}: {plan["family"]}, {size}, {plan["dtype"]}, mesh '
+      f'{plan["model"]}: {plan["family"]}, {size}, {dtype}, mesh '
       f'{_mesh(plan["mesh"])}'
   ]
   if not plan['fits']:
@@ -123,13 +126,19 @@ def _collectives(plan):
   return lines
 
 
+def _peak(plan):
+  if plan.get('quantization') == 'int8_dynamic':
+    return f'int8 and {plan["dtype"]}'
+  return plan['dtype']
+
+
 def _rates(plan):
   assumed = plan['assumed']
   mfu = f', MFU {plan["mfu"]:.0%}' if 'mfu' in plan else ''
   lines = [
       f'  predicted: {plan["tokens_per_second"]:,.0f} tokens/s{mfu}, bound by '
-      f'{plan["bound_by"]} (assumed: {assumed["utilisation"]:.0%} of the peak, '
-      f'{assumed["bandwidth"]:.0%} of the memory\'s and '
+      f'{plan["bound_by"]} (assumed: {assumed["utilisation"]:.0%} of the '
+      f'{_peak(plan)} peak, {assumed["bandwidth"]:.0%} of the memory\'s and '
       f'{assumed["links"]:.0%} of the links\' rate)'
   ]
   if 'padding' in plan:
