@@ -88,6 +88,7 @@ class Surveys:
           'known once they are scored'
       )
       return None, None
+    samples = max(samples - config.finetune.validation_rows, 0)
     return round(samples), round(samples * mean)
 
   def _data_of_training(self):

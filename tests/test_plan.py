@@ -293,13 +293,15 @@ def test_what_is_trained_on_follows_from_the_budget(
 
 
 def test_training_data_of_its_own_is_what_is_counted(tmp_path):
+  """Without the rows that are held out."""
   config = pairs_to_train_on(tmp_path)
+  config.finetune.validation_rows = 10
   other = tmp_path / 'other.jsonl'
   lines = (tmp_path / 'pairs.jsonl').read_text().splitlines()
   other.write_text('\n'.join(lines[:30]) + '\n')
   config.finetune.data = str(other)
   result = plan_stage.plan(config, WorkDir(tmp_path / 'work'))['finetune']
-  assert result['samples'] == 30
+  assert result['samples'] == 20
 
 
 def pairs_to_train_on(folder):
