@@ -155,6 +155,22 @@ def test_every_way_to_write_a_collective_is_read(line, size, group):
   assert (found.bytes, found.group) == (size, group)
 
 
+def test_a_reduce_scatter_of_a_tpu_is_no_all_reduce():
+  text = (
+      '%all-reduce-scatter.4 (x: bf16[64]) -> bf16[16] {\n'
+      '  %a = bf16[64]{0} all-reduce(%x), replica_groups={{0,1,2,3}}, '
+      'to_apply=%add\n'
+      '  ROOT %s = bf16[16]{0} dynamic-slice(%a, %i)\n'
+      '}\n\n'
+      'ENTRY %main (p: bf16[64]) -> bf16[16] {\n'
+      '  ROOT %f = bf16[16]{0} fusion(%p), calls=%all-reduce-scatter.4\n'
+      '}\n'
+  )
+  (found,) = collectives.find(text, 4)
+  assert (found.kind, found.bytes) == ('reduce-scatter', 32)
+  assert found.wire_bytes == 3 * 32
+
+
 def test_fsdp_on_a_tpu_gathers_every_kernel_once():
   pytest.importorskip('libtpu')
   where = topology.describe('v5e:2x2')

@@ -4,7 +4,8 @@ A collective inside a loop is counted as often as the loop runs where the
 compiler knows that (the layers), and once where it doesn't (chunks of the head,
 whose number is found on the device). One that the compiler for TPUs spreads
 over several fusions, to hide it behind products, appears in each of them with
-the same channel and source: it is one.
+the same channel and source: it is one. A reduce-scatter is an all-reduce there
+whose parts are taken in the same fusion, called `all-reduce-scatter`.
 """
 
 import collections
@@ -82,12 +83,14 @@ def find(text: str, devices: int) -> list[Collective]:
     for line in bodies.get(name, ()):
       op = _OP.search(line)
       if op:
-        size = _size(op['shape'], op['kind'], bool(op['start']))
+        kind, group = op['kind'], _group(line, devices)
+        size = _size(op['shape'], kind, bool(op['start']))
+        if kind == 'all-reduce' and name.startswith('all-reduce-scatter'):
+          kind, size = 'reduce-scatter', size // group
         # Those of a shard_map share a channel: the place in the source, too.
-        key = op['kind'], size, tuple(_SAME.findall(line)) or (name, line)
+        key = kind, size, tuple(_SAME.findall(line)) or (name, line)
         channels[key] = max(
-            channels.get(key, (0,)),
-            (times, op['kind'], size, _group(line, devices)),
+            channels.get(key, (0,)), (times, kind, size, group)
         )
       loop = _WHILE.search(line)
       inner = times
