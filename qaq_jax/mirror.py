@@ -97,7 +97,7 @@ class Mirror:
       extra = _EXTRAS.get(kind)
       raise ImportError(
           f'--workdir={url}: {e}'
-          + (f': pip install "qaq_jax[{extra}]"' if extra else '')
+          + (f": pip install '.[{extra}]'" if extra else '')
       ) from e
     self._root = root.rstrip('/')
     self.path.mkdir(parents=True, exist_ok=True)

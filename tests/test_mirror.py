@@ -283,7 +283,7 @@ def test_a_missing_client_is_told_with_its_extra(tmp_path):
       [sys.executable, '-c', program], capture_output=True, text=True,
       cwd=ROOT, env=os.environ | {'PYTHONPATH': str(ROOT)},
   )
-  assert 'pip install "qaq_jax[s3]"' in done.stderr, done.stderr
+  assert "pip install '.[s3]'" in done.stderr, done.stderr
 
 
 @pytest.mark.slow

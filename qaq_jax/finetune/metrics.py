@@ -129,7 +129,7 @@ def open_trackers(
     if importlib.util.find_spec(tracker) is None:
       raise ModuleNotFoundError(
           f'trackers has {tracker!r}, and its package is not installed: '
-          f"pip install 'qaq_jax[{tracker}]'"
+          f"pip install '.[{tracker}]'"
       )
   makers = {'tensorboard': _TensorBoard, 'wandb': _Wandb}
   return [makers[t](pathlib.Path(workdir), name, config) for t in names]
