@@ -152,14 +152,15 @@ class _Model:
   def score(self, store, out_dir: pathlib.Path, mirror=None) -> dict:
     """Scores one sample store into `out_dir`."""
     info = self._encoder.info()
-    print(
-        f'{self._name}: {self._source.path}, {self._m.dtype}'
+    lines = [
+        f'{self._source.path}, {self._m.dtype}'
         f'{self._m.quantization and ", " + self._m.quantization}; template '
         f'{info["template"]}; system prompt: {info["system_prompt"]}; BOS: '
-        f'{info["bos"]}; attention: {self._attention}'
-    )
-    for note in info['notes']:
-      print(f'{self._name}: {note}')
+        f'{info["bos"]}; attention: {self._attention}',
+        *info['notes'],
+    ]
+    for line in lines if jax.process_index() == 0 else ():
+      print(f'{self._name}: {line}')
     return scorer.score(
         store,
         self._encoder,
