@@ -4,7 +4,8 @@ But an object can be created only where there is none, so the one who creates
 `.lease` may write. The object changes every few seconds as long as its holder
 lives; one that stays as it is, is taken over. No clocks are compared. A holder
 that was silent for so long (suspended, without network) and comes back finds
-that the object is another's, and writes no more.
+that the object is another's, and writes no more; unless it was stopped between
+looking and writing a life sign, which then takes the object back.
 """
 
 import contextlib

@@ -159,6 +159,7 @@ class Watch:
     self._me = f'{socket.gethostname()}, pid {os.getpid()}'
     self._stop = threading.Event()
     self._failing = False  # with an error of its own
+    self._ending = threading.Lock()  # taken once, never given back
     now = time.monotonic()
     self._answered = now  # when the common store last did
     self._seen = {i: ('', now) for i in range(number)}
@@ -233,6 +234,8 @@ class Watch:
 
   def _end(self, lost):
     """Ends this process from the watch's thread; the main one is stuck."""
+    if not self._ending.acquire(blocking=False):
+      return  # the other thread does
     text = (
         f'{lost}. This is process {self._index} of {self._number}; what was '
         'written is kept, and the same command goes on from there.'
@@ -241,8 +244,14 @@ class Watch:
     last = threading.Thread(target=self._last, args=(text,), daemon=True)
     last.start()
     last.join(_LAST_WORDS_SECONDS)
+    self._let_the_others_see()
     sys.stdout.flush()
     os._exit(_LOST_CODE)
+
+  def _let_the_others_see(self):
+    """Process 0 takes the common store with it: each may look once more."""
+    if not self._index:
+      time.sleep(3 * BEAT_SECONDS)
 
   def _last(self, text):
     with contextlib.suppress(Exception):
@@ -269,12 +278,12 @@ class Watch:
     if isinstance(error, (jax.errors.JaxRuntimeError, FirstFailed)):
       time.sleep(LOST_SECONDS + 3 * BEAT_SECONDS)
     self._failing = True
+    # Before the others know: process 0 may end, and jax then ends this one.
+    print(f'qaq: error: {_words(error)}', file=sys.stderr, flush=True)
+    sys.stdout.flush()
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       self._store.key_value_set(
           f'qaq/ended/{self._index}', _words(error), allow_overwrite=True,
       )
-    time.sleep(2 * BEAT_SECONDS)  # process 0 takes the common store with it
-    self._stop.set()
-    print(f'qaq: error: {_words(error)}', file=sys.stderr, flush=True)
-    sys.stdout.flush()
+    self._let_the_others_see()
     os._exit(code)

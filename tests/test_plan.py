@@ -338,6 +338,11 @@ def pairs_to_train_on(folder):
   return config
 
 
+def test_blocks_stay_within_the_data():
+  assert lengths.blocks(50, 10) == [(0, 50)]
+  assert lengths.blocks(1000, 130) == [(0, 64), (936, 1000)]
+
+
 # Predictions.
 
 

@@ -44,6 +44,7 @@ class Mesh:
     sizes = [f'{k}={n}' for k, n in self.shape.items() if n > 1]
     return ', '.join(sizes) or 'one device'
 
+
 def meshes(config: ModelConfig, number: int) -> list[Mesh]:
   """Every mesh of that many devices that the model can be split over."""
   out = []

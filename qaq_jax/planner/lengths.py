@@ -23,8 +23,9 @@ def blocks(num_rows: int, most: int) -> list[tuple[int, int]]:
   """First and last + 1 rows to read of so many; at most about `most`."""
   if num_rows <= most:
     return [(0, num_rows)]
-  starts = np.linspace(0, num_rows - _BLOCK, max(most // _BLOCK, 1)).astype(int)
-  return [(int(start), int(start) + _BLOCK) for start in starts]
+  size = min(_BLOCK, num_rows)
+  starts = np.linspace(0, num_rows - size, max(most // _BLOCK, 1)).astype(int)
+  return [(int(start), int(start) + size) for start in starts]
 
 
 def sampled(

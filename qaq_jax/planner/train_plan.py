@@ -165,7 +165,8 @@ def _device_bytes(tree) -> int:
 def _estimated(request, topology, mesh, shape):
   config, lora = request.config, request.lora
   frozen = footprint.param_bytes(config, mesh, request.itemsize) if lora else 0
-  # Gathered twice, and where all is trained the gradient scattered, in float32.
+  # Gathered twice, and where all is trained two more for the gradient. Rough:
+  # it is scattered once, and sums over `data` are not counted.
   passes = 2 if lora else 4
   return {
       'memory_bytes': request.estimate(mesh, shape[0] * shape[1] // mesh.rows),
