@@ -11,7 +11,8 @@ import argparse
 import statistics
 import time
 
-from qaq_jax.data import samples, templates
+from qaq_jax.data import samples
+from qaq_jax.encoding import encoder as encoder_lib
 
 
 def main():
@@ -25,7 +26,7 @@ def main():
   print(f'{len(rows)} rows of {args.data}, template {args.template}')
   print(f'{"tokenizer":40} {"tokens":>10} {"Mtok/s":>8} {"Mtok/CPU s":>11}')
   for folder in args.folders:
-    encoder = templates.Encoder(
+    encoder = encoder_lib.Encoder(
         folder, template=args.template, max_length=1 << 20
     )
     wall, cpu = [], []

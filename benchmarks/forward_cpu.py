@@ -15,8 +15,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from qaq_jax.models import attention, checkpoint, sharding
 from qaq_jax.models import config as config_lib
+from qaq_jax.models import sharding
+from qaq_jax.models.attention import choose as attention
+from qaq_jax.models.hf import checkpoint
 
 SHAPES = ((8, 104), (4, 256), (2, 512), (1, 1000), (1, 104))
 CONFIG = config_lib.from_hf({

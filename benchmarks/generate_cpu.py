@@ -29,9 +29,9 @@ import score_cpu
 import torch
 import transformers
 
-from qaq_jax.evaluation.generate import GREEDY, Generator, Sampling
-from qaq_jax.models import checkpoint
+from qaq_jax.generation.generate import GREEDY, Generator, Sampling
 from qaq_jax.models import config as config_lib
+from qaq_jax.models.hf import checkpoint
 
 SAMPLED = Sampling(temperature=0.8, top_p=0.95)
 

@@ -151,7 +151,7 @@ def case_attention(args):
   import jax
   import jax.numpy as jnp
 
-  from qaq_jax.models import attention
+  from qaq_jax.models.attention import choose as attention
 
   rows, length, heads, groups = (2, 128, 4, 2) if args.tiny else (16, 1024,
                                                                  28, 4)
@@ -192,11 +192,11 @@ def case_ours(args):
   import jax.numpy as jnp
   import numpy as np
 
-  from qaq_jax.data import batching
-  from qaq_jax.data.sequences import Sequence
-  from qaq_jax.models import checkpoint
+  from qaq_jax.encoding.sequences import Sequence
   from qaq_jax.models import config as model_config
-  from qaq_jax.scoring import compiled, likelihood
+  from qaq_jax.models.hf import checkpoint
+  from qaq_jax.scoring import batching, likelihood
+  from qaq_jax.scoring import programs as programs_lib
 
   cache = pathlib.Path(args.out) / 'jax_cache'
   jax.config.update('jax_compilation_cache_dir', str(cache))
@@ -207,7 +207,7 @@ def case_ours(args):
   model = checkpoint.random_init(
       config, mesh=None, dtype=jnp.bfloat16, attention=args.attention
   )
-  programs = compiled.Programs(model, None, outputs=likelihood.Outputs())
+  programs = programs_lib.Programs(model, None, outputs=likelihood.Outputs())
   del model
   items = [
       (i // 2, i % 2, Sequence('forward', ids, tuple(
@@ -252,7 +252,7 @@ def case_ours(args):
     try:
       results.append(measured(size))
     except Exception as e:
-      if not compiled.is_out_of_memory(e):
+      if not programs_lib.is_out_of_memory(e):
         raise
       results.append(OUT_OF_MEMORY | {'tokens_per_batch': size})
   stats = jax.devices()[0].memory_stats() or {}

@@ -3,7 +3,7 @@
   python benchmarks/many_rows.py --rows=10000000 --engines=memory,duckdb
 
 Makes a table of two models with random scores (kept in --folder), then runs
-each engine in a process of its own: `select.select` or `beyond_memory.select`
+each engine in a process of its own: `select.select` or `engine.select`
 with diff_high at 25%, reading and report included. Beside them a plain pyarrow
 read of the same columns. Equal choices have equal hashes.
 
@@ -73,13 +73,14 @@ def run(engine, path, memory_gb):
   if engine == 'pyarrow':
     found['bytes'] = pq.read_table(path, columns=COLUMNS).nbytes
   else:
-    from qaq_jax.selection import beyond_memory, select
+    from qaq_jax.selection import select
+    from qaq_jax.selection.sql import engine as engine_lib
 
     asked = {'rule': 'diff_high', 'budget': {'share': 0.25}, 'seed': 0}
     if engine == 'memory':
       chosen = select.select(str(path), **asked)
     else:
-      chosen = beyond_memory.select(
+      chosen = engine_lib.select(
           path, temporary=path.parent / 'tmp', memory_gb=memory_gb, **asked
       )
     found['rows'] = len(chosen.rows)
@@ -95,7 +96,7 @@ def run(engine, path, memory_gb):
 def command(folder, rows):
   """`qaq select` on so many prepared pairs, in a process of its own."""
   from qaq_jax.data import samples
-  from qaq_jax.workdir import SAMPLES_KEY, WorkDir
+  from qaq_jax.workdir.layout import SAMPLES_KEY, WorkDir
 
   data, work = folder / f'pairs-{rows}.jsonl', folder / f'work-{rows}'
   if not data.exists():

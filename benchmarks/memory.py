@@ -36,10 +36,11 @@ def measure(rows: int) -> None:
   import tokenizers
 
   from qaq_jax.data import samples as samples_lib
-  from qaq_jax.data import templates
   from qaq_jax.data.types import DataSource
-  from qaq_jax.models import checkpoint, sharding
+  from qaq_jax.encoding import encoder as encoder_lib
   from qaq_jax.models import config as config_lib
+  from qaq_jax.models import sharding
+  from qaq_jax.models.hf import checkpoint
   from qaq_jax.scoring import join, scorer
 
   folder = pathlib.Path(tempfile.mkdtemp(prefix='memory_'))
@@ -77,7 +78,7 @@ def measure(rows: int) -> None:
   samples_lib.prepare(DataSource(str(folder / 'in.jsonl')), folder / 'samples')
   prepared = peak()
   samples = samples_lib.SampleStore.open(folder / 'samples')
-  encoder = templates.Encoder(
+  encoder = encoder_lib.Encoder(
       folder / 'tokenizer', template='plain', reverse_instruction='{answer}'
   )
   summary = scorer.score(

@@ -16,8 +16,9 @@ import torch
 import transformers
 from flax import nnx
 
-from qaq_jax.data import samples, templates
-from qaq_jax.models import checkpoint
+from qaq_jax.data import samples
+from qaq_jax.encoding import encoder as encoder_lib
+from qaq_jax.models.hf import checkpoint
 from qaq_jax.scoring import head as head_lib
 from qaq_jax.scoring import likelihood
 
@@ -38,7 +39,7 @@ def main():
   parser.add_argument('--length', type=int, default=512)
   parser.add_argument('--template', default='plain')
   args = parser.parse_args()
-  encoder = templates.Encoder(
+  encoder = encoder_lib.Encoder(
       args.model, template=args.template, max_length=1 << 20
   )
   source = samples.DataSource(args.data, limit=args.rows)

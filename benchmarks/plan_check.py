@@ -17,14 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qaq_jax import chips
 from qaq_jax import config as config_lib
 from qaq_jax.finetune import mfu
-from qaq_jax.models import checkpoint
 from qaq_jax.models import config as model_config
+from qaq_jax.models.hf import checkpoint
 from qaq_jax.planner import predict
 from qaq_jax.planner.footprint import Mesh
-from qaq_jax.scoring import compiled, likelihood
+from qaq_jax.runtime import chips
+from qaq_jax.scoring import likelihood
+from qaq_jax.scoring import programs as programs_lib
 
 _48M = {
     'model_type': 'qwen2', 'architectures': ['Qwen2ForCausalLM'],
@@ -89,7 +90,7 @@ def main():
   print('| model | rows x tokens | scored | predicted | measured | ratio |')
   print('|---|---|---|---|---|---|')
   for name, model in models.items():
-    programs = compiled.Programs(model, None, outputs=likelihood.Outputs())
+    programs = programs_lib.Programs(model, None, outputs=likelihood.Outputs())
     for shape in ((32, 64), (8, 256), (4, 1024)):
       for scored in (0.25, 0.75):
         step = predict.scoring_step(

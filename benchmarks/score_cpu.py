@@ -37,10 +37,11 @@ import pyarrow as pa
 from flax import nnx
 
 from qaq_jax.data import samples as samples_lib
-from qaq_jax.data import templates
 from qaq_jax.data.types import DataSource
-from qaq_jax.models import checkpoint, sharding
+from qaq_jax.encoding import encoder as encoder_lib
 from qaq_jax.models import config as config_lib
+from qaq_jax.models import sharding
+from qaq_jax.models.hf import checkpoint
 from qaq_jax.scoring import metrics, parts, scorer
 
 CONFIG = {
@@ -213,7 +214,7 @@ def main():
       DataSource(args.data, limit=args.rows), folder / 'samples'
   )
   samples = samples_lib.SampleStore.open(folder / 'samples')
-  encoder = templates.Encoder(folder / 'tokenizer', template='plain')
+  encoder = encoder_lib.Encoder(folder / 'tokenizer', template='plain')
   encoded = encoder.encode(list(samples.iter_rows(0, samples.num_rows)))
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   model = checkpoint.random_init(config_lib.from_hf(CONFIG), mesh=mesh, seed=0)

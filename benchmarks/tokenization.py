@@ -15,8 +15,10 @@ import statistics
 import tempfile
 import time
 
-from qaq_jax.data import batching, samples, templates
+from qaq_jax.data import samples
 from qaq_jax.data.types import DataSource
+from qaq_jax.encoding import encoder as encoder_lib
+from qaq_jax.scoring import batching
 
 CHIP_FLOPS = 197e12  # bf16 of a TPU v5e
 UTILISATION = 0.5  # assumed
@@ -30,7 +32,7 @@ def main():
   parser.add_argument('--rows', type=int, default=4000)
   parser.add_argument('--repeats', type=int, default=5)
   args = parser.parse_args()
-  encoder = templates.Encoder(
+  encoder = encoder_lib.Encoder(
       args.tokenizer, template=args.template, max_length=2048
   )
   with tempfile.TemporaryDirectory() as folder:

@@ -29,8 +29,8 @@ import transformers
 
 from qaq_jax.finetune import optimizer as optimizer_lib
 from qaq_jax.finetune import step as step_lib
-from qaq_jax.models import checkpoint
 from qaq_jax.models import config as config_lib
+from qaq_jax.models.hf import checkpoint
 
 DEMO = pathlib.Path(__file__).parent.parent / 'qaq_jax/demo/models/strong'
 RATE = 1e-4

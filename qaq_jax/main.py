@@ -15,7 +15,8 @@ from ml_collections import config_flags
 # transformers is here for tokenizers; that torch is missing is no news.
 os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
 
-from qaq_jax import pipeline, processes  # noqa: E402
+from qaq_jax import pipeline  # noqa: E402
+from qaq_jax.runtime import processes  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config',

@@ -9,23 +9,24 @@ import sys
 import jax
 import ml_collections
 
-from qaq_jax import mirror as mirror_lib
-from qaq_jax import processes, runlog, stages
-from qaq_jax.scoring import files
-from qaq_jax.workdir import WorkDir
+from qaq_jax.runtime import processes, runlog
+from qaq_jax.stages import registry
+from qaq_jax.workdir import files
+from qaq_jax.workdir import mirror as mirror_lib
+from qaq_jax.workdir.layout import WorkDir
 
 STAGES = {
-    'mine': stages.mine,
-    'prepare': stages.prepare,
-    'score': stages.score,
-    'select': stages.select,
-    'finetune': stages.finetune,
-    'evaluate': stages.evaluate,
-    'compare': stages.compare,
-    'audit': stages.audit,
-    'analyse': stages.analyse,
-    'report': stages.report,
-    'plan': stages.plan,
+    'mine': registry.mine,
+    'prepare': registry.prepare,
+    'score': registry.score,
+    'select': registry.select,
+    'finetune': registry.finetune,
+    'evaluate': registry.evaluate,
+    'compare': registry.compare,
+    'audit': registry.audit,
+    'analyse': registry.analyse,
+    'report': registry.report,
+    'plan': registry.plan,
 }
 
 # Stages that all processes run together; of the others the first runs each, and
@@ -79,7 +80,7 @@ def run(
         f'config.stages: there is no stage {unknown[0]!r}; there are: '
         + ', '.join(STAGES)
     )
-  stages.check(config, names)
+  registry.check(config, names)
   workdir = _open(names, workdir)
   # Process 0 holds the lock; stages of two commands would mix artifacts.
   lock = files.Lock(workdir.path) if jax.process_index() == 0 else None

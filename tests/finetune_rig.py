@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from qaq_jax.data.training import Example
+from qaq_jax.encoding.examples import Example
 from qaq_jax.finetune import checkpoints, loop, optimizer, step
 from qaq_jax.models import config as config_lib
 from qaq_jax.models import decoder, sharding

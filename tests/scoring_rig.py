@@ -20,8 +20,8 @@ import tiny_tokenizers
 from flax import nnx
 
 from qaq_jax.data import samples as samples_lib
-from qaq_jax.data import templates
 from qaq_jax.data.types import DataSource
+from qaq_jax.encoding import encoder as encoder_lib
 from qaq_jax.models import config as config_lib
 from qaq_jax.models import decoder, sharding
 from qaq_jax.scoring import scorer
@@ -64,7 +64,7 @@ def samples(folder):
 
 
 def encoder(folder, **changes):
-  return templates.Encoder(
+  return encoder_lib.Encoder(
       folder / 'tokenizer',
       **({'template': 'plain', 'reverse_instruction': 'Say: {answer}',
           'max_length': 200} | changes),
@@ -129,7 +129,7 @@ def kill_at(step: int) -> None:
     def __getattr__(self, name):
       return getattr(self._file, name)
 
-  from qaq_jax.scoring import files
+  from qaq_jax.workdir import files
 
   real_replace, real_fsync = os.replace, os.fsync
   real_rename, real_atomic = os.rename, files.atomic_file

@@ -10,16 +10,14 @@ import pytest
 import tiny_models
 
 from qaq_jax.finetune import optimizer, step
-from qaq_jax.models import (
-    attention,
-    attention_tpu,
-    attention_xla,
-    checkpoint,
-    sharding,
-)
 from qaq_jax.models import config as config_lib
+from qaq_jax.models import sharding
+from qaq_jax.models.attention import choose as attention
+from qaq_jax.models.attention import tpu, xla
+from qaq_jax.models.hf import checkpoint
 from qaq_jax.planner import collectives, topology
-from qaq_jax.scoring import compiled, likelihood
+from qaq_jax.scoring import likelihood
+from qaq_jax.scoring import programs as programs_lib
 
 CPU = attention.Case('cpu', jnp.dtype('bfloat16'), 128)
 TPU = dataclasses.replace(CPU, platform='tpu', device_kind='TPU v5 lite')
@@ -101,8 +99,8 @@ def test_splash_equals_xla_and_so_do_its_gradients(
 
   results = []
   for attend in (
-      attention_xla.attend,
-      functools.partial(attention_tpu.attend, interpret=True),
+      xla.attend,
+      functools.partial(tpu.attend, interpret=True),
   ):
     gradient = jax.grad(
         functools.partial(loss, attend), argnums=(0, 1, 2), has_aux=True
@@ -118,14 +116,14 @@ def test_splash_in_bfloat16_is_as_exact_as_xla():
   """Both against float32: rounding the scaled queries costs little."""
   q, k, v, _ = arrays(384, 4, 2, 128, jnp.bfloat16)
   options = {'scale': 128**-0.5, 'window': None, 'soft_cap': None}
-  exact = attention_xla.attend(
+  exact = xla.attend(
       *(x.astype(jnp.float32) for x in (q, k, v)), None, **options
   )
   errors = [
       float(jnp.abs(attend(q, k, v, None, **options) - exact).mean())
       for attend in (
-          attention_xla.attend,
-          functools.partial(attention_tpu.attend, interpret=True),
+          xla.attend,
+          functools.partial(tpu.attend, interpret=True),
       )
   ]
   assert errors[1] < 1.5 * errors[0]
@@ -145,7 +143,7 @@ def scoring_program(name, config, shape=(16, 256), **mesh):
   devices = topology.describe(name).devices
   mesh = sharding.make_mesh(**mesh, devices=devices)
   model = checkpoint.abstract(config, mesh=mesh, dtype=jnp.bfloat16)
-  programs = compiled.Programs(model, mesh, outputs=likelihood.Outputs())
+  programs = programs_lib.Programs(model, mesh, outputs=likelihood.Outputs())
   return programs.program(shape)
 
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qaq_jax.data import shapes as shapes_lib
-from qaq_jax.data.batching import BatchPlan, make_batches, plan_shapes
-from qaq_jax.data.sequences import Sequence
+from qaq_jax.encoding.sequences import Sequence
+from qaq_jax.scoring import shapes as shapes_lib
+from qaq_jax.scoring.batching import BatchPlan, make_batches, plan_shapes
 
 
 def items_of(lengths, rng=None):

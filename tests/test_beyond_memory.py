@@ -8,7 +8,9 @@ import selection_tables
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qaq_jax.selection import beyond_memory, budget, select, sql
+from qaq_jax.selection import budget, select
+from qaq_jax.selection.sql import engine as engine_lib
+from qaq_jax.selection.sql import expressions
 
 BUDGETS = (
     {'share': 0.25}, {'rows': 37}, {'tokens': 20_000}, {'share': 1.0},
@@ -28,7 +30,7 @@ def write(table, path):
 def assert_equal(table, folder, rule, **options):
   path = write(table, folder / 'scores.parquet')
   wanted = select.select(str(path), rule=rule, **options)
-  found = beyond_memory.select(
+  found = engine_lib.select(
       str(path), rule=rule, temporary=folder / 'tmp', **options
   )
   np.testing.assert_array_equal(found.rows, wanted.rows)
@@ -52,7 +54,7 @@ def _close(a, b):
     assert a == pytest.approx(b, rel=1e-6, abs=1e-6)
 
 
-@pytest.mark.parametrize('rule', beyond_memory.RULES)
+@pytest.mark.parametrize('rule', engine_lib.RULES)
 def test_every_rule_and_budget(rule, tmp_path):
   table = selection_tables.make_table(1000)
   for amount in BUDGETS:
@@ -106,7 +108,7 @@ def test_windows(options, tmp_path):
     ),
     share=st.floats(0.05, 1.0),
     seed=st.integers(0, 2**32 - 1),
-    rule=st.sampled_from(beyond_memory.RULES),
+    rule=st.sampled_from(engine_lib.RULES),
     num_strata=st.integers(1, 4),
 )
 def test_ties(tmp_path, ranks, share, seed, rule, num_strata):
@@ -138,7 +140,7 @@ def test_parts_of_each_model_need_no_joined_table(tmp_path):
       write({k: v[rows] for k, v in own.items()},
             tmp_path / model / f'part-{i:06d}.parquet')
     tables[model] = str(tmp_path / model / 'part-*.parquet')
-  found = beyond_memory.select(tables, temporary=tmp_path / 'tmp')
+  found = engine_lib.select(tables, temporary=tmp_path / 'tmp')
   wanted = select.select(table)
   np.testing.assert_array_equal(found.rows, wanted.rows)
 
@@ -146,7 +148,7 @@ def test_parts_of_each_model_need_no_joined_table(tmp_path):
 def test_little_memory_goes_to_disk(tmp_path):
   table = selection_tables.make_table(200_000)
   path = write(table, tmp_path / 'scores.parquet')
-  found = beyond_memory.select(
+  found = engine_lib.select(
       str(path), temporary=tmp_path / 'tmp', memory_gb=0.2
   )
   np.testing.assert_array_equal(found.rows, select.select(str(path)).rows)
@@ -162,7 +164,7 @@ def test_little_memory_goes_to_disk(tmp_path):
 def test_what_it_cannot_do_is_told(options, words, tmp_path):
   path = write(selection_tables.make_table(20), tmp_path / 'scores.parquet')
   with pytest.raises(ValueError, match=words):
-    beyond_memory.select(str(path), temporary=tmp_path / 'tmp', **options)
+    engine_lib.select(str(path), temporary=tmp_path / 'tmp', **options)
 
 
 def parts_of_each_model(folder, change):
@@ -197,7 +199,7 @@ def test_rows_that_would_be_counted_twice_or_lost_are_told(
 ):
   tables = parts_of_each_model(tmp_path, change)
   with pytest.raises(ValueError, match=words):
-    beyond_memory.select(tables, temporary=tmp_path / 'tmp')
+    engine_lib.select(tables, temporary=tmp_path / 'tmp')
   assert not list((tmp_path / 'tmp').iterdir())
 
 
@@ -207,7 +209,7 @@ def test_rows_of_one_table_that_stand_twice_are_told(tmp_path):
   path = write(table, tmp_path / 'scores.parquet')
   for engine in (
       lambda: select.select(str(path)),
-      lambda: beyond_memory.select(str(path), temporary=tmp_path / 'tmp'),
+      lambda: engine_lib.select(str(path), temporary=tmp_path / 'tmp'),
   ):
     with pytest.raises(ValueError, match='(?i)row 29 stands 2 times'):
       engine()
@@ -215,7 +217,7 @@ def test_rows_of_one_table_that_stand_twice_are_told(tmp_path):
 
 def test_what_duckdb_cannot_read_is_told(tmp_path):
   with pytest.raises(RuntimeError, match='engine=duckdb: .*none.parquet'):
-    beyond_memory.select(
+    engine_lib.select(
         str(tmp_path / 'none.parquet'), temporary=tmp_path / 'tmp'
     )
 
@@ -226,11 +228,11 @@ def test_what_a_killed_selection_has_left_is_removed(tmp_path):
   left.mkdir(parents=True)
   (left / 'tables.duckdb').write_bytes(b'half of a database')
   (left / 'duckdb_temp_storage-0.tmp').write_bytes(b'x')
-  found = beyond_memory.select(str(path), temporary=tmp_path / 'tmp')
+  found = engine_lib.select(str(path), temporary=tmp_path / 'tmp')
   np.testing.assert_array_equal(found.rows, select.select(str(path)).rows)
   assert not list((tmp_path / 'tmp').iterdir())
 
 
 def test_hash_key_is_that_of_the_selection_in_memory():
   key = budget.hash_key(7)
-  assert f', {key})' in sql.row_hash(7, budget.TIES)
+  assert f', {key})' in expressions.row_hash(7, budget.TIES)

@@ -14,8 +14,10 @@ import tiny_models
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from qaq_jax.models import checkpoint, families, sharding, tensors
 from qaq_jax.models import config as config_lib
+from qaq_jax.models import sharding
+from qaq_jax.models.hf import checkpoint, tensors
+from qaq_jax.models.hf import weights as weights_lib
 from qaq_jax.models.params import is_expert, param_specs
 
 
@@ -247,7 +249,7 @@ def test_a_block_reads_its_own_bytes_only(case):
   rng = np.random.default_rng(0)
   seen = set()
   for path, spec in param_specs(config).items():
-    template, transform = families.tensor_of(config, path)
+    template, transform = weights_lib.tensor_of(config, path)
     seen.add(transform.name)
     shape = spec.shape[1:] if path[0] == 'stacks' else spec.shape
     shape = shape[1:] if is_expert(path[-1]) else shape

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from qaq_jax import compare
-from qaq_jax.compare import Line, Loss
+from qaq_jax.evaluation import comparison
+from qaq_jax.evaluation.comparison import Line, Loss
 
 
 def losses(rng, offset, seeds=3, rows=200, spread=0.0):
@@ -18,7 +18,7 @@ def losses(rng, offset, seeds=3, rows=200, spread=0.0):
 
 def test_table_becomes_lines():
   table = (('random', 'share', 0.25, 3), ('ifd', 'token_share', 0.25, 1))
-  lines = compare.parse_table(table)
+  lines = comparison.parse_table(table)
   assert lines[0] == Line('random', 'share', 0.25, 3)
   assert [line.budget for line in lines] == ['25% of rows', '25% of tokens']
   assert lines[1].selection_budget(1003) == {'tokens': 250}
@@ -35,12 +35,12 @@ def test_table_becomes_lines():
 ])
 def test_a_wrong_entry_is_named(entry, words):
   with pytest.raises(ValueError, match=words):
-    compare.parse_table([entry])
+    comparison.parse_table([entry])
 
 
 def test_a_doubled_entry_is_named():
   with pytest.raises(ValueError, match='ifd.*twice'):
-    compare.parse_table([('ifd', 'share', 0.25, 1), ('ifd', 'share', 0.25, 3)])
+    comparison.parse_table([('ifd', 'share', 0.25, 1), ('ifd', 'share', 0.25, 3)])
 
 
 def test_loss_is_per_token_and_not_per_row():
@@ -55,7 +55,7 @@ def test_interval_covers_the_mean_as_often_as_it_says():
   for draw in range(100):
     n_R = rng.integers(10, 100, size=150)
     per_row = rng.gamma(4.0, 0.5, size=(1, 150))
-    low, high = compare.interval(Loss(per_row * n_R, n_R), seed=draw)
+    low, high = comparison.interval(Loss(per_row * n_R, n_R), seed=draw)
     held += low <= 2.0 <= high
   assert 87 <= held <= 100
 
@@ -63,9 +63,9 @@ def test_interval_covers_the_mean_as_often_as_it_says():
 def test_pairing_makes_the_interval_of_a_difference_narrow():
   rng = np.random.default_rng(0)
   better, worse = losses(rng, 0.0), losses(rng, 0.05)
-  low, high = compare.interval(better, worse)
+  low, high = comparison.interval(better, worse)
   assert low < -0.05 < high < 0
-  alone = compare.interval(better)
+  alone = comparison.interval(better)
   assert alone[1] - alone[0] > 5 * (high - low)
 
 
@@ -74,7 +74,7 @@ def test_seeds_that_differ_widen_the_interval():
   even, uneven = losses(rng, 0.0), losses(rng, 0.0, spread=0.2)
   base = losses(rng, 0.1)
   width = [
-      np.diff(compare.interval(loss, base))[0] for loss in (even, uneven)
+      np.diff(comparison.interval(loss, base))[0] for loss in (even, uneven)
   ]
   assert width[1] > 3 * width[0]
 
@@ -92,12 +92,12 @@ def test_table_subtracts_the_baseline_of_the_same_budget():
       line: {'rows': 500, 'tokens': 5e4, 'steps': 96, 'scores': scores}
       for line in lines
   }
-  records = compare.summarise(lines, facts, 'random')
+  records = comparison.summarise(lines, facts, 'random')
   assert 'minus_baseline' not in records[0]  # the baseline itself
   assert records[1]['minus_baseline'] == pytest.approx(-0.1, abs=0.01)
   assert 'minus_baseline' not in records[2]
   assert 'minus_baseline' not in records[3]  # nothing has its budget
-  table = compare.format_table(records, 'random', losses(rng, 1.0, seeds=1))
+  table = comparison.format_table(records, 'random', losses(rng, 1.0, seeds=1))
   rows = table.splitlines()
   assert len({len(row) for row in rows}) == 1
   assert 'before' in rows[2]

@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from qaq_jax import config as config_lib
-from qaq_jax.selection import registry
+from qaq_jax.selection.rules import rule
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RECIPES = sorted(
@@ -94,7 +94,7 @@ def test_config_argument_of_another_type_is_an_error(arg, message):
 def test_every_option_of_every_rule_can_be_set():
   # Arrays are for callers of the functions; the stage fills in the rest.
   other = {'embeddings', 'targets', 'scores', 'targets_path'}
-  options = {n for r in registry.RULES.values() for n in r.options} - other
+  options = {n for r in rule.RULES.values() for n in r.options} - other
   assert options <= set(config_lib.get_default().select)
 
 

@@ -10,8 +10,11 @@ import pytest
 import tiny_models
 from flax import nnx
 
-from qaq_jax.models import attention, attention_xla, checkpoint, sharding
 from qaq_jax.models import config as config_lib
+from qaq_jax.models import sharding
+from qaq_jax.models.attention import choose as attention
+from qaq_jax.models.attention import xla
+from qaq_jax.models.hf import checkpoint
 
 
 @functools.cache
@@ -163,7 +166,7 @@ def test_long_attention_goes_row_by_row(monkeypatch, window, soft_cap):
   for ids in (None, segments):
     expected = run(ids)
     with monkeypatch.context() as m:
-      m.setattr(attention_xla, '_MAX_SCORES', 10)
+      m.setattr(xla, '_MAX_SCORES', 10)
       np.testing.assert_allclose(run(ids), expected, atol=1e-6)
 
 

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qaq_jax import config as embedded
-from qaq_jax.data import samples, templates
+from qaq_jax.data import samples
 from qaq_jax.demo import corpus, measure, mining, separation
 from qaq_jax.demo import tokenizer as tokenizer_lib
+from qaq_jax.encoding import encoder as encoder_lib
 from qaq_jax.models import config as config_lib
 from qaq_jax.models.decoder import Decoder
 
@@ -141,7 +142,7 @@ def test_committed_models_are_small_and_share_a_tokenizer():
 
 def test_training_and_scoring_see_the_same_ids(pairs):
   folder = pathlib.Path(embedded.embedded_model('strong'))
-  encoder = templates.Encoder(
+  encoder = encoder_lib.Encoder(
       folder, template='plain',
       reverse_instruction=corpus.REVERSE_INSTRUCTION, max_length=1024,
   )

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_tokenizers import STYLES, TEMPLATE_OF
 
-from qaq_jax.data.templates import Encoder
 from qaq_jax.data.types import Sample
+from qaq_jax.encoding.encoder import Encoder
 
 REVERSE = 'Which question has this answer?\n{answer}\nReply.'
 CASES = [(s, t) for s in STYLES for t in (TEMPLATE_OF[s], 'plain')][1:]

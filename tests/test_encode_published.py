@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tiny_tokenizers
 
-from qaq_jax.data.templates import Encoder
 from qaq_jax.data.types import Sample
+from qaq_jax.encoding.encoder import Encoder
 
 REVERSE = 'Answer:\n{answer}'
 QWEN3 = (

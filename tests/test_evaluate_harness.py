@@ -15,18 +15,20 @@ import scipy.stats
 
 from qaq_jax import config as config_lib
 from qaq_jax.evaluation import (
-    benchmarks,
-    harness,
-    judge,
-    mbpp_inputs,
-    oracles,
-    pass_at_k,
-    references,
-    samples,
-    sandbox,
+  benchmarks,
+  harness,
+  judge,
+  mbpp_inputs,
+  oracles,
+  pass_at_k,
+  references,
 )
-from qaq_jax.evaluation.child.values import Opaque
-from qaq_jax.evaluation.process import Limits
+from qaq_jax.evaluation import (
+  programs as programs_lib,
+)
+from qaq_jax.sandbox import sandbox
+from qaq_jax.sandbox.child.values import Opaque
+from qaq_jax.sandbox.process import Limits
 
 _FILES = pathlib.Path(__file__).parent / 'fixtures' / 'benchmarks'
 _PATHS = {
@@ -57,7 +59,7 @@ def _read(name, limit=0):
 
 
 def _sample(task, program, number=0):
-  return samples.Sample(task.task_id, number, program)
+  return programs_lib.Sample(task.task_id, number, program)
 
 
 def _references(benchmark):
@@ -343,7 +345,7 @@ def test_goes_on_after_kill_9(tmp_path):
   ]
   programs.append(_references(benchmark)[1])
   file = tmp_path / 'samples.jsonl'
-  samples.write(file, programs)
+  programs_lib.write(file, programs)
   results = tmp_path / 'results.jsonl'
   command = [
       sys.executable, '-m', 'qaq_jax.evaluation.harness',
@@ -406,7 +408,7 @@ def test_a_broken_reference_is_told(tmp_path):
   benchmark = benchmarks.read('mbpp_original', str(path))
   said = []
   result = harness.run(
-      benchmark, [samples.Sample('Mbpp/11', 0, 'def add(a, b): return a + b')],
+      benchmark, [programs_lib.Sample('Mbpp/11', 0, 'def add(a, b): return a + b')],
       tmp_path / 'results.jsonl', _OPTIONS, said.append,
   )
   assert result['broken_references'] == ['Mbpp/11']
@@ -542,18 +544,18 @@ def test_samples_files(tmp_path):
   ]
   lines[1] = {'task_id': 'HumanEval/900', 'completion': '  pass'}
   path.write_text('\n\n'.join(map(json.dumps, lines)))
-  found = samples.read(str(path), benchmark)
+  found = programs_lib.read(str(path), benchmark)
   assert [s.number for s in found] == [0, 1] * 3
   assert found[1].program == benchmark.tasks['HumanEval/900'].prompt + '  pass'
-  samples.write(path, found)
-  assert samples.read(str(path), benchmark) == found
+  programs_lib.write(path, found)
+  assert programs_lib.read(str(path), benchmark) == found
   folder = tmp_path / 'folder' / 'HumanEval_901'
   folder.mkdir(parents=True)
   for number in (10, 2):
     (folder / f'{number}.py').write_text(f'x{number}')
   with pytest.raises(ValueError, match="no sample of 2 tasks.*'HumanEval/900'"):
-    samples.read(str(folder.parent), benchmark)
-  found = samples.read(str(folder.parent), benchmark, allow_missing=True)
+    programs_lib.read(str(folder.parent), benchmark)
+  found = programs_lib.read(str(folder.parent), benchmark, allow_missing=True)
   assert [s.program for s in found] == ['x2', 'x10']
   for line, message in (
       ('{"task_id": "HumanEval/1", "solution": ""}', "line 1: .*no task 'Hum"),
@@ -562,7 +564,7 @@ def test_samples_files(tmp_path):
   ):
     path.write_text(line)
     with pytest.raises(ValueError, match=message):
-      samples.read(str(path), benchmark)
+      programs_lib.read(str(path), benchmark)
 
 
 def test_pass_at_k_is_the_share_of_subsets_with_a_right_one():

@@ -9,8 +9,9 @@ import pytest
 import tiny_models
 from flax import nnx
 
-from qaq_jax.models import checkpoint, experts, grouped, sharding
 from qaq_jax.models import config as config_lib
+from qaq_jax.models import experts, grouped, sharding
+from qaq_jax.models.hf import checkpoint
 from qaq_jax.planner import topology
 
 RULES = sharding.ShardingRules()

@@ -12,10 +12,10 @@ import tiny_tokenizers
 from flax import nnx
 from safetensors.numpy import load_file
 
-from qaq_jax.data import chat
+from qaq_jax.encoding import chat
 from qaq_jax.finetune import lora
-from qaq_jax.models import checkpoint, export, source
 from qaq_jax.models import config as config_lib
+from qaq_jax.models.hf import checkpoint, export, source
 
 IDS = np.arange(24, dtype=np.int32).reshape(2, 12) * 7
 

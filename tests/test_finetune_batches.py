@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qaq_jax.data.training import Example
+from qaq_jax.encoding.examples import Example
 from qaq_jax.finetune import batches, packing
 
 # Tokens per sample of a code instruction set are about log-normal: median 350,

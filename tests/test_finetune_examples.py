@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import tiny_tokenizers
 
-from qaq_jax.data import chat, templates, training
 from qaq_jax.data.types import Sample
+from qaq_jax.encoding import chat, examples
+from qaq_jax.encoding import encoder as encoder_lib
 
 QUERY = 'Write a function that adds two numbers.'
 ANSWER = 'def add(a, b):\n    return a + b'
@@ -30,12 +31,12 @@ def _sample(row=0, query=QUERY, answer=ANSWER, system=None, status='ok'):
 
 def _encoder(tmp_path, template, style=None, **options):
   folder = tiny_tokenizers.make(tmp_path, style or TAILS[template][0])
-  return templates.Encoder(folder, template=template, **options)
+  return encoder_lib.Encoder(folder, template=template, **options)
 
 
 def _render(encoder, samples, **options):
-  return training.make_examples(
-      samples, encoder, training.TrainingOptions(**options)
+  return examples.make_examples(
+      samples, encoder, examples.TrainingOptions(**options)
   )
 
 
@@ -99,7 +100,7 @@ def test_template_without_a_final_marker_ends_with_eos(tmp_path):
 
 def test_no_end_of_turn_at_all_is_an_error(tmp_path):
   folder = tiny_tokenizers.byte_level(tmp_path, special=['<s>'], bos='<s>')
-  encoder = templates.Encoder(folder, template='plain')
+  encoder = encoder_lib.Encoder(folder, template='plain')
   with pytest.raises(chat.TemplateError, match='eos_token'):
     _render(encoder, [_sample()])
 
@@ -156,4 +157,4 @@ def test_rows_that_are_not_ok_are_counted(tmp_path):
 ])
 def test_impossible_options_are_refused(options, message):
   with pytest.raises(ValueError, match=message):
-    training.TrainingOptions(**options)
+    examples.TrainingOptions(**options)

@@ -12,16 +12,16 @@ import numpy as np
 import pytest
 
 from qaq_jax.finetune import (
-    checkpoints,
-    curve,
-    loop,
-    metrics,
-    mfu,
-    optimizer,
-    step,
+  checkpoints,
+  curve,
+  loop,
+  mfu,
+  optimizer,
+  step,
+  trackers,
 )
 from qaq_jax.models import flops
-from qaq_jax.scoring import files
+from qaq_jax.workdir import files
 
 
 def _lines(folder, name='metrics.jsonl'):
@@ -263,13 +263,13 @@ def test_peak_of_a_cpu_is_measured_once_for_all_its_fake_devices():
 
 def test_journal_drops_lines_behind_the_checkpoint_and_half_lines(tmp_path):
   path = tmp_path / 'metrics.jsonl'
-  journal = metrics.Journal(path, after=0)
+  journal = trackers.Journal(path, after=0)
   for number in (1, 2, 2, 3):
     journal.write(step=number, text='é')
   journal.close()
   with path.open('ab') as file:
     file.write(b'{"step": 4, "lo')
-  journal = metrics.Journal(path, after=2)
+  journal = trackers.Journal(path, after=2)
   journal.write(step=3, text='again')
   journal.close()
   assert [(x['step'], x['text']) for x in _lines(tmp_path)] == [
@@ -280,7 +280,7 @@ def test_journal_drops_lines_behind_the_checkpoint_and_half_lines(tmp_path):
 def test_bar_shows_updates_loss_and_utilisation(monkeypatch):
   err = io.StringIO()
   monkeypatch.setattr('sys.stderr', err)
-  bar = metrics.Bar('m', tokens=100, steps=7, show=True)
+  bar = trackers.Bar('m', tokens=100, steps=7, show=True)
   bar.add(3, 100, 1.25, 0.5)
   bar.close()
   text = err.getvalue()
@@ -293,7 +293,7 @@ def test_unknown_tracker_is_refused(tmp_path):
     rig.fit(tmp_path, options=_options(trackers=('board',)))
 
 
-@pytest.mark.parametrize('name', metrics.TRACKERS)
+@pytest.mark.parametrize('name', trackers.TRACKERS)
 def test_tracker_that_is_not_installed_is_named(tmp_path, name):
   if importlib.util.find_spec(name):
     pytest.skip(f'{name} is installed')

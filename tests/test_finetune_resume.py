@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from qaq_jax.finetune import checkpoints, signals
-from qaq_jax.scoring import files
+from qaq_jax.workdir import files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # What depends on the clock, not on the data.

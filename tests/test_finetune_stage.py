@@ -12,9 +12,10 @@ import tiny_models
 import tiny_tokenizers
 
 from qaq_jax import config as config_lib
-from qaq_jax import finetune_stage, pipeline
-from qaq_jax.models import checkpoint
+from qaq_jax import pipeline
 from qaq_jax.models import config as model_config
+from qaq_jax.models.hf import checkpoint
+from qaq_jax.stages import finetune as finetune_lib
 
 WORDS = ['add', 'numbers', 'print', 'user', 'code', 'two', 'hello', 'world']
 
@@ -210,7 +211,7 @@ def test_compare_makes_each_cell_once_and_goes_on(
   work = shutil.copytree(scored, tmp_path / 'work')
   c = compare_config(inputs)
   fits = []
-  fit = finetune_stage.Job.fit
+  fit = finetune_lib.Job.fit
 
   def counted(self, *args, **kwargs):
     if len(fits) == 2 and stop:
@@ -218,7 +219,7 @@ def test_compare_makes_each_cell_once_and_goes_on(
     fits.append(kwargs['seed'])
     return fit(self, *args, **kwargs)
 
-  monkeypatch.setattr(finetune_stage.Job, 'fit', counted)
+  monkeypatch.setattr(finetune_lib.Job, 'fit', counted)
   stop = True
   with pytest.raises(KeyboardInterrupt):
     pipeline.run('compare', c, str(work))

@@ -16,8 +16,9 @@ from safetensors.numpy import load_file
 
 from qaq_jax.finetune import optimizer as optimizer_lib
 from qaq_jax.finetune import step as step_lib
-from qaq_jax.models import checkpoint, embedding, sharding
 from qaq_jax.models import config as config_lib
+from qaq_jax.models import embedding, sharding
+from qaq_jax.models.hf import checkpoint
 
 RATES = (1e-2, 3e-3, 1e-2)
 # Epsilon far above rounding: Adam makes the sign of a gradient that is zero

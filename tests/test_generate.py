@@ -18,11 +18,12 @@ import tiny_tokenizers
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from qaq_jax.data import tokenization
-from qaq_jax.evaluation.generate import Generator, Sampling
+from qaq_jax.encoding import tokenization
+from qaq_jax.generation.generate import Generator, Sampling
 from qaq_jax.models import cache as cache_lib
-from qaq_jax.models import checkpoint, sharding, unrolled
 from qaq_jax.models import config as config_lib
+from qaq_jax.models import sharding, unrolled
+from qaq_jax.models.hf import checkpoint
 
 SLOW = ('gemma', 'llama_linear', 'qwen2_yarn')  # each has a near relative
 CASES = [

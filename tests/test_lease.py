@@ -7,8 +7,7 @@ import time
 import fsspec
 import pytest
 
-from qaq_jax import lease
-from qaq_jax.scoring import files
+from qaq_jax.workdir import files, lease
 
 PATH = '/bucket/m/.lease'
 DEAD = b'{"holder": "gone, pid 1", "id": "x", "beat": 3}'

@@ -19,8 +19,9 @@ import tiny_models
 from flax import nnx
 from scipy import special
 
-from qaq_jax.models import checkpoint, decoder, sharding
 from qaq_jax.models import config as config_lib
+from qaq_jax.models import decoder, sharding
+from qaq_jax.models.hf import checkpoint
 from qaq_jax.scoring import head as head_lib
 from qaq_jax.scoring import likelihood
 

@@ -10,17 +10,18 @@ import pytest
 import tiny_models
 from flax import nnx
 from test_finetune_step import (
-    OPTIONS,
-    assert_trees_close,
-    micro_batch,
-    random_model,
-    trainer_of,
+  OPTIONS,
+  assert_trees_close,
+  micro_batch,
+  random_model,
+  trainer_of,
 )
 
 from qaq_jax.finetune import lora
 from qaq_jax.finetune import step as step_lib
-from qaq_jax.models import checkpoint, sharding
 from qaq_jax.models import config as config_lib
+from qaq_jax.models import sharding
+from qaq_jax.models.hf import checkpoint
 
 TARGETS = {
     'qwen2': ('q', 'k', 'v', 'o', 'gate', 'up', 'down'),

@@ -15,8 +15,9 @@ import test_processes as several
 from moto.server import ThreadedMotoServer
 
 from qaq_jax import config as config_lib
-from qaq_jax import lease, mirror, pipeline
-from qaq_jax.scoring import files, store
+from qaq_jax import pipeline
+from qaq_jax.scoring import store
+from qaq_jax.workdir import files, lease, mirror
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -11,8 +11,9 @@ import pytest
 import tiny_models
 from flax import nnx
 
-from qaq_jax.models import checkpoint, config_writer, flops
 from qaq_jax.models import config as config_lib
+from qaq_jax.models import flops
+from qaq_jax.models.hf import checkpoint, write_config
 from qaq_jax.models.rope import Rope
 
 FIXTURES = pathlib.Path(__file__).parent / 'fixtures' / 'hf_configs'
@@ -135,7 +136,7 @@ def test_an_absent_key_is_the_familys_default_and_null_is_not():
 @pytest.mark.parametrize('case', sorted(tiny_models.CASES))
 def test_written_configs_read_back(case):
   config = config_lib.from_hf(tiny_models.hf_config(case))
-  written = config_writer.write_config(config, np.float32)
+  written = write_config.write_config(config, np.float32)
   assert config_lib.from_hf(json.loads(json.dumps(written))) == config
 
 

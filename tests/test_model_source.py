@@ -15,7 +15,7 @@ import threading
 import pytest
 import tiny_models
 
-from qaq_jax.models import source, tensors
+from qaq_jax.models.hf import source, tensors
 
 COMMIT = '1f' * 20
 CLIENT = """

@@ -19,7 +19,8 @@ import pytest
 import tiny_models
 from flax import nnx
 
-from qaq_jax.models import checkpoint, sharding
+from qaq_jax.models import sharding
+from qaq_jax.models.hf import checkpoint
 
 try:
   import torch  # noqa: F401

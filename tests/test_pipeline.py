@@ -12,13 +12,14 @@ import pyarrow.parquet as pq
 import pytest
 import tiny_tokenizers
 
-from qaq_jax import artifacts, pipeline
 from qaq_jax import config as config_lib
+from qaq_jax import pipeline
 from qaq_jax.data import samples
-from qaq_jax.models import checkpoint
 from qaq_jax.models import config as model_config
-from qaq_jax.scoring import files
-from qaq_jax.workdir import WorkDir
+from qaq_jax.models.hf import checkpoint
+from qaq_jax.stages import artifacts
+from qaq_jax.workdir import files
+from qaq_jax.workdir.layout import WorkDir
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 

@@ -10,26 +10,28 @@ import numpy as np
 import pytest
 import test_configs
 
-from qaq_jax import artifacts, finetune_stage, plan_stage
 from qaq_jax import config as config_lib
 from qaq_jax.data import samples as samples_lib
-from qaq_jax.data import training
+from qaq_jax.encoding import examples
 from qaq_jax.finetune import lora as lora_lib
 from qaq_jax.finetune import optimizer, step
-from qaq_jax.models import checkpoint, sharding
 from qaq_jax.models import config as model_config
+from qaq_jax.models import sharding
+from qaq_jax.models.hf import checkpoint
 from qaq_jax.planner import (
-    collectives,
-    footprint,
-    lengths,
-    predict,
-    score_plan,
-    text,
-    topology,
+  collectives,
+  footprint,
+  lengths,
+  predict,
+  score_plan,
+  text,
+  topology,
 )
 from qaq_jax.planner.footprint import Mesh
-from qaq_jax.scoring import compiled, likelihood, planning
-from qaq_jax.workdir import WorkDir
+from qaq_jax.scoring import likelihood, planning
+from qaq_jax.scoring import programs as programs_lib
+from qaq_jax.stages import artifacts, finetune, plan
+from qaq_jax.workdir.layout import WorkDir
 
 FIXTURES = pathlib.Path(__file__).parent / 'fixtures' / 'hf_configs'
 ASSUMED = predict.Assumptions()
@@ -176,7 +178,7 @@ def test_fsdp_on_a_tpu_gathers_every_kernel_once():
   where = topology.describe('v5e:2x2')
   mesh = sharding.make_mesh(1, 4, 1, devices=where.devices)
   model = checkpoint.abstract(tiny(), mesh=mesh, dtype=jnp.bfloat16)
-  program = compiled.Programs(
+  program = programs_lib.Programs(
       model, mesh, outputs=likelihood.Outputs(), memory_limit=1 << 34
   ).program((4, 128))
   gathered = sum(
@@ -196,7 +198,7 @@ def test_abstract_scoring_program_needs_what_the_real_one_needs():
   mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
   outputs = likelihood.Outputs()
   made = [
-      compiled.Programs(model, mesh, outputs=outputs).memory((8, 64))
+      programs_lib.Programs(model, mesh, outputs=outputs).memory((8, 64))
       for model in (
           checkpoint.abstract(tiny(), mesh=mesh),
           checkpoint.random_init(tiny(), mesh=mesh),
@@ -214,7 +216,7 @@ def test_abstract_training_step_is_compiled_without_arrays():
       checkpoint.random_init(tiny(), mesh=mesh),
   ):
     programs = step.Trainer(model, rule).compile(8, 32)
-    sizes.append({k: compiled.program_bytes(p) for k, p in programs.items()})
+    sizes.append({k: programs_lib.program_bytes(p) for k, p in programs.items()})
   assert sizes[0] == sizes[1]
   assert min(sizes[0].values()) > 0
 
@@ -243,7 +245,7 @@ def test_bytes_of_parameters_are_those_of_the_arrays():
     config = hf_config(name)
     mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
     model = checkpoint.abstract(config, mesh=mesh, dtype=jnp.bfloat16)
-    leaves = jax.tree.leaves(compiled.nnx.split(model)[1])
+    leaves = jax.tree.leaves(programs_lib.nnx.split(model)[1])
     real = sum(
         np.prod(x.sharding.shard_shape(x.shape)) * 2 for x in leaves
     )
@@ -288,21 +290,21 @@ def test_what_is_trained_on_follows_from_the_budget(
   config = pairs_to_train_on(tmp_path)
   config.select.budget.update(budget)
   config.score.terms = ('q', 'q_given_a')
-  result = plan_stage.plan(config, WorkDir(tmp_path / 'work'))['finetune']
+  result = plan.plan(config, WorkDir(tmp_path / 'work'))['finetune']
   assert result.get('samples') == samples
   if samples is None:
     assert 'no hours: how many rows pass select.budget.threshold' in (
         capsys.readouterr().out
     )
     return
-  job_encoder = finetune_stage.make_encoder(
+  job_encoder = finetune.make_encoder(
       config, config_lib.embedded_model('strong')
   )
   store = samples_lib.SampleStore.open(tmp_path / 'all')
   lengths_ = [
-      len(e.ids) for e in training.make_examples(
+      len(e.ids) for e in examples.make_examples(
           store.iter_rows(), job_encoder,
-          finetune_stage.training_options(config.finetune),
+          finetune.training_options(config.finetune),
       ).examples
   ]
   assert result['tokens'] == pytest.approx(samples * np.mean(lengths_), abs=1)
@@ -316,7 +318,7 @@ def test_training_data_of_its_own_is_what_is_counted(tmp_path):
   lines = (tmp_path / 'pairs.jsonl').read_text().splitlines()
   other.write_text('\n'.join(lines[:30]) + '\n')
   config.finetune.data = str(other)
-  result = plan_stage.plan(config, WorkDir(tmp_path / 'work'))['finetune']
+  result = plan.plan(config, WorkDir(tmp_path / 'work'))['finetune']
   assert result['samples'] == 20
 
 
@@ -419,7 +421,7 @@ def test_adapters_alone_have_optimiser_state_by_estimate():
   )
   leaves = {
       path: x.get_value() for path, x in
-      compiled.nnx.to_flat_state(compiled.nnx.state(model))
+      programs_lib.nnx.to_flat_state(programs_lib.nnx.state(model))
   }
   numbers = {
       path: np.prod(x.sharding.shard_shape(x.shape))
@@ -453,7 +455,7 @@ def test_collectives_by_estimate_are_those_of_the_compiled_step():
   """Two sums of the stream per layer over `tensor`, one for the embedding."""
   mesh = Mesh(2, 1, 4)
   device_mesh = sharding.make_mesh(**mesh.shape)
-  programs = compiled.Programs(
+  programs = programs_lib.Programs(
       checkpoint.abstract(tiny(), mesh=device_mesh), device_mesh,
       outputs=likelihood.Outputs(),
   )
@@ -487,7 +489,7 @@ def test_a_gpu_plan_is_marked_as_an_estimate(tmp_path, capsys):
   config_lib.use_demo(config, rows=100)
   config.data.path = ''
   config.plan.topology = 'h200:4'
-  result = plan_stage.plan(config, WorkDir(tmp_path))
+  result = plan.plan(config, WorkDir(tmp_path))
   text = capsys.readouterr().out
   assert 'ESTIMATED' in text and 'config.data.path is empty' in text
   assert not result['score']['strong']['compiled']
@@ -496,7 +498,7 @@ def test_a_gpu_plan_is_marked_as_an_estimate(tmp_path, capsys):
 
 def test_an_empty_topology_is_told(tmp_path):
   with pytest.raises(ValueError, match='say --topology=NAME, as in v4:2x2x4'):
-    plan_stage.plan(config_lib.get_default(), WorkDir(tmp_path))
+    plan.plan(config_lib.get_default(), WorkDir(tmp_path))
 
 
 def test_plan_for_a_tpu_reads_the_users_data(tmp_path, capsys):
@@ -518,7 +520,7 @@ def test_plan_for_a_tpu_reads_the_users_data(tmp_path, capsys):
   config.score.max_shapes = 1
   config.score.tokens_per_batch = 1024
   config.score.mesh.fsdp = 2
-  result = plan_stage.plan(config, WorkDir(tmp_path / 'work'))
+  result = plan.plan(config, WorkDir(tmp_path / 'work'))
   text = capsys.readouterr().out
   assert 'compiled for it' in text and 'all-gather' in text
   for found in result['score'].values():
@@ -564,7 +566,7 @@ def test_recipe_fits_its_topology(recipe, where, tmp_path):
       fixture = FIXTURES / f'{model.path.replace("/", "--")}.json'
       shutil.copy(fixture, folder / 'config.json')
       model.path = str(folder)
-  result = plan_stage.plan(config, WorkDir(tmp_path / 'work'))
+  result = plan.plan(config, WorkDir(tmp_path / 'work'))
   plans = dict(result['score'])
   if 'finetune' in config.stages:
     plans['finetune'] = result['finetune']

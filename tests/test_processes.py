@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from qaq_jax import processes
+from qaq_jax.runtime import processes
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SUMS = ('nll_q', 'nll_q_given_a', 'nll_a', 'nll_a_given_q')

@@ -9,7 +9,7 @@ import pytest
 from selection_tables import make_table
 
 from qaq_jax.report import svg, write_report
-from qaq_jax.report.text import prose
+from qaq_jax.report.markup import prose
 from qaq_jax.selection.columns import ScoreColumns
 from qaq_jax.selection.select import select
 

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from selection_tables import from_ranks, make_table, reorder
 
 from qaq_jax.selection import budget as budget_lib
-from qaq_jax.selection import external, neighbours, registry
 from qaq_jax.selection.columns import MissingColumn, ScoreColumns
+from qaq_jax.selection.rules import external, neighbours
+from qaq_jax.selection.rules import rule as rule_lib
 from qaq_jax.selection.select import select
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -30,9 +31,9 @@ SPEC_RULES = {
 
 
 def test_every_rule_of_the_specification_is_registered():
-  assert set(registry.RULES) == SPEC_RULES
-  text = registry.describe_rules()
-  for rule in registry.RULES.values():
+  assert set(rule_lib.RULES) == SPEC_RULES
+  text = rule_lib.describe_rules()
+  for rule in rule_lib.RULES.values():
     assert rule.name in text
     assert rule.source
   assert max(map(len, text.splitlines())) <= 100

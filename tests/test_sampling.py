@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qaq_jax.evaluation import sampling
-from qaq_jax.evaluation.sampling import Sampling
+from qaq_jax.generation import sampling
+from qaq_jax.generation.sampling import Sampling
 from qaq_jax.models import sharding
 
 OPTIONS = [

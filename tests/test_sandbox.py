@@ -20,10 +20,10 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from qaq_jax.evaluation import process as process_lib
-from qaq_jax.evaluation import sandbox as sandbox_lib
-from qaq_jax.evaluation.child import values
-from qaq_jax.evaluation.process import Limits, ProgramError, Refused
+from qaq_jax.sandbox import process as process_lib
+from qaq_jax.sandbox import sandbox as sandbox_lib
+from qaq_jax.sandbox.child import values
+from qaq_jax.sandbox.process import Limits, ProgramError, Refused
 
 _LIMITS = Limits(memory_mb=512, tmp_mb=4, cpu_seconds=20, answer_bytes=1 << 20)
 

@@ -24,14 +24,16 @@ from flax import nnx
 from jax import monitoring
 from scipy import special
 
+from qaq_jax.runtime import progress
 from qaq_jax.scoring import (
-    compiled,
-    loop,
-    metrics,
-    parts,
-    progress,
-    scorer,
-    store,
+  loop,
+  metrics,
+  parts,
+  scorer,
+  store,
+)
+from qaq_jax.scoring import (
+  programs as programs_lib,
 )
 
 # The stated tolerance of float32 sums in other batches, orders and shardings.
@@ -301,7 +303,7 @@ def test_truncated_rows(folder, tmp_path):
 def test_out_of_memory_halves_the_batches_and_goes_on(folder, table, tmp_path,
                                                       monkeypatch, capsys):
   """The device refuses batches of more than two rows, and then all."""
-  real = compiled.Programs.run
+  real = programs_lib.Programs.run
   limit = [2]
 
   def small_device(self, tokens_BT, *rest):
@@ -309,7 +311,7 @@ def test_out_of_memory_halves_the_batches_and_goes_on(folder, table, tmp_path,
       raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory')
     return real(self, tokens_BT, *rest)
 
-  monkeypatch.setattr(compiled.Programs, 'run', small_device)
+  monkeypatch.setattr(programs_lib.Programs, 'run', small_device)
   options = dataclasses.replace(rig.OPTIONS, progress=True)
   rig.score(folder, tmp_path / 'a', options=options)
   assert_close(read(tmp_path / 'a'), table)
@@ -318,12 +320,12 @@ def test_out_of_memory_halves_the_batches_and_goes_on(folder, table, tmp_path,
   assert {r['origin'] for r in plan['runs']} == {'first', 'out of memory'}
   assert plan['runs'][-1]['tokens_per_batch'] < 256
   limit[0] = 0
-  with pytest.raises(compiled.OutOfMemory, match=r'row \d+.*max_length'):
+  with pytest.raises(programs_lib.OutOfMemory, match=r'row \d+.*max_length'):
     rig.score(folder, tmp_path / 'b')
 
 
 def test_batch_size_is_the_largest_that_fits(monkeypatch):
-  programs = compiled.Programs(
+  programs = programs_lib.Programs(
       rig.model(rig.mesh()), rig.mesh(), outputs=scorer.likelihood.Outputs()
   )
   real = programs.memory((2, 16))
@@ -341,7 +343,7 @@ def test_batch_size_is_the_largest_that_fits(monkeypatch):
     def memory(self, shape):
       rows, length = shape
       if rows * length > 5000:
-        raise compiled.OutOfMemory('the compiler says no')
+        raise programs_lib.OutOfMemory('the compiler says no')
       return rows * length
 
     def memory_limit(self):
@@ -351,16 +353,16 @@ def test_batch_size_is_the_largest_that_fits(monkeypatch):
     return [(max(tokens // t // 2, 1) * 2, t) for t in (300, 50)]
 
   limit = 2000
-  assert compiled.fit(Fake(), shapes, 16384)[0] == 1024 * 2
+  assert programs_lib.fit(Fake(), shapes, 16384)[0] == 1024 * 2
   limit = 100
-  with pytest.raises(compiled.OutOfMemory, match='300 tokens.*max_length'):
-    compiled.fit(Fake(), shapes, 16384)
-  assert compiled.fit(Fake(), lambda tokens: [], 0)[1] == 0
+  with pytest.raises(programs_lib.OutOfMemory, match='300 tokens.*max_length'):
+    programs_lib.fit(Fake(), shapes, 16384)
+  assert programs_lib.fit(Fake(), lambda tokens: [], 0)[1] == 0
 
 
 def test_the_compiler_knows_the_options_for_gpus():
   add = jax.jit(lambda x: x + 1).lower(jax.numpy.ones(3))
-  add.compile(compiled._LOOPS_IN_GRAPHS)
+  add.compile(programs_lib._LOOPS_IN_GRAPHS)
   with pytest.raises(jax.errors.JaxRuntimeError, match='NO_SUCH'):
     add.compile({'xla_gpu_enable_command_buffer': 'NO_SUCH'})
 

@@ -11,8 +11,9 @@ import scipy.stats
 from hypothesis import strategies as st
 from selection_tables import from_ranks, make_table, reorder
 
-from qaq_jax.selection import analyses, registry
+from qaq_jax.selection import analyses
 from qaq_jax.selection.columns import MissingColumn, ScoreColumns
+from qaq_jax.selection.rules import rule as rule_lib
 from qaq_jax.selection.select import select
 from qaq_jax.selection.summary import format_selection
 
@@ -222,9 +223,9 @@ def test_all_rules_with_columns_are_run():
   columns = ScoreColumns(make_table(50))
   found, left_out = analyses.select_all(
     columns, budget={'rows': 5}, seed=2)
-  assert set(found) | set(left_out) == set(registry.RULES) - {'all'}
+  assert set(found) | set(left_out) == set(rule_lib.RULES) - {'all'}
   assert list(found) == [
-    name for name in registry.RULES if name in RULES and name != 'all'
+    name for name in rule_lib.RULES if name in RULES and name != 'all'
   ]
   for name, selection in found.items():
     alone = select(columns, rule=name, budget={'rows': 5}, seed=2)

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import tiny_tokenizers
 
-from qaq_jax.data import templates, tokenization, training
 from qaq_jax.data.types import Sample
-from qaq_jax.evaluation import prompts, stopping
-from qaq_jax.models.source import ModelSource
+from qaq_jax.encoding import encoder as encoder_lib
+from qaq_jax.encoding import examples, prompts, tokenization
+from qaq_jax.generation import stopping
+from qaq_jax.models.hf.source import ModelSource
 
 TEXT = 'def add(a, b):\n    return a + b\n\n\nprint(add(1, 2))\nHello, world!'
 
@@ -73,7 +74,7 @@ def test_stop_ids_of_every_file(folders, tmp_path):
   end_of_text, end_of_turn = tokenizer.hf.convert_tokens_to_ids(
       ['<|endoftext|>', '<|im_end|>']
   )
-  encoder = templates.Encoder(folders['qwen'], template='chatml')
+  encoder = encoder_lib.Encoder(folders['qwen'], template='chatml')
   assert stopping.stop_ids(tokenizer) == (end_of_text,)
   both = tuple(sorted((end_of_text, end_of_turn)))
   assert stopping.stop_ids(tokenizer, encoder=encoder) == both
@@ -98,7 +99,7 @@ def test_text_prompts_are_as_the_tokenizer_encodes_them(folders, style):
 @pytest.mark.parametrize('style', ['qwen', 'deepseek', 'llama3', 'gemma'])
 @pytest.mark.parametrize('system', [None, 'Be brief.'])
 def test_chat_prompts_are_those_of_training(folders, style, system):
-  encoder = templates.Encoder(
+  encoder = encoder_lib.Encoder(
       folders[style], template=tiny_tokenizers.TEMPLATE_OF[style],
       system_prompt=system, max_length=512,
   )
@@ -106,8 +107,8 @@ def test_chat_prompts_are_those_of_training(folders, style, system):
       row=0, id=None, query='Write a function.', answer='def f(): pass',
       system=None, status='ok', reason='', raw='',
   )
-  [example] = training.make_examples(
-      [sample], encoder, training.TrainingOptions()
+  [example] = examples.make_examples(
+      [sample], encoder, examples.TrainingOptions()
   ).examples
   trained = example.ids[: int(np.argmax(example.weights))].tolist()
   prompt = prompts.chat_prompt(encoder, sample.query)
@@ -124,7 +125,7 @@ def test_chat_prompts_are_those_of_transformers(tmp_path):
       "{{ '<|im_start|>assistant\n' }}{% endif %}"
   )
   folder = tiny_tokenizers.make(tmp_path, 'qwen', template=template)
-  encoder = templates.Encoder(folder, max_length=512)
+  encoder = encoder_lib.Encoder(folder, max_length=512)
   expected = encoder.tokenizer.hf.apply_chat_template(
       [{'role': 'system', 'content': 'Be brief.'},
        {'role': 'user', 'content': TEXT}],

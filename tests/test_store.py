@@ -13,8 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from qaq_jax.scoring import files, join, metrics, parts, store
+from qaq_jax.scoring import join, metrics, parts, store
 from qaq_jax.selection import derived
+from qaq_jax.workdir import files
 
 FINGERPRINT = {
     'model': {'path': 'a', 'dtype': 'float32'},

@@ -5,10 +5,10 @@ import json
 import pytest
 import tiny_tokenizers
 
-from qaq_jax.data import chat
-from qaq_jax.data.templates import Encoder
-from qaq_jax.data.tokenization import TokenizerError
 from qaq_jax.data.types import Sample
+from qaq_jax.encoding import chat
+from qaq_jax.encoding.encoder import Encoder
+from qaq_jax.encoding.tokenization import TokenizerError
 
 REVERSE = 'Which question has this answer?\n{answer}\nReply.'
 

@@ -15,8 +15,8 @@ import zlib
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from qaq_jax.models import checkpoint
 from qaq_jax.models import config as config_lib
+from qaq_jax.models.hf import checkpoint
 
 ROWS, LENGTH = 8, 300
 LONG = ('gemma3', 'llama', 'qwen2')  # also scored on 2,500 tokens

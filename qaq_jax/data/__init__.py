@@ -1,1 +1,1 @@
-"""Samples in and out, templates, batches."""
+"""Samples in and out."""

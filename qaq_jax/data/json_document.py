@@ -7,7 +7,7 @@ import re
 import zlib
 from collections.abc import Iterator
 
-from qaq_jax.data import files
+from qaq_jax.data import raw as raw_lib
 from qaq_jax.data.types import DataError, Record
 
 _CHUNK = 1 << 20  # bytes read at a time
@@ -22,7 +22,7 @@ def read_json(path: str) -> Iterator[Record]:
   The document is an array of objects, or an object with exactly one array of
   objects among its values. Elements that are not objects are invalid records.
   """
-  with files.open_bytes(path) as f:
+  with raw_lib.open_bytes(path) as f:
     document = _Document(f, path)
     first = document.peek()
     if first == '[':
@@ -91,7 +91,7 @@ class _Document:
     except (EOFError, OSError, zlib.error) as e:
       raise DataError(f'{self._path}: damaged gzip file ({e})') from e
     if self._first:
-      data = files.strip_bom(data, self._path)
+      data = raw_lib.strip_bom(data, self._path)
       self._first = False
     self._end = not data
     data = self._pending + data
@@ -140,7 +140,7 @@ class _Document:
           return value, text
       except RecursionError as e:
         raise DataError(
-            f'{self._path}: {files.TOO_DEEP} at character '
+            f'{self._path}: {raw_lib.TOO_DEEP} at character '
             f'{self._dropped + self._at}'
         ) from e
       except ValueError as e:
@@ -158,7 +158,7 @@ class _Document:
       value, text = self.value()
       # A line feed in valid JSON is outside of strings.
       raw = re.sub(r'[ \t]*[\r\n][ \t\r\n]*', ' ', text)
-      yield files.to_record(raw, value)
+      yield raw_lib.to_record(raw, value)
     self.expect(']')
 
 

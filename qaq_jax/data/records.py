@@ -13,7 +13,8 @@ import os
 import pathlib
 from collections.abc import Iterator
 
-from qaq_jax.data import arrow, files, hub, json_document
+from qaq_jax.data import arrow, hub, json_document
+from qaq_jax.data import raw as raw_lib
 from qaq_jax.data.types import DataError, DataSource, Record
 
 SUFFIXES = {
@@ -119,7 +120,7 @@ def sniff(path: str) -> str:
     raise DataError(f'{path}: not a Parquet file (its first bytes say so)')
   if by_name == 'jsonl':
     return 'jsonl'  # what is wrong inside is said by read_jsonl
-  text = files.read_head(path, _HEAD)
+  text = raw_lib.read_head(path, _HEAD)
   if text.startswith('['):
     return 'json'
   if not text:
@@ -152,10 +153,10 @@ def read_jsonl(path: str) -> Iterator[Record]:
   """
   parsed_any = False
   bad: list[Record] = []  # held back until the file is known to be JSONL
-  with files.open_bytes(path) as f:
-    for number, line in enumerate(files.lines(f, path), 1):
+  with raw_lib.open_bytes(path) as f:
+    for number, line in enumerate(raw_lib.lines(f, path), 1):
       if number == 1:
-        line = files.strip_bom(line, path)
+        line = raw_lib.strip_bom(line, path)
       if not line.strip():
         continue
       record = _parse_line(line.removesuffix(b'\n'), number)
@@ -192,7 +193,7 @@ def _parse_line(line: bytes, number: int) -> Record:
   try:
     value = json.loads(raw)
   except RecursionError:
-    return Record(raw, None, f'malformed JSON: {files.TOO_DEEP}, '
+    return Record(raw, None, f'malformed JSON: {raw_lib.TOO_DEEP}, '
                   f'line {number}')
   except ValueError as e:
     what = getattr(e, 'msg', str(e))
@@ -200,7 +201,7 @@ def _parse_line(line: bytes, number: int) -> Record:
     return Record(
         raw, None, f'malformed JSON: {what} at line {number} column {column}'
     )
-  return files.to_record(raw, value, f' at line {number}')
+  return raw_lib.to_record(raw, value, f' at line {number}')
 
 
 def _suffix(name: str) -> str:

@@ -17,9 +17,8 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Iterator
 
-from qaq_jax.data import columns as columns_lib
+from qaq_jax.data import mapping, unscorable
 from qaq_jax.data import records as records_lib
-from qaq_jax.data import unscorable
 from qaq_jax.data.sample_store import SampleStore, write_parts
 from qaq_jax.data.selected import write_selected
 from qaq_jax.data.types import DataError, DataSource, Sample
@@ -141,9 +140,9 @@ def _open_samples(source, resolved):
   head = list(itertools.islice(records, _PROBE))
   columns = {}
   if head:
-    columns = columns_lib.recognise(head, source.columns, source.path)
+    columns = mapping.recognise(head, source.columns, source.path)
   records = itertools.chain(head, records)
   return columns, (
-      columns_lib.to_sample(row, record, columns, source)
+      mapping.to_sample(row, record, columns, source)
       for row, record in enumerate(records)
   )

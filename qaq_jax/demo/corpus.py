@@ -11,9 +11,9 @@ import numpy as np
 import tokenizers
 from absl import logging
 
-from qaq_jax.data.training import Example
 from qaq_jax.demo import mining, separation
 from qaq_jax.demo import tokenizer as tokenizer_lib
+from qaq_jax.encoding.examples import Example
 
 # Stands after the answer in the reverse text: scoring uses the same words
 # (`configs/demo.py`), so training and scoring see the same token ids.

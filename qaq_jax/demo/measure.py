@@ -16,7 +16,7 @@ from absl import app, flags
 
 from qaq_jax import config as config_lib
 from qaq_jax.demo import corpus, defects, mining, separation
-from qaq_jax.models import checkpoint
+from qaq_jax.models.hf import checkpoint
 
 _ROWS = flags.DEFINE_integer('rows', 1000, 'Pairs to measure on.')
 

@@ -19,9 +19,9 @@ from ml_collections import config_flags
 from qaq_jax.demo import corpus, separation
 from qaq_jax.demo import tokenizer as tokenizer_lib
 from qaq_jax.finetune import loop, optimizer, step
-from qaq_jax.models import checkpoint
 from qaq_jax.models import config as config_lib
 from qaq_jax.models.decoder import Decoder
+from qaq_jax.models.hf import checkpoint
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Recipe, as in configs/train_demo.py:strong.',

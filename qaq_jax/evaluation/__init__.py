@@ -1,1 +1,1 @@
-"""Generation, benchmarks, sandboxed execution, pass@k."""
+"""Benchmarks, judge, pass@k, comparison of rules."""

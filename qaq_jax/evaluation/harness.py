@@ -24,15 +24,15 @@ from concurrent import futures
 import tqdm
 
 from qaq_jax.evaluation import (
-    benchmarks,
-    jsonl,
-    judge,
-    pass_at_k,
-    references,
+  benchmarks,
+  judge,
+  pass_at_k,
+  programs,
+  references,
 )
-from qaq_jax.evaluation import samples as samples_lib
-from qaq_jax.evaluation.process import Limits, Refused
-from qaq_jax.evaluation.sandbox import Sandbox
+from qaq_jax.sandbox.process import Limits, Refused
+from qaq_jax.sandbox.sandbox import Sandbox
+from qaq_jax.workdir import journal
 
 _VERSION = 2  # of what decides a verdict
 _CGROUP_LIMIT = pathlib.Path('/sys/fs/cgroup/memory.max')  # a container's
@@ -64,7 +64,7 @@ class Options:
 
 def run(
     benchmark: benchmarks.Benchmark,
-    samples: list[samples_lib.Sample],
+    samples: list[programs.Sample],
     path: str,
     options: Options,
     say: Callable[[str], None] = print,
@@ -217,7 +217,7 @@ class _Results:
   """The verdicts of a results file, by sample."""
 
   def __init__(self, path, fingerprint):
-    self._journal = jsonl.Journal(path, fingerprint)
+    self._journal = journal.Journal(path, fingerprint)
     self._verdicts = {
         (record['task_id'], record['number'], record['program']): record
         for record in self._journal.records
@@ -295,7 +295,7 @@ def main(argv: list[str] | None = None) -> None:
     if not args.allow_code_execution:
       raise Refused(REFUSAL)
     benchmark = benchmarks.read(args.benchmark, args.path, limit=args.limit)
-    samples = samples_lib.read(
+    samples = programs.read(
         args.samples, benchmark, allow_missing=args.allow_missing
     )
     stem = args.samples.rstrip('/').removesuffix('.gz').removesuffix('.jsonl')

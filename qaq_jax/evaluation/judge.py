@@ -14,9 +14,9 @@ import time
 
 from qaq_jax.evaluation import oracles
 from qaq_jax.evaluation.benchmarks import Task
-from qaq_jax.evaluation.child import values
-from qaq_jax.evaluation.process import Process, ProgramError
-from qaq_jax.evaluation.sandbox import Sandbox
+from qaq_jax.sandbox.child import values
+from qaq_jax.sandbox.process import Process, ProgramError
+from qaq_jax.sandbox.sandbox import Sandbox
 
 PASS, FAIL, TIMEOUT = 'pass', 'fail', 'timeout'
 

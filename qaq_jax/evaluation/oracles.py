@@ -9,7 +9,7 @@ import warnings
 
 import numpy as np
 
-from qaq_jax.evaluation.child.values import Opaque
+from qaq_jax.sandbox.child.values import Opaque
 
 _RTOL = 1e-7
 _FLOAT_ATOL = 1e-6  # where the task has no tolerance and outputs are floats

@@ -17,8 +17,8 @@ from concurrent import futures
 
 from qaq_jax.evaluation import judge
 from qaq_jax.evaluation.benchmarks import Benchmark
-from qaq_jax.evaluation.sandbox import Sandbox
-from qaq_jax.scoring import files
+from qaq_jax.sandbox.sandbox import Sandbox
+from qaq_jax.workdir import files
 
 _VERSION = 2  # of what is kept
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from qaq_jax.data.training import Example
+from qaq_jax.encoding.examples import Example
 from qaq_jax.finetune import packing as packing_lib
 
 PACKING = ('packed', 'padded')

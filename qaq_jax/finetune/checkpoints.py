@@ -8,7 +8,7 @@ import shutil
 import jax
 from orbax.checkpoint.experimental import v1 as ocp
 
-from qaq_jax.scoring.files import StoreError
+from qaq_jax.workdir.files import StoreError
 
 _LOSS = 'validation_loss'
 _SHOWN = 200  # characters of an error

@@ -5,7 +5,7 @@ import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from qaq_jax.finetune import metrics
+from qaq_jax.finetune import trackers as trackers_lib
 from qaq_jax.finetune.batches import Batch
 
 
@@ -61,19 +61,19 @@ class Curve:
     progress = progress or {'tokens': 0, 'seconds': 0.0, 'window': None}
     self._run = run
     self.tokens = progress['tokens']
-    self._window = metrics.Window(progress['window'])
+    self._window = trackers_lib.Window(progress['window'])
     self._started = time.perf_counter() - progress['seconds']
     self._since = None  # start of the time that rates are of
     self._rated_tokens, self._rated_flops = 0, 0.0
     self._journal = self._samples = None
     self._trackers = []
     if write:
-      self._trackers = metrics.open_trackers(
+      self._trackers = trackers_lib.open_trackers(
           run.trackers, workdir, name=run.name, config=dict(run.settings)
       )
-      self._journal = metrics.Journal(workdir / 'metrics.jsonl', after=step)
-      self._samples = metrics.Journal(workdir / 'samples.jsonl', after=step)
-    self._bar = metrics.Bar(
+      self._journal = trackers_lib.Journal(workdir / 'metrics.jsonl', after=step)
+      self._samples = trackers_lib.Journal(workdir / 'samples.jsonl', after=step)
+    self._bar = trackers_lib.Bar(
         run.name, tokens=run.tokens_left, steps=run.steps,
         show=run.show and write,
     )
@@ -117,7 +117,7 @@ class Curve:
         tokens_per_second=_rounded(tokens_per_second, 1),
         mfu=_rounded(used, 4),
     )
-    self._window = metrics.Window()
+    self._window = trackers_lib.Window()
     if self._since is not None:
       self.restart_clock()
 

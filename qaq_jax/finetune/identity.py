@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
-from qaq_jax.data.training import Example
+from qaq_jax.encoding.examples import Example
 from qaq_jax.models.decoder import Decoder
-from qaq_jax.scoring import files
+from qaq_jax.workdir import files
 
 # Part of every fingerprint: raise it when a change in this folder moves a loss.
 VERSION = 1

@@ -11,18 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 
-from qaq_jax.data.training import Example
+from qaq_jax.encoding.examples import Example
 from qaq_jax.finetune import (
-    batches,
-    checkpoints,
-    curve,
-    identity,
-    optimizer,
-    signals,
+  batches,
+  checkpoints,
+  curve,
+  identity,
+  optimizer,
+  signals,
 )
 from qaq_jax.finetune import plan as plan_lib
 from qaq_jax.finetune.options import FREE, FitOptions, FitResult
-from qaq_jax.scoring import files, progress
+from qaq_jax.runtime import progress
+from qaq_jax.workdir import files
 
 __all__ = ['FitOptions', 'FitResult', 'NonFiniteError', 'fit']
 

@@ -7,7 +7,7 @@ import time
 import jax
 import jax.numpy as jnp
 
-from qaq_jax import chips
+from qaq_jax.runtime import chips
 
 
 def lora_params(state) -> int:

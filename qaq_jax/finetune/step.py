@@ -21,7 +21,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from qaq_jax.finetune import head as head_lib
+from qaq_jax.finetune import loss as loss_lib
 from qaq_jax.models import sharding
 from qaq_jax.models.decoder import Decoder
 
@@ -271,10 +271,10 @@ class _Program:
     weights_BT = micro['weights'].astype(jnp.float32)[:, 1:]
     weights_BT = _next(jnp.where(same_BT, weights_BT, 0.0))
     name = 'embedding' if model.config.tie_embeddings else 'head'
-    head = head_lib.head_of(
+    head = loss_lib.head_of(
         model, rows=self.options.head_rows, trained=name in self.trained
     )
-    loss = head_lib.loss_sum(
+    loss = loss_lib.loss_sum(
         head, (params | frozen)[name], hidden_BTD, _next(tokens_BT[:, 1:]),
         weights_BT,
     )

@@ -171,6 +171,6 @@ def from_hf(config: Mapping, origin: str = 'config.json') -> ModelConfig:
     ValueError: an unsupported family (the supported ones are listed), a
       missing key, or a value that we can't honour; names the key and the file.
   """
-  from qaq_jax.models import hf_config  # which reads into the types above
+  from qaq_jax.models.hf import read_config  # which reads into the types above
 
-  return hf_config.read_config(config, origin)
+  return read_config.read_config(config, origin)

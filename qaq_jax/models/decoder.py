@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from qaq_jax.models import attention as attention_lib
 from qaq_jax.models import embedding, layers, precision, sharding
 from qaq_jax.models import params as params_lib
+from qaq_jax.models.attention import choose as attention_lib
 from qaq_jax.models.cache import Cache
 from qaq_jax.models.config import ModelConfig
 

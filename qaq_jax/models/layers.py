@@ -8,8 +8,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from qaq_jax.models import attention as attention_lib
 from qaq_jax.models import experts, precision, quantized, sharding
+from qaq_jax.models.attention import choose as attention_lib
 from qaq_jax.models.cache import StackCache
 from qaq_jax.models.config import LayerKind, ModelConfig
 from qaq_jax.models.rope import rotate

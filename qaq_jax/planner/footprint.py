@@ -10,9 +10,10 @@ third (docs/planning.md), so what it proposes is compiled before it is believed.
 import dataclasses
 import math
 
-from qaq_jax.models import layout, sharding
 from qaq_jax.models import params as params_lib
+from qaq_jax.models import sharding
 from qaq_jax.models.config import ModelConfig
+from qaq_jax.models.hf import stacking
 from qaq_jax.models.params import LoraOptions
 from qaq_jax.scoring import head as head_lib
 
@@ -68,7 +69,7 @@ def parameters(config: ModelConfig) -> dict[str, int]:
 
   No padding, a tied head once; of the experts, as many as a token goes to.
   """
-  shapes = layout.expected_tensors(config)
+  shapes = stacking.expected_tensors(config)
   whole = sum(math.prod(shape) for shape in shapes.values())
   idle = sum(
       math.prod(spec.shape) // config.num_experts

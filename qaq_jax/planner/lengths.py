@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 
 from qaq_jax.scoring import planning
-from qaq_jax.workdir import WorkDir
+from qaq_jax.workdir.layout import WorkDir
 
 _BLOCK = 64  # neighbouring rows that are read together
 

@@ -11,12 +11,12 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from qaq_jax.chips import Chip
 from qaq_jax.models import flops
 from qaq_jax.models.config import ModelConfig
 from qaq_jax.models.params import LoraOptions
 from qaq_jax.planner import footprint
 from qaq_jax.planner.footprint import Mesh
+from qaq_jax.runtime.chips import Chip
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,13 +6,15 @@ import time
 
 import jax.numpy as jnp
 
-from qaq_jax.models import checkpoint, sharding
+from qaq_jax.models import sharding
 from qaq_jax.models.config import ModelConfig
+from qaq_jax.models.hf import checkpoint
 from qaq_jax.planner import collectives, footprint, predict
 from qaq_jax.planner.footprint import Mesh
 from qaq_jax.planner.predict import Assumptions
 from qaq_jax.planner.topology import Topology
-from qaq_jax.scoring import compiled, likelihood, planning
+from qaq_jax.scoring import likelihood, planning
+from qaq_jax.scoring import programs as programs_lib
 
 _ASSUMED_SCORED = 0.5  # of the positions, where no data says how many
 
@@ -83,7 +85,7 @@ class Request:
 def limit(topology: Topology) -> int:
   """Bytes of a chip that a program may need: what a run allows itself."""
   return int(
-      topology.chip.memory * compiled.memory_share(topology.chip.platform)
+      topology.chip.memory * programs_lib.memory_share(topology.chip.platform)
   )
 
 
@@ -135,7 +137,7 @@ def _compiled(request, topology, mesh):
       request.config, mesh=device_mesh, dtype=jnp.dtype(request.dtype),
       attention=request.attention, quantized=request.quantized,
   )
-  programs = compiled.Programs(
+  programs = programs_lib.Programs(
       model,
       device_mesh,
       outputs=likelihood.Outputs(embeddings=request.embeddings),
@@ -147,10 +149,10 @@ def _compiled(request, topology, mesh):
     return [shape for shape, _ in found]
 
   try:
-    tokens, need = compiled.fit(
+    tokens, need = programs_lib.fit(
         programs, shapes, request.options.tokens_per_batch * mesh.rows
     )
-  except compiled.OutOfMemory as e:
+  except programs_lib.OutOfMemory as e:
     return {'fits': False, 'why': str(e)}
   shape = max(shapes(tokens), key=lambda s: (s[0] * s[1], s[1]))
   program = programs.program(shape)
@@ -189,7 +191,7 @@ def _most_rows(programs, shape, shards, most):
 def _estimated(request, topology, mesh):
   """The same from sizes alone."""
   config, most = request.config, limit(topology)
-  tokens = request.options.tokens_per_batch or compiled.default_tokens('gpu')
+  tokens = request.options.tokens_per_batch or programs_lib.default_tokens('gpu')
   while True:
     need = request.estimate(mesh, tokens)
     if need <= most or tokens <= request.max_length:
@@ -258,7 +260,7 @@ def compare_meshes(
     request: Request, topology: Topology, assumed: Assumptions, most: int = 3
 ) -> list[dict]:
   """The meshes that are the fastest by estimate, of those that would fit."""
-  tokens = request.options.tokens_per_batch or compiled.default_tokens('tpu')
+  tokens = request.options.tokens_per_batch or programs_lib.default_tokens('tpu')
   found = []
   for mesh in footprint.meshes(request.config, topology.number):
     here = tokens

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import jax
 
-from qaq_jax import chips
+from qaq_jax.runtime import chips
 
 EXAMPLES = (
     'v4:2x2x4', 'v5e:4x4', 'v5p:2x2x4', 'v6e:2x4', 'h100:8', 'h200:8', 'a100:8'

@@ -9,13 +9,14 @@ import jax.numpy as jnp
 
 from qaq_jax.finetune import batches, optimizer, step
 from qaq_jax.finetune import lora as lora_lib
-from qaq_jax.models import checkpoint, flops, sharding
+from qaq_jax.models import flops, sharding
 from qaq_jax.models.config import ModelConfig
+from qaq_jax.models.hf import checkpoint
 from qaq_jax.planner import collectives, footprint, predict, score_plan
 from qaq_jax.planner.footprint import Mesh
 from qaq_jax.planner.predict import Assumptions
 from qaq_jax.planner.topology import Topology
-from qaq_jax.scoring import compiled
+from qaq_jax.scoring import programs as programs_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,15 +131,15 @@ def _compiled(request, topology, mesh, shape):
   try:
     programs = trainer.compile(*shape)
   except Exception as e:
-    if not compiled.is_out_of_memory(e):
+    if not programs_lib.is_out_of_memory(e):
       raise
     return {'memory_bytes': None, 'why': str(e).splitlines()[0]}
   gradient, apply = programs['gradient'], programs['apply']
   # Adam's moments are no argument of the gradient, but they stay.
   moments = _device_bytes(trainer.state.opt_state)
   need = max(
-      compiled.program_bytes(gradient) + moments,
-      compiled.program_bytes(apply),
+      programs_lib.program_bytes(gradient) + moments,
+      programs_lib.program_bytes(apply),
   )
   found = collectives.find(gradient.as_text(), mesh.number)
   return {

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from qaq_jax.report import text
+from qaq_jax.report import markup
 from qaq_jax.selection.columns import MissingColumn
 
 _LEAD = 110  # characters of the query on the closed line
@@ -23,7 +23,7 @@ _ENDS = (
 
 def examples(columns, chosen, samples, count, max_characters) -> str:
   """The samples of lowest and highest RMI under the strong model."""
-  models = text.models_of(columns)
+  models = markup.models_of(columns)
   if samples is None or not models:
     return ''
   scores = {}
@@ -42,7 +42,7 @@ def examples(columns, chosen, samples, count, max_characters) -> str:
     return ''
   out = [
     '<h2>Samples at the ends</h2><p>RMI under '
-    f'{text.role_name(columns, models[0])}. Read some before you trust a rule.'
+    f'{markup.role_name(columns, models[0])}. Read some before you trust a rule.'
     '</p>'
   ]
   for (title, hint), index in zip(
@@ -52,13 +52,13 @@ def examples(columns, chosen, samples, count, max_characters) -> str:
     for i in index:
       row = int(columns.row[i])
       (sample,) = samples.iter_rows(row, row + 1)
-      facts = [f'row {row}', f'RMI {text.number(float(rmi[i]))}']
+      facts = [f'row {row}', f'RMI {markup.number(float(rmi[i]))}']
       facts += [
-        f'{text.escape(model)} {text.number(float(values[i]))}'
+        f'{markup.escape(model)} {markup.number(float(values[i]))}'
         for model, values in scores.items() if model != models[0]
       ]
       log_ppl = columns.log_ppl_q(models[0])[i]
-      facts.append(f'log PPL(Q) {text.number(float(log_ppl))}')
+      facts.append(f'log PPL(Q) {markup.number(float(log_ppl))}')
       out.append(_example(sample, facts, bool(chosen[i]), max_characters))
   return ''.join(out)
 
@@ -70,7 +70,7 @@ def _example(sample, facts, is_chosen, max_characters) -> str:
   tag = '<span class="tag">chosen</span>' if is_chosen else ''
   return (
     f'<details><summary><span class="soft">{" &middot; ".join(facts)}</span>'
-    f'{tag}<br>{text.escape(lead)}</summary>'
+    f'{tag}<br>{markup.escape(lead)}</summary>'
     f'<b>Query</b>{_block(sample.query, max_characters)}'
     f'<b>Answer</b>{_block(sample.answer, max_characters)}</details>'
   )
@@ -84,4 +84,4 @@ def _block(content, max_characters) -> str:
       'not shown.</p>'
     )
   # A browser drops one line feed after <pre>; this one, not the sample's.
-  return f'<pre>\n{text.escape(content[:max_characters])}</pre>{cut}'
+  return f'<pre>\n{markup.escape(content[:max_characters])}</pre>{cut}'

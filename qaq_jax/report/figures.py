@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from qaq_jax.report import svg, text
+from qaq_jax.report import markup, svg
 from qaq_jax.selection.columns import MissingColumn
 
 
 def histograms(columns, chosen) -> str:
   """RMI per model."""
   figures = []
-  for model in text.models_of(columns):
+  for model in markup.models_of(columns):
     try:
       rmi = columns.rmi(model)
     except MissingColumn:
@@ -18,13 +18,13 @@ def histograms(columns, chosen) -> str:
     if not len(used):
       continue
     caption = (
-      f'{len(used):,} rows, median {text.number(float(np.median(used)))}, '
+      f'{len(used):,} rows, median {markup.number(float(np.median(used)))}, '
       f'{np.mean(used < 0):.1%} below zero: there the answer makes the query '
       'less likely.'
     )
     picture = svg.histogram(rmi, chosen, 'RMI, nats per token')
-    name = text.role_name(columns, model)
-    figures.append(text.figure(name, picture, caption))
+    name = markup.role_name(columns, model)
+    figures.append(markup.figure(name, picture, caption))
   if not figures:
     return ''
   return (
@@ -40,7 +40,7 @@ def histograms(columns, chosen) -> str:
 def maps(columns, chosen) -> str:
   """RMI over PPL(Q), with the strata; strong ranks over weak ranks."""
   figures = []
-  for model in text.models_of(columns):
+  for model in markup.models_of(columns):
     try:
       by = model if columns.by == 'own' else columns.model(columns.by)
       log_ppl, rmi = columns.log_ppl_q(by), columns.rmi(model)
@@ -53,8 +53,8 @@ def maps(columns, chosen) -> str:
       f'log PPL(Q) under {by}, nats per token', f'RMI under {model}',
       marks=_strata_marks(log_ppl, rmi, stratum),
     )
-    figures.append(text.figure(
-      f'{text.role_name(columns, model)}: RMI over PPL(Q)', picture,
+    figures.append(markup.figure(
+      f'{markup.role_name(columns, model)}: RMI over PPL(Q)', picture,
       f'Upright lines: edges of the {columns.num_strata} strata; level lines: '
       'median RMI of each. Queries of low PPL(Q) leave little to explain.',
     ))
@@ -69,7 +69,7 @@ def maps(columns, chosen) -> str:
       'r_w, rank under the weak model', x_range=(0.0, 1.0), y_range=(0.0, 1.0),
       marks=lambda plot: plot.line([(0, 0), (1, 1)], 'zero'),
     )
-    figures.append(text.figure(
+    figures.append(markup.figure(
       'Strong against weak', picture,
       'Ranks of RMI inside strata. Below the diagonal the strong model sees '
       'more of the query in the answer than the weak one does: the cognitive '
@@ -93,7 +93,7 @@ def maps(columns, chosen) -> str:
 
 def _lengths(columns, chosen) -> str:
   """Answer lengths: a choice that is only one of length shows here."""
-  for model in text.models_of(columns):
+  for model in markup.models_of(columns):
     if not columns.has(f'n_a_{model}'):
       continue
     usable = columns.usable(model)
@@ -102,11 +102,11 @@ def _lengths(columns, chosen) -> str:
       length, chosen, f'answer tokens of {model}', height=360
     )
     means = [
-      text.number(float(np.nanmean(length[mask])), 0)
-      if np.isfinite(length[mask]).any() else text.number(None)
+      markup.number(float(np.nanmean(length[mask])), 0)
+      if np.isfinite(length[mask]).any() else markup.number(None)
       for mask in (usable, chosen)
     ]
-    return text.figure(
+    return markup.figure(
       'Answer length', picture,
       f'Mean {means[0]} tokens, of the chosen {means[1]}. If the two shapes '
       'differ, compare with the rule length_matched.',

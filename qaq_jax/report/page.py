@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from etils import epath
 
-from qaq_jax.report import examples, figures, parts
+from qaq_jax.report import examples, figures, tables
 from qaq_jax.report.style import STYLE
 from qaq_jax.selection import columns as columns_lib
 from qaq_jax.selection.select import Selection
@@ -62,15 +62,15 @@ def write_report(
       if name in ('share', 'rows')
     } or {'share': 0.25}
   sections = [
-    parts.head(title, report),
-    parts.status(columns),
+    tables.head(title, report),
+    tables.status(columns),
     figures.histograms(columns, chosen),
     figures.maps(columns, chosen),
-    parts.strata(report),
-    parts.correlations(columns),
-    parts.overlaps(columns, overlap_budget, report['seed']),
+    tables.strata(report),
+    tables.correlations(columns),
+    tables.overlaps(columns, overlap_budget, report['seed']),
     examples.examples(columns, chosen, samples, num_examples, max_characters),
-    parts.run_info(report, info or {}),
+    tables.run_info(report, info or {}),
   ]
   page = (
     '<!doctype html><html lang="en"><head><meta charset="utf-8">'

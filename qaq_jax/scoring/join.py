@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from qaq_jax.scoring import files, parts
+from qaq_jax.scoring import parts
+from qaq_jax.workdir import files
 
 _GROUP_ROWS = 1 << 16  # rows of a row group, and all that is held in memory
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 import jax
 import numpy as np
 
-from qaq_jax.data import batching
-from qaq_jax.scoring import compiled, progress
+from qaq_jax.runtime import progress
+from qaq_jax.scoring import batching
+from qaq_jax.scoring import programs as programs_lib
 from qaq_jax.scoring.window import Window
 
 
@@ -57,7 +58,7 @@ def make_windows(
 
 def run_windows(
     windows: Iterable[Window],
-    programs: compiled.Programs,
+    programs: programs_lib.Programs,
     finish: Callable[[Window], None],
     bar: progress.Progress,
 ) -> None:
@@ -119,8 +120,8 @@ class _naming:  # noqa: N801  (used like a function)
 
   def __exit__(self, kind, error, trace):
     if (
-        isinstance(error, jax.errors.JaxRuntimeError | compiled.OutOfMemory)
-        and compiled.is_out_of_memory(error)
+        isinstance(error, jax.errors.JaxRuntimeError | programs_lib.OutOfMemory)
+        and programs_lib.is_out_of_memory(error)
     ):
       raise BatchOutOfMemory(*self._where) from error
     return False

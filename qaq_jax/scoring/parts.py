@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from qaq_jax.scoring.files import StoreError
+from qaq_jax.workdir.files import StoreError
 
 # In the metadata of a part.
 HASH_KEY = b'qaq.fingerprint'  # SHA-256 of its run's fingerprint

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from qaq_jax.data import batching
-from qaq_jax.scoring import compiled
+from qaq_jax.scoring import batching
+from qaq_jax.scoring import programs as programs_lib
 
 # Rows of a window where the user doesn't say: so many batches that the
 # half-full last ones of each shape don't matter, within limits.
@@ -164,7 +164,7 @@ def plan_batches(
   )
 
 
-def choose(parts, programs: compiled.Programs, options: ScoreOptions,
+def choose(parts, programs: programs_lib.Programs, options: ScoreOptions,
            survey_: Mapping) -> RunPlan:
   """Takes the plan of the run before or makes one; compiles; saves it.
 
@@ -195,7 +195,7 @@ def choose(parts, programs: compiled.Programs, options: ScoreOptions,
         parts.rows_per_part,
     )
 
-  tokens, memory = compiled.fit(
+  tokens, memory = programs_lib.fit(
       programs,
       lambda tokens: batches(tokens).shapes,
       options.tokens_per_batch * programs.shards,
@@ -234,7 +234,7 @@ def halve(parts, programs, options, survey_, plan: RunPlan,
   """
   rows, length = shape
   if rows <= programs.shards:
-    raise compiled.OutOfMemory(
+    raise programs_lib.OutOfMemory(
         f'one row of {length} tokens per device does not fit'
     )
   tokens = min(plan.tokens, rows * length) // 2

@@ -16,16 +16,17 @@ from collections.abc import Callable, Mapping
 import jax
 from flax import nnx
 
-from qaq_jax import processes
+from qaq_jax.runtime import processes, progress
 from qaq_jax.scoring import (
-    compiled,
-    likelihood,
-    loop,
-    planning,
-    progress,
-    store,
+  likelihood,
+  loop,
+  planning,
+  store,
 )
-from qaq_jax.scoring import source as source_lib
+from qaq_jax.scoring import (
+  programs as programs_lib,
+)
+from qaq_jax.scoring import rows as rows_lib
 from qaq_jax.scoring.planning import ScoreOptions
 from qaq_jax.scoring.window import Window
 
@@ -81,8 +82,8 @@ def score(
     OutOfMemory: one row per device does not fit; names the row.
   """
   wanted = encoder.fingerprint()['options']
-  columns = source_lib.offered_terms(encoder)
-  terms = source_lib.wanted_terms(encoder, options.terms)
+  columns = rows_lib.offered_terms(encoder)
+  terms = rows_lib.wanted_terms(encoder, options.terms)
   with store.ScoreStore(
       out_dir,
       model=name,
@@ -99,7 +100,7 @@ def score(
   ) as parts:
     if jax.process_index() or not options.progress:
       say = _mute
-    source = source_lib.Source(samples, encoder, terms, parts.embeddings)
+    source = rows_lib.Source(samples, encoder, terms, parts.embeddings)
     return _Run(source, model, parts, options, mesh, say).run()
 
 
@@ -129,12 +130,12 @@ def plan(
     The survey, with the shapes under `batches`.
   """
   platform = platform or jax.default_backend()
-  source = source_lib.Source(
-      samples, encoder, source_lib.wanted_terms(encoder, options.terms), False
+  source = rows_lib.Source(
+      samples, encoder, rows_lib.wanted_terms(encoder, options.terms), False
   )
   survey = planning.survey(source.all())
   tokens = shards * (
-      options.tokens_per_batch or compiled.default_tokens(platform)
+      options.tokens_per_batch or programs_lib.default_tokens(platform)
   )
   batches = planning.plan_batches(survey, options, tokens, shards, platform)
   for line in planning.describe(name, survey, batches, tokens):
@@ -167,7 +168,7 @@ class _Run:
     if not isinstance(model, nnx.Module):
       model = model()
     self._hidden_size = model.config.hidden_size
-    programs = compiled.Programs(
+    programs = programs_lib.Programs(
         model,
         self._mesh,
         outputs=likelihood.Outputs(embeddings=self._parts.embeddings),
@@ -238,7 +239,7 @@ class _Run:
         f'{rows} rows of {length} tokens (longest: row {error.longest_row})'
     )
     if jax.process_count() > 1:
-      raise compiled.OutOfMemory(
+      raise programs_lib.OutOfMemory(
           f'{self._name}: out of memory with {where}; lower '
           'score.tokens_per_batch'
       ) from error
@@ -246,8 +247,8 @@ class _Run:
       smaller = planning.halve(
           self._parts, programs, self._options, survey, current, error.shape
       )
-    except compiled.OutOfMemory as e:
-      raise compiled.OutOfMemory(
+    except programs_lib.OutOfMemory as e:
+      raise programs_lib.OutOfMemory(
           f'{self._name}: out of memory with {where}: {e}. Lower '
           'score.max_length, or split the model over more devices'
       ) from error

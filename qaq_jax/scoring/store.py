@@ -24,9 +24,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from qaq_jax.scoring import files, metrics
+from qaq_jax.scoring import metrics
 from qaq_jax.scoring import parts as parts_lib
-from qaq_jax.scoring.files import StoreError
+from qaq_jax.workdir import files
+from qaq_jax.workdir.files import StoreError
 
 STATUSES = ('ok', 'truncated', 'too_long', 'empty', 'invalid', 'non_finite')
 

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from qaq_jax.data import sequences as sequences_lib
+from qaq_jax.encoding import sequences as sequences_lib
 from qaq_jax.scoring import metrics
 
 

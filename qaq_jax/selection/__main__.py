@@ -1,5 +1,5 @@
 """`python -m qaq_jax.selection` prints the selection rules."""
 
-from qaq_jax.selection import registry
+from qaq_jax.selection.rules import rule
 
-print(registry.describe_rules())
+print(rule.describe_rules())

@@ -6,8 +6,9 @@ import numpy as np
 
 from qaq_jax.selection import budget as budget_lib
 from qaq_jax.selection import columns as columns_lib
-from qaq_jax.selection import registry, strata
 from qaq_jax.selection import select as select_lib
+from qaq_jax.selection import strata
+from qaq_jax.selection.rules import rule as rule_lib
 
 
 def spearman(x_N, y_N) -> float | None:
@@ -109,8 +110,8 @@ def select_all(
   """
   budget = budget_lib.Budget.of(budget)
   found, left_out = {}, {}
-  for name in names or [name for name in registry.RULES if name != 'all']:
-    rule = registry.get_rule(name)
+  for name in names or [name for name in rule_lib.RULES if name != 'all']:
+    rule = rule_lib.get_rule(name)
     if not names and budget.threshold is not None and not rule.threshold:
       left_out[name] = 'has no score to compare with a threshold'
       continue

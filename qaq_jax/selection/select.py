@@ -12,7 +12,8 @@ import numpy as np
 
 from qaq_jax.selection import budget as budget_lib
 from qaq_jax.selection import columns as columns_lib
-from qaq_jax.selection import registry, summary
+from qaq_jax.selection import summary
+from qaq_jax.selection.rules import rule as rule_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +64,7 @@ def select(
     MissingColumn: a column that the rule needs is not there; says how to get
       it.
   """
-  rule = registry.get_rule(rule)
+  rule = rule_lib.get_rule(rule)
   budget = budget_lib.Budget.of(budget)
   default_budget = not budget.given()
   if default_budget:
@@ -76,7 +77,7 @@ def select(
       by=by,
       include_truncated=include_truncated,
     )
-  options = registry.resolve_options(rule, options)
+  options = rule_lib.resolve_options(rule, options)
   seed = int(seed)
   budget_lib.check_seed(seed)
   if budget.threshold is not None and not rule.threshold:
@@ -93,7 +94,7 @@ def select(
     other = select(table, rule=name, budget=budget, seed=seed)
     return np.flatnonzero(np.isin(table.row, other.rows))
 
-  context = registry.Context(eligible, budget, seed, run_other)
+  context = rule_lib.Context(eligible, budget, seed, run_other)
   found = rule.function(table, options, context)
   dropped, candidate = _own_filter(found, eligible)
   limit = budget.limit(int(eligible.sum()))
@@ -150,7 +151,7 @@ def _cut(table, rule, budget, limit, seed, found, candidate):
   if order is None:
     order = found.score_N if rule.highest else -found.score_N
   if budget.threshold is not None:
-    line = registry.rank_grid_threshold(rule, budget.threshold)
+    line = rule_lib.rank_grid_threshold(rule, budget.threshold)
     beyond = found.score_N > line if rule.highest else found.score_N < line
     candidate = candidate & beyond
   return budget_lib.take(

@@ -1,0 +1,1 @@
+"""Chat templates to token ids and scored spans; training examples; prompts."""

@@ -1,0 +1,313 @@
+"""Samples -> token ids with scored spans: the sequences a model is given.
+
+Two sequences per sample give all four likelihoods (spec 1):
+
+    forward = [system][user: Q][assistant: A]              terms q, a_given_q
+    reverse = [system][user: reverse(A)][assistant: Q]     terms a, q_given_a
+
+Q and A are encoded once each and their ids put into both sequences, so both
+terms of Q are over identical ids, and both of A. A sequence ends with its last
+scored token: what a template puts behind it is never seen by a causal model's
+scored positions.
+
+Source: QAQ, arXiv 2603.12165; the sharing of sequences is ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from collections.abc import Sequence as AbstractSequence
+
+import numpy as np
+
+from qaq_jax.data.types import REVERSE_INSTRUCTION, Sample
+from qaq_jax.encoding import author, chat, published_ifd, tokenization
+from qaq_jax.encoding.frames import Frame, Layout
+from qaq_jax.encoding.sequences import Encoded, Sequence
+
+__all__ = ['Encoded', 'Encoder', 'Sequence', 'REVERSE_INSTRUCTION']
+
+ON_LONG = ('skip', 'truncate_context')
+
+
+class Encoder:
+  """Encodes samples for one model; see the module's docstring."""
+
+  def __init__(
+      self,
+      tokenizer_dir,
+      *,
+      template: str = chat.AUTO,
+      system_prompt: str | None = None,
+      reverse_instruction: str = REVERSE_INSTRUCTION,
+      max_length: int = 2048,
+      on_long: str = 'skip',
+      author_compatible: bool = False,
+      ifd_cherry: bool = False,
+      ifd_superfilter: bool = False,
+      embeddings: bool = False,
+      date_string: str = '26 Jul 2024',
+      cherry_limit: int = 512,
+      superfilter_limit: int = 1024,
+      merge_check_every: int = 16,
+  ):
+    """Loads the tokenizer and renders the template.
+
+    Args:
+      tokenizer_dir: folder with the checkpoint's tokenizer files.
+      template: 'auto' (the tokenizer's own), 'plain', a shipped name, or a
+        path to a template or to a checkpoint whose template is borrowed.
+      system_prompt: for rows without their own; empty: the template's default.
+      reverse_instruction: user text of the reverse sequence, with an
+        `{answer}` slot.
+      max_length: tokens of the longer sequence.
+      on_long: 'skip' (status too_long) or 'truncate_context' (spec 1, rule 5).
+      author_compatible: the sequences of the paper's released scorer (rule 8)
+        in place of ours.
+      ifd_cherry: also the two sequences of arXiv 2308.12032.
+      ifd_superfilter: also the two sequences of arXiv 2402.00530.
+      embeddings: a 'forward' sequence is wanted in any case (for pooling).
+      date_string: 'DD Mon YYYY', what templates that print a date print.
+      cherry_limit: tokens of prompt and answer, 512 in the release.
+      superfilter_limit: tokens of prompt and answer, 1,024 in the release.
+      merge_check_every: measure boundary merges on rows whose number is a
+        multiple of this; 0 = on none.
+
+    Raises:
+      TokenizerError: no usable tokenizer in the folder.
+      TemplateError: no usable chat template; the message lists the choices.
+      ValueError: an option has a value it cannot have.
+    """
+    if on_long not in ON_LONG:
+      raise ValueError(f'score.on_long={on_long!r}: choose one of {ON_LONG}')
+    self.tokenizer = tokenization.load(tokenizer_dir)
+    self.system_prompt = system_prompt or None
+    self._max_length = max_length
+    self._truncate = on_long == 'truncate_context'
+    self._author = author_compatible
+    self._cherry = ifd_cherry
+    self._superfilter = ifd_superfilter
+    self._embeddings = embeddings
+    self._merge_check_every = merge_check_every
+    self._options = {
+        'template': template,
+        'system_prompt': self.system_prompt,
+        'reverse_instruction': reverse_instruction,
+        'max_length': max_length,
+        'on_long': on_long,
+        'author_compatible': author_compatible,
+        'ifd_cherry': ifd_cherry,
+        'ifd_superfilter': ifd_superfilter,
+        'embeddings': embeddings,
+        'date_string': date_string,
+        'cherry_limit': cherry_limit,
+        'superfilter_limit': superfilter_limit,
+    }
+    hf = self.tokenizer.hf
+    if template != chat.PLAIN:
+      self._chat = chat.chat_of_template(
+          hf, template, reverse_instruction=reverse_instruction,
+          date_string=date_string,
+      )
+    elif author_compatible:
+      raise chat.TemplateError(
+          'score.author_compatible needs a chat template, not plain'
+      )
+    else:
+      self._chat = chat.plain_chat(reverse_instruction)
+    # The released scorer renders samples through the template itself, so its
+    # pieces alone do not tell what the ids will be.
+    self._author_template = (
+        chat.find_template(hf, template)[0] if author_compatible else None
+    )
+    self._layout = Layout(self.tokenizer, self._chat)
+    for frame in self.frames(self.system_prompt):
+      if not len(frame.head):
+        raise chat.TemplateError(
+            f'the chat template ({self._chat.origin}) puts no token before '
+            'the query, so its first token cannot be scored; use plain'
+        )
+      if frame.size >= max_length:
+        raise ValueError(
+            f'max_length={max_length} has no room: the template alone '
+            f'takes {frame.size} tokens'
+        )
+
+  def encode(self, samples: AbstractSequence[Sample]) -> list[Encoded]:
+    """Encodes samples, in their order; one result for each.
+
+    Args:
+      samples: any number; a few thousand at a time keep memory small.
+
+    Returns:
+      Per sample its status and, where that is 'ok' or 'truncated', its
+      sequences: forward, reverse, then cherry_alone, cherry_cond,
+      superfilter_alone, superfilter_cond as asked for.
+    """
+    good = [s for s in samples if s.status == 'ok']
+    texts = [s.query for s in good] + [s.answer for s in good]
+    ids = self.tokenizer.plain.encode_batch(texts)
+    pairs = zip(good, ids[: len(good)], ids[len(good):], strict=True)
+    extra = self._encode_extra(good)
+    encoded = iter([
+        self._encode_one(sample, q, a, extra) for sample, q, a in pairs
+    ])
+    return [
+        next(encoded) if s.status == 'ok'
+        else Encoded(s.row, s.status, s.reason)
+        for s in samples
+    ]
+
+  def _encode_one(self, sample, q, a, extra) -> Encoded:
+    """Fits the two sequences into the window and lays them out."""
+    if not len(q) or not len(a):
+      which = 'answer' if len(q) else 'query'
+      return Encoded(sample.row, 'empty', f'no_tokens_in_{which}')
+    system = sample.system or self.system_prompt
+    forward, reverse = self.frames(system)
+    more, nulls = extra.get(sample.row, ((), {}))
+    if self._author:
+      return self._author_row(sample, system, forward, q, a, more, nulls)
+    longest = len(q) + len(a) + max(forward.size, reverse.size)
+    status, reason, in_forward, in_reverse = 'ok', '', len(a), len(a)
+    if longest > self._max_length:
+      in_forward = min(len(a), self._max_length - forward.size - len(q))
+      in_reverse = min(len(a), self._max_length - reverse.size - len(q))
+      if not self._truncate or min(in_forward, in_reverse) < 1:
+        return Encoded(
+            sample.row, 'too_long', f'{longest} tokens of {self._max_length}'
+        )
+      kept = min(in_forward, in_reverse)
+      status = 'truncated'
+      reason = f'answer cut to {kept} of {len(a)} tokens'
+    kept = min(in_forward, in_reverse)
+    sequences = (
+        _lay_out('forward', forward, q, a[:kept], 'q', 'a_given_q'),
+        _lay_out(
+            'reverse', reverse, a[:in_reverse], q, 'a', 'q_given_a',
+            scored_first=kept,
+        ),
+        *more,
+    )
+    merged = None
+    if self._merge_check_every and not sample.row % self._merge_check_every:
+      merged = self._layout.has_merges(
+          (sample.query, q), (sample.answer, a), system
+      )
+    return Encoded(sample.row, status, reason, sequences, nulls, merged)
+
+  def _author_row(self, sample, system, forward, q, a, more, nulls):
+    messages = author.messages_of(
+        sample, system, self._options['reverse_instruction'],
+        folded=self._chat.system == 'folded',
+    )
+    sequences, missing, cut = author.encode(
+        self.tokenizer, messages, template=self._author_template,
+        date_string=self._options['date_string'],
+        max_length=self._max_length,
+    )
+    if self._embeddings:
+      ids = np.concatenate([forward.head, q, forward.between, a])
+      sequences.append(Sequence('forward', ids[: self._max_length], ()))
+    return Encoded(
+        sample.row, 'truncated' if cut else 'ok', cut,
+        (*sequences, *more), {**nulls, **missing},
+    )
+
+  def _encode_extra(self, samples) -> Mapping[int, tuple]:
+    """Sequences of the published IFD forms: row -> (sequences, nulls)."""
+    forms = []
+    if self._cherry:
+      forms.append((published_ifd.cherry, self._options['cherry_limit']))
+    if self._superfilter:
+      forms.append(
+          (published_ifd.superfilter, self._options['superfilter_limit'])
+      )
+    found = {s.row: ((), {}) for s in samples} if forms else {}
+    for form, limit in forms:
+      results = form(self.tokenizer, samples, limit)
+      for sample, (sequences, nulls) in zip(samples, results, strict=True):
+        before = found[sample.row]
+        found[sample.row] = (before[0] + sequences, {**before[1], **nulls})
+    return found
+
+  def frames(self, system: str | None) -> tuple[Frame, Frame]:
+    """Ids around the slots of the forward and the reverse sequence."""
+    return self._layout.frames(system)
+
+  def turn(self, sample: Sample) -> tuple[Frame, np.ndarray]:
+    """Frame of the forward sequence, and the ids that end its answer."""
+    system = sample.system or self.system_prompt
+    return self.frames(system)[0], self._layout.ending(system)
+
+  @property
+  def stop_id(self) -> int:
+    """The last of the ids that end an answer: a model that wrote it is done."""
+    return int(self._layout.ending(self.system_prompt)[-1])
+
+  def rendered(self, sample: Sample) -> tuple[str, str]:
+    """Text of the forward and the reverse sequence, up to the scored end."""
+    return self._layout.rendered(
+        sample.query, sample.answer, sample.system or self.system_prompt
+    )
+
+  def fingerprint(self) -> dict:
+    """All that can change an id: files, rendered pieces, options."""
+    with_system = self.system_prompt is not None
+    text = self._author_template
+    return {
+        **({} if text is None else {
+            'template_sha256': hashlib.sha256(text.encode()).hexdigest()
+        }),
+        'tokenizer_files': dict(self.tokenizer.files),
+        'pieces': {
+            name: dataclasses.asdict(p)
+            for kind in ('forward', 'reverse')
+            for has_system, p in getattr(self._chat, kind).items()
+            for name in [f'{kind}{"_with_system" if has_system else ""}']
+        },
+        'system_prompt_used': with_system,
+        'prefix_ids': list(self._layout.prefix),
+        'options': dict(self._options),
+    }
+
+  def info(self) -> dict:
+    """What a user should see: template, system prompt, BOS, notes."""
+    forward, _ = self.frames(self.system_prompt)
+    bos = self.tokenizer.hf.bos_token_id
+    head = forward.head.tolist()
+    if self._chat.system == 'ignored':
+      system = 'none (plain ignores system prompts)'
+    elif self.system_prompt is None:
+      system = "the row's own, else the template's default"
+    else:
+      system = "the row's own, else the config's" + (
+          ', put before the user text' if self._chat.system == 'folded' else ''
+      )
+    return {
+        'template': self._chat.origin,
+        'system_prompt': system,
+        'bos': 'none' if bos is None or bos not in head else
+               f'{self.tokenizer.hf.bos_token} (once, by the template)',
+        'head': self.tokenizer.decode(head),
+        'notes': list(self._chat.notes),
+    }
+
+
+def _lay_out(
+    kind, frame, first, second, first_term, second_term, scored_first=None
+) -> Sequence:
+  """Joins the ids of one sequence and marks its spans."""
+  start = len(frame.head)
+  scored = len(first) if scored_first is None else scored_first
+  second_start = start + len(first) + len(frame.between)
+  return Sequence(
+      kind,
+      np.concatenate([frame.head, first, frame.between, second]),
+      (
+          (first_term, start, start + scored),
+          (second_term, second_start, second_start + len(second)),
+      ),
+  )

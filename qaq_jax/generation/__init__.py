@@ -1,0 +1,1 @@
+"""Text from the decoder: cache, sampling, stopping."""

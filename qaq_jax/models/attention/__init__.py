@@ -1,0 +1,1 @@
+"""Attention: one function chooses the implementation."""

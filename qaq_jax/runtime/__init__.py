@@ -1,0 +1,1 @@
+"""Processes, progress, the run log, chips."""

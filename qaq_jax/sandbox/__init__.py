@@ -1,0 +1,1 @@
+"""Untrusted programs: a fresh, contained process for each."""

@@ -1,0 +1,1 @@
+"""The same selection beyond memory, by DuckDB."""

@@ -1,0 +1,1 @@
+"""One file per stage: functions of (config, work directory)."""

@@ -1,0 +1,199 @@
+"""Artifacts of a work directory, as a config asks for them.
+
+A stage opens its inputs here: prepared samples, the score table, a selection.
+What was made from other settings or inputs is refused, naming the difference.
+"""
+
+import dataclasses
+import os
+
+import pyarrow.parquet as pq
+
+from qaq_jax.data import samples
+from qaq_jax.selection import columns
+from qaq_jax.selection import select as select_lib
+from qaq_jax.selection.rules import external, rule
+from qaq_jax.selection.sql import engine
+from qaq_jax.workdir import files
+from qaq_jax.workdir.layout import SAMPLES_KEY, WorkDir
+
+ENGINES = ('memory', 'duckdb')
+
+
+def data_source(
+    config, workdir: WorkDir, path: str = ''
+) -> samples.DataSource:
+  """`config.data` as the reader takes it.
+
+  Args:
+    config: the config.
+    workdir: the work directory.
+    path: of other data that is read by the same rules; '' = the config's own.
+  """
+  c = config.data
+  return samples.DataSource(
+      path=workdir.filled(path or c.path),
+      format=c.format,
+      split=c.split,
+      name=c.name,
+      revision=c.revision,
+      columns=c.columns.to_dict(),
+      turns=c.turns,
+      strip=c.strip,
+      limit=c.limit,
+  )
+
+
+def open_samples(config, workdir: WorkDir) -> samples.SampleStore:
+  """The prepared samples, refused if `config.data` says something else.
+
+  Raises:
+    ValueError: nothing is prepared, or from another source or options.
+  """
+  store = samples.SampleStore.open(workdir.samples)
+  wanted = dataclasses.asdict(data_source(config, workdir))
+  if workdir.mirror and '{workdir}' in config.data.path:
+    # The local copy has another name in every process.
+    wanted['path'] = store.info['request']['path']
+  changed = files.differences(store.info['request'], wanted)
+  if changed:
+    raise ValueError(
+        f'{workdir.samples} was prepared with other settings of config.data '
+        f'(then -> now): {"; ".join(changed)}. Run the prepare stage, or give '
+        'the config of before'
+    )
+  return store
+
+
+def check_scores(config, workdir: WorkDir) -> None:
+  """Refuses a work directory without a score table of its samples.
+
+  Raises:
+    ValueError: there is none, or it is of other samples.
+  """
+  path = workdir.scores
+  if not path.exists():
+    raise ValueError(f'{path} does not exist: run the score stage first')
+  made_from = (pq.read_schema(path).metadata or {}).get(SAMPLES_KEY.encode())
+  prepared = open_samples(config, workdir).content_hash
+  if made_from != prepared.encode():
+    raise ValueError(
+        f'{path} was made from other samples than {workdir.samples} holds '
+        f'now (content {(made_from or b"unknown").decode()[:16]}, now '
+        f'{prepared[:16]}): prepare the old input again, or score the new one '
+        'in another --workdir'
+    )
+
+
+def score_columns(config, workdir: WorkDir) -> columns.ScoreColumns:
+  """The finished score table, stratified as the config says.
+
+  Raises:
+    ValueError: there is no score table, or it is of other samples.
+  """
+  check_scores(config, workdir)
+  return columns.ScoreColumns(
+      workdir.scores,
+      roles=config.roles.to_dict(),
+      num_strata=config.strata.num_strata,
+      by=config.strata.by,
+      include_truncated=config.select.include_truncated,
+  )
+
+
+def selection(
+    config, workdir: WorkDir, table: columns.ScoreColumns | None = None
+) -> select_lib.Selection:
+  """What `config.select` chooses from the score table.
+
+  Args:
+    config: the config; its engine says who chooses.
+    workdir: with the score table.
+    table: the table, where it is open already.
+
+  Raises:
+    ValueError: an unknown engine, or as `select.select`.
+  """
+  c = config.select
+  if c.engine not in ENGINES:
+    raise ValueError(
+        f'config.select.engine is {c.engine!r}; it is one of '
+        + ', '.join(ENGINES)
+    )
+  asked = {
+      'rule': c.rule, 'budget': c.budget.to_dict(), 'seed': config.seed,
+      **rule_options(config, workdir, c.rule),
+  }
+  if c.engine == 'memory':
+    table = score_columns(config, workdir) if table is None else table
+    return select_lib.select(table, **asked)
+  check_scores(config, workdir)
+  return engine.select(
+      workdir.scores,
+      roles=config.roles.to_dict(),
+      num_strata=config.strata.num_strata,
+      by=config.strata.by,
+      include_truncated=c.include_truncated,
+      memory_gb=c.memory_gb,
+      threads=os.cpu_count() or 1,
+      temporary=workdir.path / 'duckdb',
+      **asked,
+  )
+
+
+def check_selection(config, workdir: WorkDir, selection) -> None:
+  """Refuses a selection that is not what `qaq select` wrote.
+
+  Raises:
+    ValueError: the work directory holds another selection, or none.
+  """
+  written = files.read_json(workdir.selection) or {}
+  if written.get('rows_sha256') != selection.report['rows_sha256']:
+    raise ValueError(
+        f'{workdir.selection} is of another selection than this config makes '
+        f'(there: {written.get("rule", "none yet")}; config: '
+        f'{config.select.rule}): run the select stage with this config first'
+    )
+
+
+def rule_options(config, workdir: WorkDir, name: str) -> dict:
+  """The options of a rule that `config.select` sets, and what it reads."""
+  own = rule.get_rule(name).options
+  options = {k: v for k, v in given_options(config).items() if k in own}
+  if name == 'rds_plus':
+    model = options.get('model', 'strong')
+    model = config.roles.get(model, model)
+    embeddings = workdir.embeddings(model)
+    targets = workdir.embeddings(model, 'targets')
+    if not (embeddings.exists() and targets.exists()):
+      raise columns.MissingColumn(
+          'rule rds_plus needs embeddings of the samples and of examples of '
+          'the target tasks: score with config.score.embeddings=True and '
+          'config.score.targets_path=FILE'
+      )
+    options |= {
+        'embeddings': embeddings,
+        'targets': targets,
+        'targets_path': config.score.targets_path,
+    }
+  if name == 'scar' and 'path' not in options:
+    options['scores'] = _input_scores(workdir, options.get('column', 'scar'))
+  return options
+
+
+def given_options(config) -> dict:
+  """Options of single rules that `config.select` sets."""
+  fixed = (
+      'rule', 'output', 'budget', 'include_truncated', 'engine', 'memory_gb'
+  )
+  return {
+      name: value
+      for name, value in config.select.items()
+      if name not in fixed and value is not None
+  }
+
+
+def _input_scores(workdir: WorkDir, field: str):
+  """A numeric field of the input's own records, one value per row."""
+  store = samples.SampleStore.open(workdir.samples)
+  return external.scores_of_samples(store.iter_rows(), store.num_rows, field)

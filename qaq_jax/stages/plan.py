@@ -1,0 +1,137 @@
+"""The plan stage: what scoring and fine-tuning would need on a pod.
+
+Needs no accelerator and no weights: sizes come from config.json, lengths from
+the user's own data, memory and collectives from the real step, compiled for the
+topology.
+"""
+
+import ml_collections
+
+from qaq_jax.finetune import batches, optimizer
+from qaq_jax.models import sharding
+from qaq_jax.models.hf import checkpoint
+from qaq_jax.models.hf import source as source_lib
+from qaq_jax.planner import (
+  predict,
+  score_plan,
+  text,
+  topology,
+  train_plan,
+)
+from qaq_jax.planner.footprint import Mesh
+from qaq_jax.stages import finetune, score
+from qaq_jax.stages import surveys as surveys_lib
+from qaq_jax.workdir import files
+from qaq_jax.workdir.layout import WorkDir
+
+
+def plan(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
+  """Plans scoring, and fine-tuning where the config's stages have it.
+
+  Prints the plans and writes them to plan.json of the work directory.
+
+  Args:
+    config: the resolved config; `config.plan` above all.
+    workdir: prepared samples and surveys in it are used.
+
+  Returns:
+    Stage and model -> plan.
+
+  Raises:
+    ValueError: a field, topology or model cannot be used; says what to do.
+  """
+  c = config.plan
+  if not c.topology:
+    raise ValueError(
+        'config.plan.topology is empty: say --topology=NAME, as in '
+        + ', '.join(topology.EXAMPLES)
+    )
+  assumed = predict.Assumptions(c.utilisation, c.bandwidth, c.links)
+  where = topology.describe(c.topology)
+  print(text.header(where))
+  mesh = _mesh(config.score.mesh, where)
+  result = {'topology': where.name, 'score': {}}
+  scored = [] if 'score' not in config.stages else list(config.models)
+  surveys = surveys_lib.Surveys(config, workdir)
+  for name in scored:
+    found = score_plan.plan(
+        _score_request(config, workdir, name, surveys), where, mesh, assumed
+    )
+    result['score'][name] = found
+    _say(f'score {name}', found)
+  hours = [p['chip_hours'] for p in result['score'].values()
+           if 'chip_hours' in p]
+  if len(hours) == len(scored) > 1:
+    print(f'scoring with all models: {sum(hours):,.2f} chip-hours')
+  if 'finetune' in config.stages:
+    there = where
+    if c.finetune_topology and c.finetune_topology != c.topology:
+      there = topology.describe(c.finetune_topology)
+      print(text.header(there))
+    mesh = _mesh(config.finetune.mesh, there)
+    found = train_plan.plan(
+        _train_request(config, workdir, mesh, surveys), there, mesh, assumed
+    )
+    result['finetune'] = found | {'topology': there.name}
+    _say('finetune', found)
+  files.write_json(workdir.plan, result)
+  print(f'wrote {workdir.plan}')
+  return result
+
+
+def _say(what, found):
+  print()
+  first, *rest = text.describe(found)
+  print(f'{what}: {first}')
+  for line in rest:
+    print(line)
+
+
+def _mesh(config, where) -> Mesh:
+  return Mesh(*sharding.mesh_sizes(where.number, **config.to_dict()))
+
+
+def _score_request(config, workdir, name, surveys) -> score_plan.Request:
+  m = config.models[name]
+  source = source_lib.resolve(
+      workdir.filled(m.path), m.revision or None, weights=False
+  )
+  return score_plan.Request(
+      name=f'{name} ({m.path})',
+      config=checkpoint.read_config(source),
+      dtype=m.dtype,
+      max_length=m.max_length or config.score.max_length,
+      survey=surveys.of(name, source),
+      options=score.score_options(config),
+      embeddings=config.score.embeddings,
+      attention=config.score.attention,
+      quantized=m.quantization,
+  )
+
+
+def _train_request(config, workdir, mesh, surveys) -> train_plan.Request:
+  c = config.finetune
+  start = finetune.start_of(config)
+  source = source_lib.resolve(
+      workdir.filled(start['path']), start['revision'] or None, weights=False
+  )
+  samples, tokens = surveys.training(source)
+  return train_plan.Request(
+      name=start['path'],
+      config=checkpoint.read_config(source),
+      dtype=c.dtype,
+      layout=batches.Layout(
+          max_length=c.max_length,
+          packing=c.packing,
+          tokens_per_device=c.tokens_per_device,
+          shards=mesh.rows,
+          batch_size=c.batch_size,
+      ),
+      optimizer_options=optimizer.OptimizerOptions(**c.optimizer.to_dict()),
+      remat=c.remat,
+      lora=finetune.lora_options(config),
+      samples=samples,
+      tokens=tokens,
+      epochs=c.epochs,
+      attention=c.attention,
+  )
