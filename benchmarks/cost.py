@@ -79,7 +79,7 @@ def ranks_from_some(rmi, stratum, paid, weight):
 def choose(score, rows, limit):
   candidate = np.isfinite(score)
   return budget.take(
-      np.where(candidate, score, -9.0), candidate, rows, limit=limit
+    np.where(candidate, score, -9.0), candidate, rows, limit=limit
   ).index
 
 
@@ -108,7 +108,7 @@ def synthetic(number, correlation):
   """A score table of made-up rows."""
   rng = np.random.default_rng(0)
   shape = json.loads(
-      (pathlib.Path(__file__).parent / 'lengths.json').read_text()
+    (pathlib.Path(__file__).parent / 'lengths.json').read_text()
   )
   pick = rng.integers(0, len(shape['n_q']), number)
   n_q, n_a = (np.array(shape[n])[pick] for n in ('n_q', 'n_a'))
@@ -116,13 +116,15 @@ def synthetic(number, correlation):
   table = {'row': np.arange(number)}
   for model in ('strong', 'weak'):
     own = rng.normal(size=number)
-    rmi = correlation**0.5 * shared + (1 - correlation)**0.5 * own
+    rmi = correlation**0.5 * shared + (1 - correlation) ** 0.5 * own
     log_ppl = np.exp(rng.normal(1, 0.4, number))
     table |= {
-        f'nll_q_{model}': log_ppl * n_q,
-        f'nll_q_given_a_{model}': (log_ppl - 0.3 * rmi) * n_q,
-        f'n_q_{model}': n_q, f'n_q_given_a_{model}': n_q,
-        f'n_a_{model}': n_a, f'status_{model}': np.full(number, 'ok'),
+      f'nll_q_{model}': log_ppl * n_q,
+      f'nll_q_given_a_{model}': (log_ppl - 0.3 * rmi) * n_q,
+      f'n_q_{model}': n_q,
+      f'n_q_given_a_{model}': n_q,
+      f'n_a_{model}': n_a,
+      f'status_{model}': np.full(number, 'ok'),
     }
   return table
 
@@ -139,10 +141,8 @@ def study(path, table, share, seeds):
   # As one run over these rows would have them.
   stratum = strata.assign_strata(ppl, rows, table.num_strata)
   weak = strata.rank_in_strata(
-      table.rmi('weak')[keep],
-      strata.assign_strata(
-          table.log_ppl_q('weak')[keep], rows, table.num_strata
-      ),
+    table.rmi('weak')[keep],
+    strata.assign_strata(table.log_ppl_q('weak')[keep], rows, table.num_strata),
   )
   strong = strata.rank_in_strata(rmi, stratum)
   limit = int(share * len(rows))
@@ -150,9 +150,9 @@ def study(path, table, share, seeds):
   everything = (2 * (n_q + n_a)).sum()
   line = float((strong - weak)[full].min())
   print(
-      f'\n{path}: {len(rows):,} rows, {share:.0%} chosen, diff above '
-      f'{line:.2f}, correlation of the ranks '
-      f'{np.corrcoef(strong, weak)[0, 1]:.2f}'
+    f'\n{path}: {len(rows):,} rows, {share:.0%} chosen, diff above '
+    f'{line:.2f}, correlation of the ranks '
+    f'{np.corrcoef(strong, weak)[0, 1]:.2f}'
   )
   print('| skipped | saved | overlap, mean | lowest | certain |')
   print('|---|---|---|---|---|')
@@ -178,8 +178,8 @@ def study(path, table, share, seeds):
         break
     sure = certain(rmi, stratum, weak, paid, limit)
     print(
-        f'| {skipped:.0%} | {np.mean(saved):.1%} | {np.mean(overlaps):.4f} | '
-        f'{min(overlaps):.4f} | {sure:.1%} |'
+      f'| {skipped:.0%} | {np.mean(saved):.1%} | {np.mean(overlaps):.4f} | '
+      f'{min(overlaps):.4f} | {sure:.1%} |'
     )
 
 
@@ -198,8 +198,7 @@ def cheaper(path, cheap_path, window, rate, share):
 
   weak = ranks(full.rmi('weak')[keep], full.log_ppl_q('weak')[keep])
   exact, rough = (
-      (t.rmi('strong')[keep], t.log_ppl_q('strong')[keep])
-      for t in (full, cheap)
+    (t.rmi('strong')[keep], t.log_ppl_q('strong')[keep]) for t in (full, cheap)
   )
 
   def diff(paid):
@@ -223,7 +222,7 @@ def cheaper(path, cheap_path, window, rate, share):
   for again in (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8):
     kept = []
     for order in (first, nearest):
-      paid = order[:int(again * len(rows))]
+      paid = order[: int(again * len(rows))]
       if window:  # a row that was not cut has its full RMI already
         paid = paid[length[paid] > window]
       chosen = choose(diff(paid), rows, limit)
@@ -232,8 +231,8 @@ def cheaper(path, cheap_path, window, rate, share):
         twice = length if rate == 1 else n_q + length  # Q alone, too
         cost = (n_q.sum() + short.sum()) / rate + twice[paid].sum()
     print(
-        f'| {again:.0%} | {1 - cost / everything:.1%} | {kept[0]:.4f} | '
-        f'{kept[1]:.4f} |'
+      f'| {again:.0%} | {1 - cost / everything:.1%} | {kept[0]:.4f} | '
+      f'{kept[1]:.4f} |'
     )
 
 
@@ -255,7 +254,7 @@ def main():
   tables = {path: path for path in args.tables}
   if args.synthetic:
     tables[f'synthetic, {args.correlation}'] = synthetic(
-        args.synthetic, args.correlation
+      args.synthetic, args.correlation
     )
   for path, made in tables.items():
     for share in map(float, args.shares.split(',')):

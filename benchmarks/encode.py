@@ -27,7 +27,7 @@ def main():
   print(f'{"tokenizer":40} {"tokens":>10} {"Mtok/s":>8} {"Mtok/CPU s":>11}')
   for folder in args.folders:
     encoder = encoder_lib.Encoder(
-        folder, template=args.template, max_length=1 << 20
+      folder, template=args.template, max_length=1 << 20
     )
     wall, cpu = [], []
     for _ in range(args.runs):
@@ -39,9 +39,9 @@ def main():
       wall.append(time.perf_counter() - start[0])
       cpu.append(time.process_time() - start[1])
     print(
-        f'{folder[-40:]:40} {tokens:10,} '
-        f'{tokens / statistics.median(wall) / 1e6:8.2f} '
-        f'{tokens / statistics.median(cpu) / 1e6:11.2f}'
+      f'{folder[-40:]:40} {tokens:10,} '
+      f'{tokens / statistics.median(wall) / 1e6:8.2f} '
+      f'{tokens / statistics.median(cpu) / 1e6:11.2f}'
     )
 
 

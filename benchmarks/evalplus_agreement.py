@@ -38,17 +38,20 @@ def main():
         counts[f'{suite}: passed by ours'] += verdict['status'] == 'pass'
         if not same:
           print(
-              f'{task_id} {number} {suite}: EvalPlus {their_status}, ours '
-              f'{verdict["status"]} {verdict["reason"]} {verdict["failed"]}'
+            f'{task_id} {number} {suite}: EvalPlus {their_status}, ours '
+            f'{verdict["status"]} {verdict["reason"]} {verdict["failed"]}'
           )
   for task_id, number in sorted(missing):
     print(f'{task_id} {number}: no verdict of EvalPlus')
     counts['missing'] += 1
   for name, count in sorted(counts.items()):
     print(f'{count:6} {name}')
-  sys.exit(bool(counts['missing'] + sum(
-      count for name, count in counts.items() if 'different' in name
-  )))
+  sys.exit(
+    bool(
+      counts['missing']
+      + sum(count for name, count in counts.items() if 'different' in name)
+    )
+  )
 
 
 if __name__ == '__main__':

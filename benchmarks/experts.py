@@ -40,8 +40,8 @@ def measure(call, arguments, operations: float) -> str:
     seconds.append(time.perf_counter() - start)
   median = statistics.median(seconds)
   return (
-      f'{median * 1e3:,.1f} ms, {operations / median / 1e9:,.1f} GFLOP/s,'
-      f' {memory / 2**20:,.1f} MiB'
+    f'{median * 1e3:,.1f} ms, {operations / median / 1e9:,.1f} GFLOP/s,'
+    f' {memory / 2**20:,.1f} MiB'
   )
 
 
@@ -57,8 +57,10 @@ def main(_):
   device = jax.devices()[0]
   chosen = grouped.block_rows(rows, number, 'gpu')
   blocks = {b for b in (chosen // 2, chosen, 2 * chosen) if 0 < b <= rows}
-  print(f'{device.device_kind}: {rows:,} rows of {size}, {number} experts of'
-        f' {size} x {width}, {_DTYPE.value}')
+  print(
+    f'{device.device_kind}: {rows:,} rows of {size}, {number} experts of'
+    f' {size} x {width}, {_DTYPE.value}'
+  )
   for block in ([] if _SKIP_RAGGED.value else [None]) + sorted(blocks):
     product = functools.partial(grouped.product, block=block)
 
@@ -69,10 +71,12 @@ def main(_):
     work = 2.0 * rows * size * width
     name = f'blocks of {block}' if block else 'ragged_dot'
     name += ' (chosen)' if block == chosen else ''
-    print(f'{name}: forward {measure(product, arguments, work)};'
-          f' with gradients'
-          f' {measure(jax.grad(loss, (0, 1)), arguments, 3 * work)}',
-          flush=True)
+    print(
+      f'{name}: forward {measure(product, arguments, work)};'
+      f' with gradients'
+      f' {measure(jax.grad(loss, (0, 1)), arguments, 3 * work)}',
+      flush=True,
+    )
 
 
 if __name__ == '__main__':

@@ -21,7 +21,8 @@ from qaq_jax.models.attention import choose as attention
 from qaq_jax.models.hf import checkpoint
 
 SHAPES = ((8, 104), (4, 256), (2, 512), (1, 1000), (1, 104))
-CONFIG = config_lib.from_hf({
+CONFIG = config_lib.from_hf(
+  {
     'model_type': 'qwen2',
     'vocab_size': 49152,
     'hidden_size': 512,
@@ -33,7 +34,8 @@ CONFIG = config_lib.from_hf({
     'rms_norm_eps': 1e-6,
     'hidden_act': 'silu',
     'tie_word_embeddings': True,
-})
+  }
+)
 
 
 def seconds(function, *arguments, repeats=7):
@@ -74,7 +76,7 @@ def main():
   graphdef, params = nnx.split(checkpoint.random_init(CONFIG, mesh=mesh))
   decode = jax.jit(lambda p, t: nnx.merge(graphdef, p)(t))
   blocks = jax.jit(
-      lambda q, k, v: attention.attention(q, k, v, scale=q.shape[-1] ** -0.5)
+    lambda q, k, v: attention.attention(q, k, v, scale=q.shape[-1] ** -0.5)
   )
   product = jax.jit(jnp.matmul)
   x = jnp.ones((1024, CONFIG.hidden_size))
@@ -87,12 +89,12 @@ def main():
     q = jnp.ones((rows, length, CONFIG.num_heads, CONFIG.head_dim))
     kv = jnp.ones((rows, length, CONFIG.num_kv_heads, CONFIG.head_dim))
     print(
-        f'{rows} x {length}: {took * 1e3:.0f} ms,'
-        f' {useful / 1e9:.0f} of {rate / 1e9:.0f} Gflop/s'
-        f' ({useful / rate:.0%}); attention of a layer'
-        f' {seconds(blocks, q, kv, kv) * 1e3:.1f} ms,'
-        f' dense mask {seconds(dense_attention, q, kv, kv) * 1e3:.1f} ms',
-        flush=True,
+      f'{rows} x {length}: {took * 1e3:.0f} ms,'
+      f' {useful / 1e9:.0f} of {rate / 1e9:.0f} Gflop/s'
+      f' ({useful / rate:.0%}); attention of a layer'
+      f' {seconds(blocks, q, kv, kv) * 1e3:.1f} ms,'
+      f' dense mask {seconds(dense_attention, q, kv, kv) * 1e3:.1f} ms',
+      flush=True,
     )
 
 

@@ -39,7 +39,7 @@ SAMPLED = Sampling(temperature=0.8, top_p=0.95)
 def folders(scratch: pathlib.Path) -> dict[str, pathlib.Path]:
   """Returns the checkpoints by name."""
   model = checkpoint.random_init(
-      config_lib.from_hf(score_cpu.CONFIG), mesh=None, seed=0
+    config_lib.from_hf(score_cpu.CONFIG), mesh=None, seed=0
   )
   checkpoint.save_hf(model, scratch / 'qwen2', dtype=jnp.float32)
   demo = importlib.resources.files('qaq_jax.demo') / 'models' / 'strong'
@@ -51,7 +51,7 @@ class Torch:
 
   def __init__(self, folder):
     self._model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32
+      folder, dtype=torch.float32
     ).eval()
 
   def __call__(self, prompts, new, options):
@@ -64,12 +64,20 @@ class Torch:
       mask[row, length - len(prompt) :] = 1
     chosen = {'do_sample': False}
     if options.temperature:
-      chosen = {'do_sample': True, 'temperature': options.temperature,
-                'top_p': options.top_p, 'top_k': 0}
+      chosen = {
+        'do_sample': True,
+        'temperature': options.temperature,
+        'top_p': options.top_p,
+        'top_k': 0,
+      }
     with torch.inference_mode():
       out = self._model.generate(
-          torch.from_numpy(ids), attention_mask=torch.from_numpy(mask),
-          max_new_tokens=new, eos_token_id=None, pad_token_id=0, **chosen,
+        torch.from_numpy(ids),
+        attention_mask=torch.from_numpy(mask),
+        max_new_tokens=new,
+        eos_token_id=None,
+        pad_token_id=0,
+        **chosen,
       )
     return out[:, length:].numpy()
 
@@ -85,8 +93,10 @@ def main():
   clock = time.perf_counter if args.clock == 'wall' else time.process_time
   transformers.utils.logging.disable_progress_bar()
   print(f'torch threads: {torch.get_num_threads()}')
-  print('| model | batch | choice | ours, tokens/s | torch, tokens/s |'
-        ' faster by | range | same tokens | compiling |')
+  print(
+    '| model | batch | choice | ours, tokens/s | torch, tokens/s |'
+    ' faster by | range | same tokens | compiling |'
+  )
   with tempfile.TemporaryDirectory() as scratch:
     found = folders(pathlib.Path(scratch))
     for name in args.models.split(','):
@@ -94,22 +104,34 @@ def main():
       theirs = Torch(found[name])
       for batch_size in map(int, args.batch_sizes.split(',')):
         ours = Generator(
-            model, max_new_tokens=args.new, batch_size=batch_size,
-            prompt_lengths=(128,),
+          model,
+          max_new_tokens=args.new,
+          batch_size=batch_size,
+          prompt_lengths=(128,),
         )
         for choice, options in (('greedy', GREEDY), ('sampled', SAMPLED)):
-          compare(ours, theirs, options, f'| {name} | {batch_size} | {choice}',
-                  batch_size, args, clock, model.config.vocab_size)
+          compare(
+            ours,
+            theirs,
+            options,
+            f'| {name} | {batch_size} | {choice}',
+            batch_size,
+            args,
+            clock,
+            model.config.vocab_size,
+          )
 
 
 def compare(ours, theirs, options, label, batch_size, args, clock, vocab):
   """Times both in turn and prints a row."""
   rng = np.random.default_rng(0)
-  prompts = [rng.integers(0, vocab, n)
-             for n in np.linspace(128, 96, batch_size).astype(int)]
+  prompts = [
+    rng.integers(0, vocab, n)
+    for n in np.linspace(128, 96, batch_size).astype(int)
+  ]
   calls = {
-      'ours': lambda: [g.ids for g in ours.generate(prompts, options)],
-      'torch': lambda: theirs(prompts, args.new, options),
+    'ours': lambda: [g.ids for g in ours.generate(prompts, options)],
+    'torch': lambda: theirs(prompts, args.new, options),
   }
   seconds, tokens, first = {}, {}, {}
   for repeat in range(args.repeats + 1):
@@ -122,22 +144,25 @@ def compare(ours, theirs, options, label, batch_size, args, clock, vocab):
       else:
         first[who] = took
   ratios = sorted(
-      b / a for a, b in zip(seconds['ours'], seconds['torch'], strict=True)
+    b / a for a, b in zip(seconds['ours'], seconds['torch'], strict=True)
   )
-  same = np.mean([
+  same = np.mean(
+    [
       np.array_equal(a, b)
       for a, b in zip(tokens['ours'], tokens['torch'], strict=True)
-  ])
+    ]
+  )
   rate = {
-      who: batch_size * args.new / statistics.median(s)
-      for who, s in seconds.items()
+    who: batch_size * args.new / statistics.median(s)
+    for who, s in seconds.items()
   }
   compiling = first['ours'] - statistics.median(seconds['ours'])
   print(
-      f'{label} | {rate["ours"]:.0f} | {rate["torch"]:.0f} |'
-      f' {statistics.median(ratios):.2f}x | {ratios[0]:.2f} to'
-      f' {ratios[-1]:.2f} | {"-" if options.temperature else f"{same:.0%}"} |'
-      f' {compiling:.1f} s |', flush=True,
+    f'{label} | {rate["ours"]:.0f} | {rate["torch"]:.0f} |'
+    f' {statistics.median(ratios):.2f}x | {ratios[0]:.2f} to'
+    f' {ratios[-1]:.2f} | {"-" if options.temperature else f"{same:.0%}"} |'
+    f' {compiling:.1f} s |',
+    flush=True,
   )
 
 

@@ -37,18 +37,25 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 MODELS = {
-    '7B': 'Qwen--Qwen2.5-Coder-7B',
-    '0.5B': 'Qwen--Qwen2.5-Coder-0.5B',
-    '6.7B': 'deepseek-ai--deepseek-coder-6.7b-base',
-    '1.5B': 'Qwen--Qwen2.5-Coder-1.5B',
+  '7B': 'Qwen--Qwen2.5-Coder-7B',
+  '0.5B': 'Qwen--Qwen2.5-Coder-0.5B',
+  '6.7B': 'deepseek-ai--deepseek-coder-6.7b-base',
+  '1.5B': 'Qwen--Qwen2.5-Coder-1.5B',
 }
 TINY = {
-    'hidden_size': 64, 'intermediate_size': 128, 'num_hidden_layers': 2,
-    'num_attention_heads': 4, 'num_key_value_heads': 2, 'vocab_size': 512,
+  'hidden_size': 64,
+  'intermediate_size': 128,
+  'num_hidden_layers': 2,
+  'num_attention_heads': 4,
+  'num_key_value_heads': 2,
+  'vocab_size': 512,
 }
 ROWS = {'7B': 512, '6.7B': 512}  # others 1,024
-TOKENS = {'ours': (32768, 65536), 'torch4': (8192, 32768),
-          'torch2': (8192, 32768)}
+TOKENS = {
+  'ours': (32768, 65536),
+  'torch4': (8192, 32768),
+  'torch2': (8192, 32768),
+}
 _SHAPES = 16  # of `qaq score`'s 24: a thousand rows fill no more
 _SECONDS = 1.5  # of timing at least, and two runs, per batch size
 _QUEUED = 20  # products of one timing: a host's wait would count as the card's
@@ -69,8 +76,8 @@ def sequences(vocab, rows):
   out = []
   for n_q, n_a in list(zip(shape['n_q'], shape['n_a'], strict=True))[:rows]:
     for prefix, first, between, second in (
-        (shape['prefix_forward'], n_q, shape['between_forward'], n_a),
-        (shape['prefix_reverse'], n_a, shape['between_reverse'], n_q),
+      (shape['prefix_forward'], n_q, shape['between_forward'], n_a),
+      (shape['prefix_reverse'], n_a, shape['between_reverse'], n_q),
     ):
       start = prefix + first + between
       ids = rng.integers(0, vocab, start + second).astype(np.int32)
@@ -153,20 +160,25 @@ def case_attention(args):
 
   from qaq_jax.models.attention import choose as attention
 
-  rows, length, heads, groups = (2, 128, 4, 2) if args.tiny else (16, 1024,
-                                                                 28, 4)
+  rows, length, heads, groups = (
+    (2, 128, 4, 2) if args.tiny else (16, 1024, 28, 4)
+  )
   keys = jax.random.split(jax.random.key(0), 3)
   q, k, v = (
-      jax.random.normal(key, (rows, length, n, 128)).astype(jnp.bfloat16)
-      for key, n in zip(keys, (heads, groups, groups), strict=True)
+    jax.random.normal(key, (rows, length, n, 128)).astype(jnp.bfloat16)
+    for key, n in zip(keys, (heads, groups, groups), strict=True)
   )
-  run = lambda name: jax.jit(lambda q, k, v: attention.attention(
-      q, k, v, scale=128**-0.5, implementation=name))
+  run = lambda name: jax.jit(
+    lambda q, k, v: attention.attention(
+      q, k, v, scale=128**-0.5, implementation=name
+    )
+  )
   exact = run('xla')(*(x.astype(jnp.float32) for x in (q, k, v)))
   found = {}
   device = jax.devices()[0]
-  case = attention.Case(device.platform, q.dtype, 128,
-                        device_kind=device.device_kind)
+  case = attention.Case(
+    device.platform, q.dtype, 128, device_kind=device.device_kind
+  )
   for name in attention.IMPLEMENTATIONS:
     if attention.refusal(name, case):
       continue
@@ -179,8 +191,9 @@ def case_attention(args):
         function(q, k, v).block_until_ready()
         times.append(time.perf_counter() - start)
       found[name] = {
-          'mean_error': float(error.mean()), 'max_error': float(error.max()),
-          'ms': 1e3 * statistics.median(times),
+        'mean_error': float(error.mean()),
+        'max_error': float(error.max()),
+        'ms': 1e3 * statistics.median(times),
       }
     except Exception as e:
       found[name] = {'error': repr(e)[:300]}
@@ -205,21 +218,23 @@ def case_ours(args):
   made = sequences(config.vocab_size, args.rows)
   operations, tokens = counted(config, made)
   model = checkpoint.random_init(
-      config, mesh=None, dtype=jnp.bfloat16, attention=args.attention
+    config, mesh=None, dtype=jnp.bfloat16, attention=args.attention
   )
   programs = programs_lib.Programs(model, None, outputs=likelihood.Outputs())
   del model
   items = [
-      (i // 2, i % 2, Sequence('forward', ids, tuple(
-          ('q', *span) for span in spans
-      )))
-      for i, (ids, spans) in enumerate(made)
+    (
+      i // 2,
+      i % 2,
+      Sequence('forward', ids, tuple(('q', *span) for span in spans)),
+    )
+    for i, (ids, spans) in enumerate(made)
   ]
   histogram = np.bincount([len(ids) for ids, _ in made])
 
   def batches_of(size):
     plan = batching.plan_shapes(
-        histogram, max_shapes=_SHAPES, tokens_per_batch=size, multiple=16
+      histogram, max_shapes=_SHAPES, tokens_per_batch=size, multiple=16
     )
     programs.forget()
     programs.compile(plan.shapes)
@@ -239,12 +254,11 @@ def case_ours(args):
     batches, shapes = batches_of(size)
     assert np.isfinite(once(batches)).all()
     took = programs.compile_seconds - before
-    return timed(
-        lambda: once(batches), operations, tokens, len(made) // 2
-    ) | {
-        'tokens_per_batch': size, 'shapes': shapes,
-        'padding': 1 - tokens / sum(b.tokens_BT.size for b in batches),
-        'compile_seconds': took,
+    return timed(lambda: once(batches), operations, tokens, len(made) // 2) | {
+      'tokens_per_batch': size,
+      'shapes': shapes,
+      'padding': 1 - tokens / sum(b.tokens_BT.size for b in batches),
+      'compile_seconds': took,
     }
 
   results = []
@@ -261,8 +275,7 @@ def case_ours(args):
     batches, _ = batches_of(best['tokens_per_batch'])
     once(batches)
     best = best | {'profile': profile(lambda: once(batches), args)}
-  return best | {'tried': results,
-                 'peak_bytes': stats.get('peak_bytes_in_use')}
+  return best | {'tried': results, 'peak_bytes': stats.get('peak_bytes_in_use')}
 
 
 OUT_OF_MEMORY = {'rows_per_second': 0.0, 'error': 'out of memory'}
@@ -285,8 +298,10 @@ def timed(once, operations, tokens, rows):
       break
   seconds = statistics.median(times)
   return {
-      'seconds': seconds, 'rows_per_second': rows / seconds,
-      'tokens_per_second': tokens / seconds, 'flops': operations / seconds,
+    'seconds': seconds,
+    'rows_per_second': rows / seconds,
+    'tokens_per_second': tokens / seconds,
+    'flops': operations / seconds,
   }
 
 
@@ -330,15 +345,16 @@ def case_torch(args):
   torch.manual_seed(0)
   with torch.device(device):
     model = transformers.AutoModelForCausalLM.from_config(
-        config, dtype=torch.bfloat16, attn_implementation='sdpa'
+      config, dtype=torch.bfloat16, attn_implementation='sdpa'
     ).eval()
   made = sequences(values['vocab_size'], args.rows)
   operations, tokens = counted(model_config.from_hf(values), made)
   passes = made
   if args.side == 'torch4':  # a pass ends with its one scored span
     passes = [
-        (ids[:stop], ((start, stop),))
-        for ids, spans in made for start, stop in spans
+      (ids[:stop], ((start, stop),))
+      for ids, spans in made
+      for start, stop in spans
     ]
   passes = sorted(passes, key=lambda p: len(p[0]))
 
@@ -346,7 +362,7 @@ def case_torch(args):
     out, at = [], len(passes)
     while at:  # longest first
       rows = max(size // len(passes[at - 1][0]), 1)
-      out.append(passes[max(at - rows, 0):at])
+      out.append(passes[max(at - rows, 0) : at])
       at = max(at - rows, 0)
     return out
 
@@ -356,19 +372,21 @@ def case_torch(args):
     ids = np.zeros((len(group), length), np.int64)
     mask = np.zeros((len(group), length), bool)
     for row, (one, spans) in enumerate(group):
-      ids[row, :len(one)] = one
+      ids[row, : len(one)] = one
       for start, stop in spans:
-        mask[row, start - 1:stop - 1] = True
+        mask[row, start - 1 : stop - 1] = True
     ids, mask = (torch.from_numpy(x).to(device) for x in (ids, mask))
     target = torch.roll(ids, -1, 1)
     if args.side == 'torch2':
       hidden = model.model(ids, use_cache=False).last_hidden_state[mask]
       logits = model.lm_head(hidden)
       return torch.nn.functional.cross_entropy(
-          logits.float(), target[mask], reduction='none')
+        logits.float(), target[mask], reduction='none'
+      )
     logits = model(ids, use_cache=False).logits
     return torch.nn.functional.cross_entropy(
-        logits[mask].float(), target[mask], reduction='none')
+      logits[mask].float(), target[mask], reduction='none'
+    )
 
   results = []
   for size in args.tokens:
@@ -383,8 +401,8 @@ def case_torch(args):
       for group in (groups[0], groups[-1]):  # the longest first
         score(group).cpu()
       results.append(
-          timed(once, operations, tokens, len(made) // 2)
-          | {'tokens_per_batch': size}
+        timed(once, operations, tokens, len(made) // 2)
+        | {'tokens_per_batch': size}
       )
     except torch.OutOfMemoryError:
       results.append(OUT_OF_MEMORY | {'tokens_per_batch': size})
@@ -394,8 +412,13 @@ def case_torch(args):
   return best | {'tried': results, 'peak_bytes': peak}
 
 
-CASES = {'peak': case_peak, 'attention': case_attention, 'ours': case_ours,
-         'torch4': case_torch, 'torch2': case_torch}
+CASES = {
+  'peak': case_peak,
+  'attention': case_attention,
+  'ours': case_ours,
+  'torch4': case_torch,
+  'torch2': case_torch,
+}
 
 
 def plan(args):
@@ -421,10 +444,18 @@ def plan(args):
 def run(side, model, flags, seconds, args):
   label = flags.pop('label', side)
   rows = args.rows or ROWS.get(model, 1024)
-  command = [sys.executable, __file__, f'--case={side}', f'--out={args.out}',
-             f'--model={model}', f'--rows={rows}']
-  command += [f'--{name}' if value is True else f'--{name}={value}'
-              for name, value in flags.items()]
+  command = [
+    sys.executable,
+    __file__,
+    f'--case={side}',
+    f'--out={args.out}',
+    f'--model={model}',
+    f'--rows={rows}',
+  ]
+  command += [
+    f'--{name}' if value is True else f'--{name}={value}'
+    for name, value in flags.items()
+  ]
   command += ['--tiny'] * args.tiny
   command += [f'--tokens={args.tokens}'] if side == 'ours' else []
   environment = dict(os.environ)
@@ -433,8 +464,12 @@ def run(side, model, flags, seconds, args):
   start = time.perf_counter()
   try:
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=seconds,
-        env=environment, check=False,
+      command,
+      capture_output=True,
+      text=True,
+      timeout=seconds,
+      env=environment,
+      check=False,
     )
     # Libraries may print after it.
     lines = [x for x in done.stdout.splitlines() if x.startswith('{"')]
@@ -444,16 +479,22 @@ def run(side, model, flags, seconds, args):
       found = {'error': done.stderr.strip()[-600:] or 'it printed no result'}
   except subprocess.TimeoutExpired:
     found = {'error': f'not done after {seconds:.0f} s'}
-  return {'case': label, 'model': model,
-          'wall': round(time.perf_counter() - start, 1), **found}
+  return {
+    'case': label,
+    'model': model,
+    'wall': round(time.perf_counter() - start, 1),
+    **found,
+  }
 
 
 def table(results):
   """The rows so far, as Markdown."""
   peaks = next((r for r in results if r['case'] == 'peak'), {})
   peak = max(peaks.get('jax', 0), peaks.get('torch', 0))
-  lines = ['| model | case | rows/s | tokens/s | MFU | batch | peak GiB | '
-           'compile s |', '|---|---|---|---|---|---|---|---|']
+  lines = [
+    '| model | case | rows/s | tokens/s | MFU | batch | peak GiB | compile s |',
+    '|---|---|---|---|---|---|---|---|',
+  ]
   for r in results:
     if r['case'] in ('peak', 'attention'):
       continue
@@ -464,18 +505,18 @@ def table(results):
     memory = r.get('peak_bytes')
     compiling = r.get('compile_seconds')
     lines.append(
-        f'| {r["model"]} | {r["case"]} | {r["rows_per_second"]:.1f} | '
-        f'{r["tokens_per_second"]:,.0f} | {mfu} | '
-        f'{r["tokens_per_batch"]:,} | '
-        f'{f"{memory / 2**30:.1f}" if memory else "-"} | '
-        f'{"-" if compiling is None else f"{compiling:.1f}"} |'
+      f'| {r["model"]} | {r["case"]} | {r["rows_per_second"]:.1f} | '
+      f'{r["tokens_per_second"]:,.0f} | {mfu} | '
+      f'{r["tokens_per_batch"]:,} | '
+      f'{f"{memory / 2**30:.1f}" if memory else "-"} | '
+      f'{"-" if compiling is None else f"{compiling:.1f}"} |'
     )
   return '\n'.join(lines)
 
 
 def main():
   parser = argparse.ArgumentParser(
-      description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument('--out', required=True)
   parser.add_argument('--minutes', type=float, default=12)
@@ -493,8 +534,9 @@ def main():
   if args.case:
     args.side = args.case
     args.tokens = (
-        tuple(map(int, args.tokens.split(','))) if args.tokens
-        else TOKENS.get(args.case, ())
+      tuple(map(int, args.tokens.split(',')))
+      if args.tokens
+      else TOKENS.get(args.case, ())
     )
     if args.tiny:
       args.tokens = (512, 2048)

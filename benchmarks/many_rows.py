@@ -27,9 +27,9 @@ import pyarrow.parquet as pq
 
 _GROUP = 1 << 20
 COLUMNS = ['row'] + [
-    f'{name}_{model}' for model in ('strong', 'weak')
-    for name in ('status', 'nll_q', 'n_q', 'nll_q_given_a', 'n_q_given_a',
-                 'n_a')
+  f'{name}_{model}'
+  for model in ('strong', 'weak')
+  for name in ('status', 'nll_q', 'n_q', 'nll_q_given_a', 'n_q_given_a', 'n_a')
 ]
 
 
@@ -45,19 +45,18 @@ def make(path, rows, metadata=None):
       n_a = rng.integers(20, 400, m).astype(np.int32)
       log_ppl = rng.gamma(4, 0.6, m)
       sums = {
-          'nll_q': n_q * log_ppl,
-          'nll_q_given_a': n_q * (log_ppl - rng.normal(0.3, 0.3, m)),
-          'nll_a': n_a * rng.gamma(4, 0.3, m),
-          'nll_a_given_q': n_a * rng.gamma(4, 0.2, m),
+        'nll_q': n_q * log_ppl,
+        'nll_q_given_a': n_q * (log_ppl - rng.normal(0.3, 0.3, m)),
+        'nll_a': n_a * rng.gamma(4, 0.3, m),
+        'nll_a_given_q': n_a * rng.gamma(4, 0.2, m),
       }
+      columns |= {f'{k}_{model}': v.astype(np.float32) for k, v in sums.items()}
       columns |= {
-          f'{k}_{model}': v.astype(np.float32) for k, v in sums.items()
-      }
-      columns |= {
-          f'n_q_{model}': n_q, f'n_q_given_a_{model}': n_q,
-          f'n_a_{model}': n_a,
-          f'status_{model}': np.where(rng.random(m) < 0.95, 'ok', 'too_long'),
-          f'reason_{model}': np.full(m, ''),
+        f'n_q_{model}': n_q,
+        f'n_q_given_a_{model}': n_q,
+        f'n_a_{model}': n_a,
+        f'status_{model}': np.where(rng.random(m) < 0.95, 'ok', 'too_long'),
+        f'reason_{model}': np.full(m, ''),
       }
     table = pa.table(columns, metadata=metadata)
     if writer is None:
@@ -81,15 +80,17 @@ def run(engine, path, memory_gb):
       chosen = select.select(str(path), **asked)
     else:
       chosen = engine_lib.select(
-          path, temporary=path.parent / 'tmp', memory_gb=memory_gb, **asked
+        path, temporary=path.parent / 'tmp', memory_gb=memory_gb, **asked
       )
     found['rows'] = len(chosen.rows)
     found['sha256'] = chosen.report['rows_sha256'][:12]
   usage = resource.getrusage(resource.RUSAGE_SELF)
   return {
-      'engine': engine, 'seconds': round(time.perf_counter() - start, 1),
-      'cpu_seconds': round(time.process_time(), 1),
-      'peak_gb': round(usage.ru_maxrss * 1024 / 1e9, 2), **found,
+    'engine': engine,
+    'seconds': round(time.perf_counter() - start, 1),
+    'cpu_seconds': round(time.process_time(), 1),
+    'peak_gb': round(usage.ru_maxrss * 1024 / 1e9, 2),
+    **found,
   }
 
 
@@ -104,24 +105,32 @@ def command(folder, rows):
     with open(data, 'w') as file:
       for i in range(rows):
         file.write(
-            f'{{"instruction": "Add up number {i} and another one.", '
-            f'"output": "{text}"}}\n'
+          f'{{"instruction": "Add up number {i} and another one.", '
+          f'"output": "{text}"}}\n'
         )
   recipe = folder / 'recipe.py'
   recipe.write_text(
-      'from qaq_jax import config as lib\n\n'
-      'def get_config():\n'
-      '  c = lib.get_default()\n'
-      f'  c.data.path = {str(data)!r}\n'
-      '  for name in ("strong", "weak"):\n'
-      '    lib.add_model(c, name, lib.embedded_model(name))\n'
-      '  return c\n'
+    'from qaq_jax import config as lib\n\n'
+    'def get_config():\n'
+    '  c = lib.get_default()\n'
+    f'  c.data.path = {str(data)!r}\n'
+    '  for name in ("strong", "weak"):\n'
+    '    lib.add_model(c, name, lib.embedded_model(name))\n'
+    '  return c\n'
   )
 
   def stage(name):
     subprocess.run(
-        [sys.executable, '-m', 'qaq_jax.main', name, f'--config={recipe}',
-         f'--workdir={work}'], check=True, stdout=subprocess.DEVNULL,
+      [
+        sys.executable,
+        '-m',
+        'qaq_jax.main',
+        name,
+        f'--config={recipe}',
+        f'--workdir={work}',
+      ],
+      check=True,
+      stdout=subprocess.DEVNULL,
     )
 
   start = time.perf_counter()
@@ -133,14 +142,19 @@ def command(folder, rows):
   before = resource.getrusage(resource.RUSAGE_CHILDREN)
   stage('select')
   usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-  print(json.dumps({
-      'engine': 'command', 'seconds': round(time.perf_counter() - start, 1),
-      'cpu_seconds': round(
+  print(
+    json.dumps(
+      {
+        'engine': 'command',
+        'seconds': round(time.perf_counter() - start, 1),
+        'cpu_seconds': round(
           usage.ru_utime + usage.ru_stime - before.ru_utime - before.ru_stime, 1
-      ),
-      'peak_gb': round(usage.ru_maxrss * 1024 / 1e9, 2),
-      'written_gb': round((work / 'selected.jsonl').stat().st_size / 1e9, 2),
-  }))
+        ),
+        'peak_gb': round(usage.ru_maxrss * 1024 / 1e9, 2),
+        'written_gb': round((work / 'selected.jsonl').stat().st_size / 1e9, 2),
+      }
+    )
+  )
 
 
 def main():
@@ -163,14 +177,21 @@ def main():
     start = time.perf_counter()
     make(path, args.rows)
     print(
-        f'{args.rows:,} rows, {path.stat().st_size / args.rows:.0f} bytes '
-        f'each, made in {time.perf_counter() - start:.0f} s', flush=True,
+      f'{args.rows:,} rows, {path.stat().st_size / args.rows:.0f} bytes '
+      f'each, made in {time.perf_counter() - start:.0f} s',
+      flush=True,
     )
   for engine in args.engines.split(','):
     subprocess.run(
-        [sys.executable, __file__, f'--engine={engine}',
-         f'--rows={args.rows}', f'--folder={args.folder}',
-         f'--memory-gb={args.memory_gb}'], check=True,
+      [
+        sys.executable,
+        __file__,
+        f'--engine={engine}',
+        f'--rows={args.rows}',
+        f'--folder={args.folder}',
+        f'--memory-gb={args.memory_gb}',
+      ],
+      check=True,
     )
 
 

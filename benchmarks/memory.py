@@ -19,8 +19,17 @@ import tempfile
 import time
 
 WORDS = (
-    'write', 'a', 'function', 'that', 'adds', 'two', 'numbers', 'and',
-    'returns', 'the', 'sum',
+  'write',
+  'a',
+  'function',
+  'that',
+  'adds',
+  'two',
+  'numbers',
+  'and',
+  'returns',
+  'the',
+  'sum',
 )
 
 
@@ -45,62 +54,99 @@ def measure(rows: int) -> None:
 
   folder = pathlib.Path(tempfile.mkdtemp(prefix='memory_'))
   words = tokenizers.models.WordLevel(
-      {'<|end|>': 0, **{w: i + 1 for i, w in enumerate(dict.fromkeys(WORDS))},
-       '\n': 30, ':': 31}, '<|end|>'
+    {
+      '<|end|>': 0,
+      **{w: i + 1 for i, w in enumerate(dict.fromkeys(WORDS))},
+      '\n': 30,
+      ':': 31,
+    },
+    '<|end|>',
   )
   tokenizer = tokenizers.Tokenizer(words)
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
   (folder / 'tokenizer').mkdir()
   tokenizer.save(str(folder / 'tokenizer' / 'tokenizer.json'))
-  (folder / 'tokenizer' / 'tokenizer_config.json').write_text(json.dumps({
-      'tokenizer_class': 'PreTrainedTokenizerFast', 'eos_token': '<|end|>',
-  }))
+  (folder / 'tokenizer' / 'tokenizer_config.json').write_text(
+    json.dumps(
+      {
+        'tokenizer_class': 'PreTrainedTokenizerFast',
+        'eos_token': '<|end|>',
+      }
+    )
+  )
   rng = random.Random(0)
   with open(folder / 'in.jsonl', 'w') as file:
     for i in range(rows):
-      file.write(json.dumps({
-          'id': i,
-          'instruction': ' '.join(rng.choices(WORDS, k=rng.randint(4, 12))),
-          'output': ' '.join(rng.choices(WORDS, k=rng.randint(4, 24))),
-      }) + '\n')
+      file.write(
+        json.dumps(
+          {
+            'id': i,
+            'instruction': ' '.join(rng.choices(WORDS, k=rng.randint(4, 12))),
+            'output': ' '.join(rng.choices(WORDS, k=rng.randint(4, 24))),
+          }
+        )
+        + '\n'
+      )
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   model = checkpoint.random_init(
-      config_lib.from_hf({
-          'model_type': 'qwen2', 'vocab_size': 128, 'hidden_size': 16,
-          'intermediate_size': 16, 'num_hidden_layers': 1,
-          'num_attention_heads': 2, 'num_key_value_heads': 1,
-          'max_position_embeddings': 512, 'rms_norm_eps': 1e-6,
-          'rope_theta': 1e4, 'tie_word_embeddings': True, 'hidden_act': 'silu',
-      }),
-      mesh=mesh,
+    config_lib.from_hf(
+      {
+        'model_type': 'qwen2',
+        'vocab_size': 128,
+        'hidden_size': 16,
+        'intermediate_size': 16,
+        'num_hidden_layers': 1,
+        'num_attention_heads': 2,
+        'num_key_value_heads': 1,
+        'max_position_embeddings': 512,
+        'rms_norm_eps': 1e-6,
+        'rope_theta': 1e4,
+        'tie_word_embeddings': True,
+        'hidden_act': 'silu',
+      }
+    ),
+    mesh=mesh,
   )
   before, start = peak(), time.perf_counter()
   samples_lib.prepare(DataSource(str(folder / 'in.jsonl')), folder / 'samples')
   prepared = peak()
   samples = samples_lib.SampleStore.open(folder / 'samples')
   encoder = encoder_lib.Encoder(
-      folder / 'tokenizer', template='plain', reverse_instruction='{answer}'
+    folder / 'tokenizer', template='plain', reverse_instruction='{answer}'
   )
   summary = scorer.score(
-      samples, encoder, model, name='m', out_dir=folder / 'scores', mesh=mesh,
-      fingerprint={}, options=scorer.ScoreOptions(
-          rows_per_part=1024, max_shapes=8, progress=False
-      ),
+    samples,
+    encoder,
+    model,
+    name='m',
+    out_dir=folder / 'scores',
+    mesh=mesh,
+    fingerprint={},
+    options=scorer.ScoreOptions(
+      rows_per_part=1024, max_shapes=8, progress=False
+    ),
   )
   scored = peak()
   join.join_scores(
-      folder / 'scores.parquet', {'m': folder / 'scores'}, num_rows=rows,
-      ids=lambda: (s.id for s in samples.iter_rows()),
+    folder / 'scores.parquet',
+    {'m': folder / 'scores'},
+    num_rows=rows,
+    ids=lambda: (s.id for s in samples.iter_rows()),
   )
-  print(json.dumps({
-      'rows': rows,
-      'before the first row, MiB': round(before),
-      'prepared, MiB': round(prepared),
-      'scored, MiB': round(scored),
-      'joined, MiB': round(peak()),
-      'tokens': summary['tokens'],
-      'seconds': round(time.perf_counter() - start),
-  }), flush=True)
+  print(
+    json.dumps(
+      {
+        'rows': rows,
+        'before the first row, MiB': round(before),
+        'prepared, MiB': round(prepared),
+        'scored, MiB': round(scored),
+        'joined, MiB': round(peak()),
+        'tokens': summary['tokens'],
+        'seconds': round(time.perf_counter() - start),
+      }
+    ),
+    flush=True,
+  )
   shutil.rmtree(folder)
 
 
@@ -114,8 +160,9 @@ def main():
     return
   for rows in args.rows.split(','):
     subprocess.run(
-        [sys.executable, __file__, '--one', rows], check=True,
-        stderr=subprocess.DEVNULL,
+      [sys.executable, __file__, '--one', rows],
+      check=True,
+      stderr=subprocess.DEVNULL,
     )
 
 

@@ -40,7 +40,7 @@ def main():
   parser.add_argument('--template', default='plain')
   args = parser.parse_args()
   encoder = encoder_lib.Encoder(
-      args.model, template=args.template, max_length=1 << 20
+    args.model, template=args.template, max_length=1 << 20
   )
   source = samples.DataSource(args.data, limit=args.rows)
   encoded = encoder.encode(list(samples.read_samples(source)))
@@ -48,16 +48,16 @@ def main():
   ours = checkpoint.load(args.model, mesh=None, dtype=jnp.float32)
   graphdef, params = nnx.split(ours)
   score = jax.jit(
-      lambda params, *batch: likelihood.batch_likelihood(
-          graphdef,
-          params,
-          *batch,
-          chunks=head_lib.HeadChunks.for_platform(jax.default_backend()),
-          outputs=likelihood.Outputs(logp=True),
-      )['logp_BT']
+    lambda params, *batch: likelihood.batch_likelihood(
+      graphdef,
+      params,
+      *batch,
+      chunks=head_lib.HeadChunks.for_platform(jax.default_backend()),
+      outputs=likelihood.Outputs(logp=True),
+    )['logp_BT']
   )
   theirs = transformers.AutoModelForCausalLM.from_pretrained(
-      args.model, dtype=torch.float32
+    args.model, dtype=torch.float32
   ).eval()
   differences = []
   for ids in rows:
@@ -69,8 +69,8 @@ def main():
     differences.append(np.abs(logp - torch_logp(theirs, ids)))
   differences = np.concatenate(differences)
   print(
-      f'{len(rows)} sequences, {len(differences):,} tokens: largest difference '
-      f'{differences.max():.1e} nats, mean {differences.mean():.1e}'
+    f'{len(rows)} sequences, {len(differences):,} tokens: largest difference '
+    f'{differences.max():.1e} nats, mean {differences.mean():.1e}'
   )
 
 

@@ -28,12 +28,21 @@ from qaq_jax.scoring import likelihood
 from qaq_jax.scoring import programs as programs_lib
 
 _48M = {
-    'model_type': 'qwen2', 'architectures': ['Qwen2ForCausalLM'],
-    'vocab_size': 49152, 'hidden_size': 512, 'intermediate_size': 1408,
-    'num_hidden_layers': 8, 'num_attention_heads': 8,
-    'num_key_value_heads': 2, 'max_position_embeddings': 4096,
-    'rms_norm_eps': 1e-6, 'rope_theta': 1e6, 'tie_word_embeddings': True,
-    'hidden_act': 'silu', 'bos_token_id': 0, 'eos_token_id': 0,
+  'model_type': 'qwen2',
+  'architectures': ['Qwen2ForCausalLM'],
+  'vocab_size': 49152,
+  'hidden_size': 512,
+  'intermediate_size': 1408,
+  'num_hidden_layers': 8,
+  'num_attention_heads': 8,
+  'num_key_value_heads': 2,
+  'max_position_embeddings': 4096,
+  'rms_norm_eps': 1e-6,
+  'rope_theta': 1e6,
+  'tie_word_embeddings': True,
+  'hidden_act': 'silu',
+  'bos_token_id': 0,
+  'eos_token_id': 0,
 }
 
 
@@ -75,17 +84,17 @@ def main():
   clock = time.perf_counter if args.clock == 'wall' else time.process_time
   chip = this_machine(clock)
   print(
-      f'{chip.flops / 1e9:.0f} GFLOP/s, {chip.bandwidth / 1e9:.1f} GB/s, '
-      f'{args.clock} time'
+    f'{chip.flops / 1e9:.0f} GFLOP/s, {chip.bandwidth / 1e9:.1f} GB/s, '
+    f'{args.clock} time'
   )
   assumed = predict.Assumptions(1.0, 1.0, 1.0)
   models = {
-      'demo strong, 2.6M': checkpoint.load(
-          config_lib.embedded_model('strong'), mesh=None
-      ),
-      'Qwen2 shape, 48M': checkpoint.random_init(
-          model_config.from_hf(_48M), mesh=None, dtype=jnp.float32
-      ),
+    'demo strong, 2.6M': checkpoint.load(
+      config_lib.embedded_model('strong'), mesh=None
+    ),
+    'Qwen2 shape, 48M': checkpoint.random_init(
+      model_config.from_hf(_48M), mesh=None, dtype=jnp.float32
+    ),
   }
   print('| model | rows x tokens | scored | predicted | measured | ratio |')
   print('|---|---|---|---|---|---|')
@@ -94,17 +103,27 @@ def main():
     for shape in ((32, 64), (8, 256), (4, 1024)):
       for scored in (0.25, 0.75):
         step = predict.scoring_step(
-            model.config, Mesh(), chip, shape, scored, assumed,
-            dtype='float32',
+          model.config,
+          Mesh(),
+          chip,
+          shape,
+          scored,
+          assumed,
+          dtype='float32',
         )
         took = measured(
-            programs, shape, scored, model.config.vocab_size, clock,
-            args.repeats,
+          programs,
+          shape,
+          scored,
+          model.config.vocab_size,
+          clock,
+          args.repeats,
         )
         print(
-            f'| {name} | {shape[0]} x {shape[1]} | {scored:.0%} | '
-            f'{step.seconds * 1e3:.0f} ms | {took * 1e3:.0f} ms | '
-            f'{took / step.seconds:.2f} |', flush=True,
+          f'| {name} | {shape[0]} x {shape[1]} | {scored:.0%} | '
+          f'{step.seconds * 1e3:.0f} ms | {took * 1e3:.0f} ms | '
+          f'{took / step.seconds:.2f} |',
+          flush=True,
         )
 
 

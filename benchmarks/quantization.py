@@ -22,8 +22,10 @@ from qaq_jax import pipeline
 from qaq_jax.selection import analyses, columns, select
 
 SCHEMES = {
-    'float32': ('float32', ''), 'bfloat16': ('bfloat16', ''),
-    'int8': ('float32', 'int8'), 'int8_dynamic': ('float32', 'int8_dynamic'),
+  'float32': ('float32', ''),
+  'bfloat16': ('bfloat16', ''),
+  'int8': ('float32', 'int8'),
+  'int8_dynamic': ('float32', 'int8_dynamic'),
 }
 RULES = ('diff_high', 'rmi_top', 'rmi_window')
 
@@ -55,16 +57,19 @@ def main():
       tables[name] = score(args, dtype, scheme, f'{folder}/{name}')
       tables[name].rmi('strong'), tables[name].rmi('weak')  # read while there
     chosen = {
-        name: {
-            rule: select.select(table, rule=rule, budget={'share': 0.25}).rows
-            for rule in RULES
-        }
-        for name, table in tables.items()
+      name: {
+        rule: select.select(table, rule=rule, budget={'share': 0.25}).rows
+        for rule in RULES
+      }
+      for name, table in tables.items()
     }
     exact = tables['float32']
     print(f'\n{args.data}: {exact.num_rows:,} rows')
-    print('| scheme | mean change of RMI | largest | Spearman | '
-          + ' | '.join(RULES) + ' |')
+    print(
+      '| scheme | mean change of RMI | largest | Spearman | '
+      + ' | '.join(RULES)
+      + ' |'
+    )
     print('|---' * (4 + len(RULES)) + '|')
     for name in list(SCHEMES)[1:]:
       a, b = (t.rmi('strong') for t in (exact, tables[name]))
@@ -72,12 +77,13 @@ def main():
       change = np.abs(a - b)[good]
       spearman = analyses.spearman(a[good], b[good])
       kept = [
-          len(np.intersect1d(chosen[name][r], chosen['float32'][r]))
-          / len(chosen['float32'][r]) for r in RULES
+        len(np.intersect1d(chosen[name][r], chosen['float32'][r]))
+        / len(chosen['float32'][r])
+        for r in RULES
       ]
       print(
-          f'| {name} | {change.mean():.4f} | {change.max():.3f} | '
-          f'{spearman:.5f} | ' + ' | '.join(f'{k:.1%}' for k in kept) + ' |'
+        f'| {name} | {change.mean():.4f} | {change.max():.3f} | '
+        f'{spearman:.5f} | ' + ' | '.join(f'{k:.1%}' for k in kept) + ' |'
       )
 
 

@@ -45,12 +45,21 @@ from qaq_jax.models.hf import checkpoint
 from qaq_jax.scoring import metrics, parts, scorer
 
 CONFIG = {
-    'model_type': 'qwen2', 'architectures': ['Qwen2ForCausalLM'],
-    'vocab_size': 49152, 'hidden_size': 512, 'intermediate_size': 1408,
-    'num_hidden_layers': 8, 'num_attention_heads': 8,
-    'num_key_value_heads': 2, 'max_position_embeddings': 4096,
-    'rms_norm_eps': 1e-6, 'rope_theta': 1e6, 'tie_word_embeddings': True,
-    'hidden_act': 'silu', 'bos_token_id': 0, 'eos_token_id': 0,
+  'model_type': 'qwen2',
+  'architectures': ['Qwen2ForCausalLM'],
+  'vocab_size': 49152,
+  'hidden_size': 512,
+  'intermediate_size': 1408,
+  'num_hidden_layers': 8,
+  'num_attention_heads': 8,
+  'num_key_value_heads': 2,
+  'max_position_embeddings': 4096,
+  'rms_norm_eps': 1e-6,
+  'rope_theta': 1e6,
+  'tie_word_embeddings': True,
+  'hidden_act': 'silu',
+  'bos_token_id': 0,
+  'eos_token_id': 0,
 }
 RMI = ('q', 'q_given_a')
 
@@ -60,10 +69,14 @@ def prepare_tokenizer(source: pathlib.Path, folder: pathlib.Path) -> None:
   shutil.copytree(source, folder)
   path = folder / 'tokenizer_config.json'
   if not path.exists():
-    path.write_text(json.dumps({
-        'tokenizer_class': 'PreTrainedTokenizerFast',
-        'eos_token': '<|endoftext|>',
-    }))
+    path.write_text(
+      json.dumps(
+        {
+          'tokenizer_class': 'PreTrainedTokenizerFast',
+          'eos_token': '<|endoftext|>',
+        }
+      )
+    )
 
 
 class Ours:
@@ -81,12 +94,17 @@ class Ours:
     self._calls += 1
     self.last = self._folder / f'scores-{self._calls}'
     return scorer.score(
-        *self._args, name='m', out_dir=self.last, mesh=self._mesh,
-        fingerprint={},
-        options=scorer.ScoreOptions(
-            terms=terms, tokens_per_batch=self._tokens,
-            max_shapes=self._max_shapes, progress=self._calls == 1,
-        ),
+      *self._args,
+      name='m',
+      out_dir=self.last,
+      mesh=self._mesh,
+      fingerprint={},
+      options=scorer.ScoreOptions(
+        terms=terms,
+        tokens_per_batch=self._tokens,
+        max_shapes=self._max_shapes,
+        progress=self._calls == 1,
+      ),
     )
 
 
@@ -99,7 +117,7 @@ class Torch:
 
     self._torch, self._clock = torch, clock
     self._model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32
+      folder, dtype=torch.float32
     ).eval()
     self.threads = torch.get_num_threads()
 
@@ -121,9 +139,7 @@ class Torch:
         first = min(len(t) - count for t, count in group) - 1
         if keep:
           kept = torch.arange(first, length - 1)
-          logits = self._model(
-              ids, use_cache=False, logits_to_keep=kept
-          ).logits
+          logits = self._model(ids, use_cache=False, logits_to_keep=kept).logits
         else:
           first = 0
           logits = self._model(ids, use_cache=False).logits
@@ -131,7 +147,7 @@ class Torch:
           span = slice(len(tokens) - count, len(tokens))
           scored = slice(span.start - 1 - first, span.stop - 1 - first)
           nll[order[at + row]] = torch.nn.functional.cross_entropy(
-              logits[row, scored], ids[row, span], reduction='sum'
+            logits[row, scored], ids[row, span], reduction='sum'
           )
     return nll, self._clock() - start
 
@@ -139,8 +155,9 @@ class Torch:
 def machine_rate(clock) -> dict[str, float]:
   """float32 operations per second of the model's two largest products."""
   rates = {}
-  d, f, v = (CONFIG[k] for k in
-             ('hidden_size', 'intermediate_size', 'vocab_size'))
+  d, f, v = (
+    CONFIG[k] for k in ('hidden_size', 'intermediate_size', 'vocab_size')
+  )
   for name, shape in (('head', (1024, d, v)), ('mlp', (2048, d, f))):
     a = jnp.ones(shape[:2])
     b = jnp.ones(shape[1:])
@@ -187,8 +204,8 @@ def largest_difference(folder, names, nll) -> float:
   """Largest relative difference between our sums and torch's."""
   table = pa.concat_tables(parts.read_parts(folder)).to_pydict()
   return max(
-      abs(table[metrics.nll_column(term, 'm')][row] - value) / abs(value)
-      for (row, term), value in zip(names, nll, strict=True)
+    abs(table[metrics.nll_column(term, 'm')][row] - value) / abs(value)
+    for (row, term), value in zip(names, nll, strict=True)
   )
 
 
@@ -211,7 +228,7 @@ def main():
   folder = pathlib.Path(tempfile.mkdtemp(prefix='score_cpu_'))
   prepare_tokenizer(args.tokenizer, folder / 'tokenizer')
   samples_lib.prepare(
-      DataSource(args.data, limit=args.rows), folder / 'samples'
+    DataSource(args.data, limit=args.rows), folder / 'samples'
   )
   samples = samples_lib.SampleStore.open(folder / 'samples')
   encoder = encoder_lib.Encoder(folder / 'tokenizer', template='plain')
@@ -219,8 +236,15 @@ def main():
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   model = checkpoint.random_init(config_lib.from_hf(CONFIG), mesh=mesh, seed=0)
   operations = useful_operations(encoded, model)
-  ours = Ours(folder, samples, encoder, model, mesh, args.tokens_per_batch,
-              args.max_shapes)
+  ours = Ours(
+    folder,
+    samples,
+    encoder,
+    model,
+    mesh,
+    args.tokens_per_batch,
+    args.max_shapes,
+  )
   seconds, shares = {}, []
 
   def note(name, value):
@@ -237,13 +261,15 @@ def main():
       theirs(few[:8], 1, False)
       for keep in (False, True):
         tried = {
-            size: theirs(few, size, keep)[1]
-            for size in map(int, args.batch_sizes.split(','))
+          size: theirs(few, size, keep)[1]
+          for size in map(int, args.batch_sizes.split(','))
         }
         best[label, keep] = min(tried, key=tried.get)
-        print(f'torch, {label}, kept={keep}: seconds by batch size', {
-            size: round(s, 1) for size, s in tried.items()
-        }, flush=True)
+        print(
+          f'torch, {label}, kept={keep}: seconds by batch size',
+          {size: round(s, 1) for size, s in tried.items()},
+          flush=True,
+        )
 
   for repeat in range(args.repeats):
     print(f'repeat {repeat + 1} of {args.repeats}', flush=True)
@@ -256,11 +282,12 @@ def main():
         rate = operations / summary[taken]
         shares.append({k: 2 * rate / (before[k] + after[k]) for k in before})
         print(
-            f'  {rate / 1e9:.1f} useful GFLOP/s; the machine: head '
-            f'{before["head"] / 1e9:.1f} and {after["head"] / 1e9:.1f}, MLP '
-            f'{before["mlp"] / 1e9:.1f} and {after["mlp"] / 1e9:.1f}; padding '
-            f'{summary["padding_waste"]:.1%}, {summary["programs"]} programs '
-            f'in {summary["compile_seconds"]:.1f} s', flush=True,
+          f'  {rate / 1e9:.1f} useful GFLOP/s; the machine: head '
+          f'{before["head"] / 1e9:.1f} and {after["head"] / 1e9:.1f}, MLP '
+          f'{before["mlp"] / 1e9:.1f} and {after["mlp"] / 1e9:.1f}; padding '
+          f'{summary["padding_waste"]:.1%}, {summary["programs"]} programs '
+          f'in {summary["compile_seconds"]:.1f} s',
+          flush=True,
         )
       if theirs is None:
         continue
@@ -274,8 +301,8 @@ def main():
 
   tokens = sum(len(s.ids) for e in encoded for s in e.sequences)
   print(
-      f'\n{len(encoded)} rows, {tokens:,} tokens, {operations / 1e12:.2f} '
-      f'TFLOP of use; medians of {args.repeats}:'
+    f'\n{len(encoded)} rows, {tokens:,} tokens, {operations / 1e12:.2f} '
+    f'TFLOP of use; medians of {args.repeats}:'
   )
   medians = {k: statistics.median(v) for k, v in seconds.items()}
   for name, value in medians.items():
@@ -284,7 +311,7 @@ def main():
     print(f'  {name:24} {value:7.1f} s  {ratio:5.2f}x')
   for kind in ('head', 'mlp'):
     share = statistics.median(s[kind] for s in shares)
-    print(f'  share of the machine\'s rate ({kind} product): {share:.0%}')
+    print(f"  share of the machine's rate ({kind} product): {share:.0%}")
   shutil.rmtree(folder)
 
 

@@ -39,14 +39,17 @@ def main():
   n_q = rng.integers(5, 200, args.rows).astype(np.int32)
   status = np.where(rng.random(args.rows) < 0.95, 'ok', 'too_long')
   parts = store.ScoreStore(
-      folder / 'strong', model='strong', fingerprint={'made': 'up'},
-      num_rows=args.rows,
+    folder / 'strong',
+    model='strong',
+    fingerprint={'made': 'up'},
+    num_rows=args.rows,
   )
   parts.save_plan({'rows_per_part': _PART})
   values = {
-      name: n_q if name.startswith('n_')
-      else (n_q * rng.gamma(4, 0.6, args.rows)).astype(np.float32)
-      for name in parts.schema.names[1:-2]
+    name: n_q
+    if name.startswith('n_')
+    else (n_q * rng.gamma(4, 0.6, args.rows)).astype(np.float32)
+    for name in parts.schema.names[1:-2]
   }
 
   def write_parts():
@@ -55,30 +58,43 @@ def main():
       here = slice(rows.start, rows.stop)
       missing = status[here] != 'ok'
       parts.write(
-          index,
-          {k: np.ma.masked_array(v[here], missing) for k, v in values.items()},
-          list(status[here]), [''] * len(rows),
+        index,
+        {k: np.ma.masked_array(v[here], missing) for k, v in values.items()},
+        list(status[here]),
+        [''] * len(rows),
       )
 
   path = folder / 'scores.parquet'
   print('| what | seconds |\n|---|---|')
   with parts:
     clocked(f'{parts.num_windows} parts', write_parts)
-  clocked('joined', lambda: join.join_scores(
+  clocked(
+    'joined',
+    lambda: join.join_scores(
       path, {'strong': folder / 'strong'}, num_rows=args.rows
-  ))
+    ),
+  )
   table = pq.read_table(path)
-  clocked('pyarrow writes the table', lambda: pq.write_table(
-      table, folder / 'plain.parquet', compression='zstd',
+  clocked(
+    'pyarrow writes the table',
+    lambda: pq.write_table(
+      table,
+      folder / 'plain.parquet',
+      compression='zstd',
       row_group_size=1 << 16,
-  ))
+    ),
+  )
   clocked('RMI read', lambda: columns.ScoreColumns(path).rmi('strong'))
-  clocked('pyarrow reads the same columns', lambda: pq.read_table(
-      path, columns=['status_strong'] + [
-          f'{n}_strong'
-          for n in ('nll_q', 'n_q', 'nll_q_given_a', 'n_q_given_a')
-      ]
-  ))
+  clocked(
+    'pyarrow reads the same columns',
+    lambda: pq.read_table(
+      path,
+      columns=['status_strong']
+      + [
+        f'{n}_strong' for n in ('nll_q', 'n_q', 'nll_q_given_a', 'n_q_given_a')
+      ],
+    ),
+  )
 
 
 if __name__ == '__main__':

@@ -33,7 +33,7 @@ def main():
   parser.add_argument('--repeats', type=int, default=5)
   args = parser.parse_args()
   encoder = encoder_lib.Encoder(
-      args.tokenizer, template=args.template, max_length=2048
+    args.tokenizer, template=args.template, max_length=2048
   )
   with tempfile.TemporaryDirectory() as folder:
     samples.prepare(DataSource(args.data, limit=args.rows), folder + '/s')
@@ -45,8 +45,8 @@ def main():
   for parameters in (0.5e9, 6.7e9):
     chip = UTILISATION * CHIP_FLOPS / (2 * parameters)
     print(
-        f'{parameters / 1e9:g}B: {chip:,.0f} tokens/s per v5e chip at '
-        f'{UTILISATION:.0%}; one core feeds {rate / chip:.1f} chips'
+      f'{parameters / 1e9:g}B: {chip:,.0f} tokens/s per v5e chip at '
+      f'{UTILISATION:.0%}; one core feeds {rate / chip:.1f} chips'
     )
 
 
@@ -55,21 +55,26 @@ def windows(store, encoder):
   for start in range(0, store.num_rows, 512):
     rows = store.iter_rows(start, min(start + 512, store.num_rows))
     yield [
-        (row.row, slot, sequence)
-        for row in encoder.encode(list(rows))
-        for slot, sequence in enumerate(row.sequences)
+      (row.row, slot, sequence)
+      for row in encoder.encode(list(rows))
+      for slot, sequence in enumerate(row.sequences)
     ]
 
 
 def plan_of(store, encoder) -> batching.BatchPlan:
   """Shapes for the rows' lengths, which a run makes once."""
   lengths = collections.Counter(
-      len(sequence.ids)
-      for window in windows(store, encoder) for _, _, sequence in window
+    len(sequence.ids)
+    for window in windows(store, encoder)
+    for _, _, sequence in window
   )
   return batching.plan_shapes(
-      lengths, max_shapes=6, tokens_per_batch=65536, multiple=128,
-      rows_multiple=8, window=1024,
+    lengths,
+    max_shapes=6,
+    tokens_per_batch=65536,
+    multiple=128,
+    rows_multiple=8,
+    window=1024,
   )
 
 
@@ -78,8 +83,8 @@ def one_turn(store, encoder, plan) -> float:
   started, tokens = time.process_time(), 0
   for window in windows(store, encoder):
     tokens += sum(
-        int(batch.lengths_B.sum())
-        for batch in batching.make_batches(window, plan)
+      int(batch.lengths_B.sum())
+      for batch in batching.make_batches(window, plan)
     )
   return tokens / (time.process_time() - started)
 

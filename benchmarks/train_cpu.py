@@ -36,12 +36,12 @@ DEMO = pathlib.Path(__file__).parent.parent / 'qaq_jax/demo/models/strong'
 RATE = 1e-4
 # model, rows, tokens per row, part of each row whose loss counts
 CASES = (
-    ('demo', 16, 256, 1.0),
-    ('demo', 16, 256, 0.5),
-    ('demo', 8, 1024, 0.5),
-    ('48m', 4, 256, 1.0),
-    ('48m', 4, 256, 0.5),
-    ('48m', 2, 1024, 0.5),
+  ('demo', 16, 256, 1.0),
+  ('demo', 16, 256, 0.5),
+  ('demo', 8, 1024, 0.5),
+  ('48m', 4, 256, 1.0),
+  ('48m', 4, 256, 0.5),
+  ('48m', 2, 1024, 0.5),
 )
 
 
@@ -51,9 +51,9 @@ def make_batch(vocab_size: int, rows: int, length: int, counted: float):
   weights = np.zeros((rows, length), np.float32)
   weights[:, max(length - int(length * counted), 1) :] = 1.0
   return {
-      'tokens': rng.integers(0, vocab_size, (rows, length)).astype(np.int32),
-      'segment_ids': np.ones((rows, length), np.int32),
-      'weights': weights,
+    'tokens': rng.integers(0, vocab_size, (rows, length)).astype(np.int32),
+    'segment_ids': np.ones((rows, length), np.int32),
+    'weights': weights,
   }
 
 
@@ -63,9 +63,9 @@ class Ours:
   def __init__(self, folder, batch, remat):
     options = optimizer_lib.OptimizerOptions(weight_decay=0.01)
     self._trainer = step_lib.Trainer(
-        checkpoint.load(folder, mesh=None, dtype=jnp.float32),
-        optimizer_lib.make(options),
-        step_lib.StepOptions(remat=remat),
+      checkpoint.load(folder, mesh=None, dtype=jnp.float32),
+      optimizer_lib.make(options),
+      step_lib.StepOptions(remat=remat),
     )
     self._state, self._batch = self._trainer.state, batch
 
@@ -80,7 +80,7 @@ class Torch:
 
   def __init__(self, folder, batch, remat):
     self._model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32
+      folder, dtype=torch.float32
     ).train()
     if remat:
       self._model.gradient_checkpointing_enable()
@@ -88,10 +88,15 @@ class Torch:
     plain = [p for n, p in named if n.endswith('bias') or 'norm' in n]
     kept = {id(p) for p in plain}
     self._optimizer = torch.optim.AdamW(
-        [{'params': [p for _, p in named if id(p) not in kept],
-          'weight_decay': 0.01},
-         {'params': plain, 'weight_decay': 0.0}],
-        lr=RATE, fused=True,
+      [
+        {
+          'params': [p for _, p in named if id(p) not in kept],
+          'weight_decay': 0.01,
+        },
+        {'params': plain, 'weight_decay': 0.0},
+      ],
+      lr=RATE,
+      fused=True,
     )
     ids = torch.from_numpy(batch['tokens']).long()
     labels = torch.where(torch.from_numpy(batch['weights']) > 0, ids, -100)
@@ -125,13 +130,14 @@ def measure(folder, case, steps, repeats, remat, clock):
         model.step()
       seconds[side].append((clock() - start) / steps)
   ratios = [
-      t / o for o, t in zip(seconds['ours'], seconds['torch'], strict=True)
+    t / o for o, t in zip(seconds['ours'], seconds['torch'], strict=True)
   ]
   ours, theirs = (statistics.median(seconds[s]) for s in ('ours', 'torch'))
   print(
-      f'| {name} | {rows} x {length} | {counted:.0%} | {1e3 * ours:.0f} ms |'
-      f' {1e3 * theirs:.0f} ms | {statistics.median(ratios):.2f}x |'
-      f' {min(ratios):.2f} to {max(ratios):.2f} |', flush=True,
+    f'| {name} | {rows} x {length} | {counted:.0%} | {1e3 * ours:.0f} ms |'
+    f' {1e3 * theirs:.0f} ms | {statistics.median(ratios):.2f}x |'
+    f' {min(ratios):.2f} to {max(ratios):.2f} |',
+    flush=True,
   )
 
 
@@ -146,19 +152,22 @@ def main():
   clock = time.perf_counter if args.clock == 'wall' else time.process_time
   transformers.utils.logging.disable_progress_bar()
   print(f'{torch.get_num_threads()} threads')
-  print('| model | rows x tokens | loss on | ours | torch | ours is faster by'
-        ' | range |\n|---|---|---|---|---|---|---|')
+  print(
+    '| model | rows x tokens | loss on | ours | torch | ours is faster by'
+    ' | range |\n|---|---|---|---|---|---|---|'
+  )
   chosen = [int(n) for n in args.cases.split(',') if n] or range(len(CASES))
   with tempfile.TemporaryDirectory() as folder:
     config = config_lib.from_hf(score_cpu.CONFIG)
     folders = {'demo': DEMO, '48m': pathlib.Path(folder)}
     checkpoint.save_hf(
-        checkpoint.random_init(config, mesh=None), folder, dtype=jnp.float32
+      checkpoint.random_init(config, mesh=None), folder, dtype=jnp.float32
     )
     for number in chosen:
       case = CASES[number]
-      measure(folders[case[0]], case, args.steps, args.repeats, args.remat,
-              clock)
+      measure(
+        folders[case[0]], case, args.steps, args.repeats, args.remat, clock
+      )
 
 
 if __name__ == '__main__':

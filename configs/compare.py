@@ -33,27 +33,34 @@ def get_config(arg=None):
   c.finetune.tokens_per_device = 2048
   c.compare.held_out = '{workdir}/held_out.jsonl'
   c.compare.table = (
-      ('all', 'share', 1.0, _SEEDS),
-      *(
-          (rule, 'share', 0.25, _SEEDS)
-          for rule in ('random', 'length_matched', 'ifd', 'rmi_top',
-                       'rmi_window', 'diff_high', 'diff_low')
-      ),
-      *(
-          (rule, 'token_share', 0.25, _SEEDS)
-          for rule in ('random', 'ifd', 'diff_high')
-      ),
-      *(
-          (rule, 'share', 0.25, 1)
-          for rule in ('sum_high', 'sum_low', 'length_long', 'ppl_window',
-                       'r_ifd')
-      ),
-      ('drop_low', 'share', 0.75, 1),
+    ('all', 'share', 1.0, _SEEDS),
+    *(
+      (rule, 'share', 0.25, _SEEDS)
+      for rule in (
+        'random',
+        'length_matched',
+        'ifd',
+        'rmi_top',
+        'rmi_window',
+        'diff_high',
+        'diff_low',
+      )
+    ),
+    *(
+      (rule, 'token_share', 0.25, _SEEDS)
+      for rule in ('random', 'ifd', 'diff_high')
+    ),
+    *(
+      (rule, 'share', 0.25, 1)
+      for rule in ('sum_high', 'sum_low', 'length_long', 'ppl_window', 'r_ifd')
+    ),
+    ('drop_low', 'share', 0.75, 1),
   )
   if arg.runlocal:
     c.compare.table = (
-        ('random', 'share', 0.25, 2), ('diff_high', 'share', 0.25, 1),
-        ('random', 'token_share', 0.25, 1),
+      ('random', 'share', 0.25, 2),
+      ('diff_high', 'share', 0.25, 1),
+      ('random', 'token_share', 0.25, 1),
     )
     c.finetune.max_steps = 2
   return c

@@ -34,8 +34,11 @@ def get_config(arg=None):
   config_lib.use_demo(c, rows=200 if arg.runlocal else arg.rows)
   if arg.finetuned:
     config_lib.add_model(
-        c, 'finetuned', '{workdir}/finetune/model', dtype='float32',
-        chat_template='plain',
+      c,
+      'finetuned',
+      '{workdir}/finetune/model',
+      dtype='float32',
+      chat_template='plain',
     )
   c.audit.label = 'defect'
   c.finetune.tokens_per_device = 512  # one row at a time: fastest on a CPU

@@ -23,10 +23,10 @@ def get_config(arg=None):
   c.data.columns.answer = 'response'
   c.data.columns.id = 'uuid'
   config_lib.add_model(
-      c,
-      'strong',
-      'deepseek-ai/deepseek-coder-6.7b-base',
-      chat_template='deepseek-coder',
+    c,
+    'strong',
+    'deepseek-ai/deepseek-coder-6.7b-base',
+    chat_template='deepseek-coder',
   )
   config_lib.add_model(c, 'weak', 'Qwen/Qwen3-0.6B')
   c.plan.topology = 'v5e:4x4'

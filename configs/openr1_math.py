@@ -16,8 +16,8 @@ from qaq_jax import config as config_lib
 
 # Ours; the paper publishes another wording for mathematics.
 REVERSE_INSTRUCTION = (
-    'Below is the solution of a mathematical problem. Write the problem that '
-    'it solves. Reply with the problem only.\n\n{answer}'
+  'Below is the solution of a mathematical problem. Write the problem that '
+  'it solves. Reply with the problem only.\n\n{answer}'
 )
 
 

@@ -16,7 +16,7 @@ from qaq_jax import config as config_lib
 def get_config(arg=None):
   """Options: `data`, `strong`, `weak`, `dtype`; `runlocal`: 64 rows, tiny."""
   arg = config_lib.parse_arg(
-      arg, runlocal=False, data='', strong='', weak='', dtype='bfloat16'
+    arg, runlocal=False, data='', strong='', weak='', dtype='bfloat16'
   )
   c = config_lib.get_default()
   c.data.path = arg.data

@@ -15,8 +15,11 @@ from qaq_jax import config as config_lib
 def get_config(arg=None):
   """Options: `data=PATH`, `model=PATH`, `template=NAME`, `runlocal`."""
   arg = config_lib.parse_arg(
-      arg, data='', model='Qwen/Qwen2.5-Coder-7B', template='auto',
-      runlocal=False,
+    arg,
+    data='',
+    model='Qwen/Qwen2.5-Coder-7B',
+    template='auto',
+    runlocal=False,
   )
   c = config_lib.get_default()
   c.stages = ('prepare', 'finetune')

@@ -26,14 +26,16 @@ from qaq_jax import config as config_lib
 
 # Size -> batch of samples, peak learning rate (the paper's).
 _SIZES = {
-    'full': (512, 1.2e-4), 'half': (256, 0.8e-4), 'quarter': (256, 0.4e-4)
+  'full': (512, 1.2e-4),
+  'half': (256, 0.8e-4),
+  'quarter': (256, 0.4e-4),
 }
 
 
 def get_config(arg=None):
   """Options: full, half or quarter; `data=PATH`; `runlocal`."""
   arg = config_lib.parse_arg(
-      arg, full=False, half=False, quarter=False, data='', runlocal=False
+    arg, full=False, half=False, quarter=False, data='', runlocal=False
   )
   chosen = [size for size in _SIZES if arg[size]] or ['quarter']
   if len(chosen) > 1:
@@ -41,13 +43,16 @@ def get_config(arg=None):
   size = chosen[0]
   c = config_lib.get_default()
   c.stages = (
-      ('prepare', 'finetune') if size == 'full'
-      else ('prepare', 'score', 'select', 'finetune')
+    ('prepare', 'finetune')
+    if size == 'full'
+    else ('prepare', 'score', 'select', 'finetune')
   )
   c.data.path = arg.data
   config_lib.add_model(
-      c, 'strong', 'deepseek-ai/deepseek-coder-6.7b-base',
-      chat_template='deepseek-coder',
+    c,
+    'strong',
+    'deepseek-ai/deepseek-coder-6.7b-base',
+    chat_template='deepseek-coder',
   )
   config_lib.add_model(c, 'weak', 'Qwen/Qwen3-0.6B')
   if size == 'half':

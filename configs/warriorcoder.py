@@ -29,11 +29,11 @@ def get_config(arg=None):
   c = config_lib.get_default()
   c.data.path = arg.data
   config_lib.add_model(
-      c,
-      'strong',
-      'deepseek-ai/deepseek-coder-6.7b-base',
-      # A base model: it borrows its instruct sibling's turns.
-      chat_template='deepseek-coder',
+    c,
+    'strong',
+    'deepseek-ai/deepseek-coder-6.7b-base',
+    # A base model: it borrows its instruct sibling's turns.
+    chat_template='deepseek-coder',
   )
   config_lib.add_model(c, 'weak', 'Qwen/Qwen3-0.6B')
   c.plan.topology = 'v5e:4x4'

@@ -243,16 +243,16 @@ def get_default() -> ml_collections.ConfigDict:
 
 
 def add_model(
-    config: ml_collections.ConfigDict,
-    name: str,
-    path: str,
-    *,
-    revision: str = '',
-    dtype: str = 'bfloat16',
-    chat_template: str = 'auto',
-    system_prompt: str = '',
-    max_length: int = 0,
-    quantization: str = '',
+  config: ml_collections.ConfigDict,
+  name: str,
+  path: str,
+  *,
+  revision: str = '',
+  dtype: str = 'bfloat16',
+  chat_template: str = 'auto',
+  system_prompt: str = '',
+  max_length: int = 0,
+  quantization: str = '',
 ) -> None:
   """Adds model `name` to the config.
 
@@ -269,7 +269,8 @@ def add_model(
     quantization: of the layers' kernels, for scoring: '', 'int8' (weights),
       'int8_dynamic' (activations too).
   """
-  config.models[name] = ml_collections.ConfigDict({
+  config.models[name] = ml_collections.ConfigDict(
+    {
       'path': path,
       'revision': revision,
       'dtype': dtype,
@@ -277,7 +278,8 @@ def add_model(
       'system_prompt': system_prompt,
       'max_length': max_length,
       'quantization': quantization,
-  })
+    }
+  )
 
 
 def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
@@ -301,16 +303,14 @@ def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
     name, equals, text = item.partition('=')
     if name not in options:
       raise ValueError(
-          f'config argument {name!r} is unknown; there are: '
-          + ', '.join(sorted(options))
+        f'config argument {name!r} is unknown; there are: '
+        + ', '.join(sorted(options))
       )
-    options[name] = (
-        _parse_value(text, defaults[name]) if equals else True
-    )
+    options[name] = _parse_value(text, defaults[name]) if equals else True
     if type(options[name]) is not type(defaults[name]):
       raise ValueError(
-          f'config argument {item!r}: expected '
-          f'{type(defaults[name]).__name__}, as in {name}={defaults[name]!r}'
+        f'config argument {item!r}: expected '
+        f'{type(defaults[name]).__name__}, as in {name}={defaults[name]!r}'
       )
   return ml_collections.ConfigDict(options)
 
@@ -342,8 +342,11 @@ def use_demo(config: ml_collections.ConfigDict, *, rows: int) -> None:
   config.data.path = '{workdir}/demo.jsonl'
   for name in ('strong', 'weak'):
     add_model(
-        config, name, embedded_model(name), dtype='float32',
-        chat_template='plain',
+      config,
+      name,
+      embedded_model(name),
+      dtype='float32',
+      chat_template='plain',
     )
   config.score.max_length = 1024
   config.score.max_shapes = 8  # compiling takes longer than padding saves
@@ -367,8 +370,11 @@ def shrink(config: ml_collections.ConfigDict) -> None:
   for name in list(config.models):
     role = 'weak' if name == config.roles.weak else 'strong'
     add_model(
-        config, name, embedded_model(role), dtype='float32',
-        chat_template='plain',
+      config,
+      name,
+      embedded_model(role),
+      dtype='float32',
+      chat_template='plain',
     )
   config.data.limit = 64
   config.score.max_length = 512

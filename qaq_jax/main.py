@@ -19,21 +19,21 @@ from qaq_jax import pipeline  # noqa: E402
 from qaq_jax.runtime import processes  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config',
-    None,
-    'Recipe, as in configs/demo.py:arg. Fields: --config.select.rule=ifd',
-    lock_config=True,
+  'config',
+  None,
+  'Recipe, as in configs/demo.py:arg. Fields: --config.select.rule=ifd',
+  lock_config=True,
 )
-_WORKDIR = flags.DEFINE_string(
-    'workdir', None, 'Folder of all output.'
-)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of all output.')
 _ALLOW_CODE = flags.DEFINE_bool(
-    'allow-code-execution', False,
-    'Run programs that a model wrote (evaluate); see docs/evaluation.md.',
+  'allow-code-execution',
+  False,
+  'Run programs that a model wrote (evaluate); see docs/evaluation.md.',
 )
 _TOPOLOGY = flags.DEFINE_string(
-    'topology', None,
-    'Chips to plan for, as in v5e:4x4; short for --config.plan.topology.',
+  'topology',
+  None,
+  'Chips to plan for, as in v5e:4x4; short for --config.plan.topology.',
 )
 
 _USAGE = """\
@@ -84,7 +84,11 @@ def main(argv: list[str]) -> None:
     watch = processes.start() if argv[1] != 'plan' else None
     pipeline.run(argv[1], _CONFIG.value, workdir, watch)
   except (
-      ValueError, OSError, ImportError, RuntimeError, FloatingPointError
+    ValueError,
+    OSError,
+    ImportError,
+    RuntimeError,
+    FloatingPointError,
   ) as e:
     if watch is not None:
       watch.fail(e)
@@ -92,8 +96,9 @@ def main(argv: list[str]) -> None:
     sys.exit(f'qaq {argv[1]}: error: {e}')
   except KeyboardInterrupt as e:
     print(
-        f'qaq {argv[1]}: interrupted; the same command goes on with what is on '
-        'disk', file=sys.stderr,
+      f'qaq {argv[1]}: interrupted; the same command goes on with what is on '
+      'disk',
+      file=sys.stderr,
     )
     if watch is not None:
       watch.fail(e, code=130)

@@ -16,17 +16,17 @@ from qaq_jax.workdir import mirror as mirror_lib
 from qaq_jax.workdir.layout import WorkDir
 
 STAGES = {
-    'mine': registry.mine,
-    'prepare': registry.prepare,
-    'score': registry.score,
-    'select': registry.select,
-    'finetune': registry.finetune,
-    'evaluate': registry.evaluate,
-    'compare': registry.compare,
-    'audit': registry.audit,
-    'analyse': registry.analyse,
-    'report': registry.report,
-    'plan': registry.plan,
+  'mine': registry.mine,
+  'prepare': registry.prepare,
+  'score': registry.score,
+  'select': registry.select,
+  'finetune': registry.finetune,
+  'evaluate': registry.evaluate,
+  'compare': registry.compare,
+  'audit': registry.audit,
+  'analyse': registry.analyse,
+  'report': registry.report,
+  'plan': registry.plan,
 }
 
 # Stages that all processes run together; of the others the first runs each, and
@@ -37,25 +37,25 @@ _ONE_FOLDER = ('finetune', 'evaluate', 'compare')
 
 # What to do after `qaq run`, by a stage that was in it.
 _NEXT = {
-    'report': """open {workdir}/report/index.html
+  'report': """open {workdir}/report/index.html
       read docs/selection.md, or list the rules: python -m qaq_jax.selection
       choose again, without a model: qaq select --workdir={workdir} \\
         {config} --config.select.rule=rmi_window
       look at single samples: notebooks/probe_rmi.ipynb
       train on what was chosen: qaq finetune --workdir={workdir} \\
         {config}""",
-    'finetune': """evaluate the model in {workdir}/{folder}/model: read
+  'finetune': """evaluate the model in {workdir}/{folder}/model: read
       docs/evaluation.md, then qaq evaluate --workdir={workdir} \\
         {config}""",
-    'compare': 'read {workdir}/compare/results.md and docs/finetuning.md',
+  'compare': 'read {workdir}/compare/results.md and docs/finetuning.md',
 }
 
 
 def run(
-    stage: str,
-    config: ml_collections.ConfigDict,
-    workdir: str,
-    watch: processes.Watch | None = None,
+  stage: str,
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  watch: processes.Watch | None = None,
 ) -> pathlib.Path:
   """Runs one stage, or all of `config.stages`.
 
@@ -77,8 +77,8 @@ def run(
   unknown = [name for name in names if name not in STAGES]
   if unknown:
     raise ValueError(
-        f'config.stages: there is no stage {unknown[0]!r}; there are: '
-        + ', '.join(STAGES)
+      f'config.stages: there is no stage {unknown[0]!r}; there are: '
+      + ', '.join(STAGES)
     )
   registry.check(config, names)
   workdir = _open(names, workdir)
@@ -95,11 +95,14 @@ def run(
   if stage == 'run' and jax.process_index() == 0:
     given = [a for a in sys.argv if a.startswith('--config=')]
     for name in (n for n in _NEXT if n in names):
-      print('\nnext: ' + _NEXT[name].format(
+      print(
+        '\nnext: '
+        + _NEXT[name].format(
           workdir=workdir,
           folder=config.finetune.folder,
           config=(given or ['--config=THE_SAME'])[0],
-      ))
+        )
+      )
   return workdir.path
 
 
@@ -108,7 +111,7 @@ def keep_programs() -> None:
   if not jax.config.jax_compilation_cache_dir:
     home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
     jax.config.update(
-        'jax_compilation_cache_dir', str(pathlib.Path(home) / 'qaq_jax')
+      'jax_compilation_cache_dir', str(pathlib.Path(home) / 'qaq_jax')
     )
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
@@ -119,8 +122,8 @@ def _open(names, path) -> WorkDir:
   single = [name for name in names if name in _ONE_FOLDER]
   if single and jax.process_count() > 1:
     raise ValueError(
-        f'--workdir={path}: {single[0]} with several processes needs a folder '
-        'that all of them see; copy the work directory to one'
+      f'--workdir={path}: {single[0]} with several processes needs a folder '
+      'that all of them see; copy the work directory to one'
     )
   index = jax.process_index()
   mirror = mirror_lib.Mirror(path, mirror_lib.local_folder(path, index))

@@ -23,21 +23,38 @@ from qaq_jax.models import decoder, sharding
 
 VOCAB = 40
 OPTIONS = loop.FitOptions(
-    batch_size=8, epochs=3, max_length=32, tokens_per_device=64, log_every=3,
-    eval_every=6, save_every=4, keep=2, progress=False,
+  batch_size=8,
+  epochs=3,
+  max_length=32,
+  tokens_per_device=64,
+  log_every=3,
+  eval_every=6,
+  save_every=4,
+  keep=2,
+  progress=False,
 )
 OPTIMIZER = optimizer.OptimizerOptions(learning_rate=0.02, warmup_ratio=0.1)
 
 
 def model(mesh=None, dtype='float32'):
-  config = config_lib.from_hf({
-      'model_type': 'qwen3', 'vocab_size': VOCAB, 'hidden_size': 32,
-      'intermediate_size': 48, 'num_hidden_layers': 2,
-      'num_attention_heads': 2, 'num_key_value_heads': 2, 'head_dim': 16,
-      'max_position_embeddings': 64, 'rope_theta': 10000.0,
-      'rms_norm_eps': 1e-6, 'hidden_act': 'silu', 'attention_bias': False,
+  config = config_lib.from_hf(
+    {
+      'model_type': 'qwen3',
+      'vocab_size': VOCAB,
+      'hidden_size': 32,
+      'intermediate_size': 48,
+      'num_hidden_layers': 2,
+      'num_attention_heads': 2,
+      'num_key_value_heads': 2,
+      'head_dim': 16,
+      'max_position_embeddings': 64,
+      'rope_theta': 10000.0,
+      'rms_norm_eps': 1e-6,
+      'hidden_act': 'silu',
+      'attention_bias': False,
       'tie_word_embeddings': True,
-  })
+    }
+  )
   return decoder.Decoder(config, rngs=nnx.Rngs(0), mesh=mesh, dtype=dtype)
 
 
@@ -55,26 +72,39 @@ def examples(number=60, seed=0):
     ids = (rng.integers(VOCAB) + np.arange(size)) % VOCAB
     weights = rng.choice([0.0, 1.0, 3.0], size)
     weights[-1] = 1.0
-    found.append(
-        Example(ids.astype(np.int32), weights.astype(np.float32), row)
-    )
+    found.append(Example(ids.astype(np.int32), weights.astype(np.float32), row))
   return found
 
 
 def trainer(mesh=None, optimizer_options=OPTIMIZER):
   return step.Trainer(
-      model(mesh), optimizer.make(optimizer_options), step.StepOptions()
+    model(mesh), optimizer.make(optimizer_options), step.StepOptions()
   )
 
 
-def fit(folder, *, on=None, options=OPTIONS, optimizer_options=OPTIMIZER,
-        data=None, made=None, say=lambda line: None, **more):
+def fit(
+  folder,
+  *,
+  on=None,
+  options=OPTIONS,
+  optimizer_options=OPTIMIZER,
+  data=None,
+  made=None,
+  say=lambda line: None,
+  **more,
+):
   """Trains in `folder`; returns the FitResult."""
   made = made or trainer(on, optimizer_options)
   more.setdefault('validation', examples(20, seed=1))
   return loop.fit(
-      made, made.state, examples() if data is None else data, folder,
-      options=options, optimizer_options=optimizer_options, say=say, **more,
+    made,
+    made.state,
+    examples() if data is None else data,
+    folder,
+    options=options,
+    optimizer_options=optimizer_options,
+    say=say,
+    **more,
   )
 
 
@@ -87,6 +117,7 @@ def kill_at(where: str, number: int, how: int) -> dict:
     number: the update, from 1.
     how: the signal.
   """
+
   def kill(found):
     if found == number:
       os.kill(os.getpid(), how)

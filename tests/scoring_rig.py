@@ -29,14 +29,14 @@ from qaq_jax.scoring import scorer
 WORDS = ('add', 'sum', 'i', 'for', '(x)', '= 10', 'return', 'What?', 'name\n')
 FINGERPRINT = {'samples': 'a hash', 'model': {'path': 'tiny', 'dtype': 'f32'}}
 OPTIONS = scorer.ScoreOptions(
-    tokens_per_batch=256, max_shapes=3, rows_per_part=8, progress=False
+  tokens_per_batch=256, max_shapes=3, rows_per_part=8, progress=False
 )
 
 
 def make(folder: pathlib.Path, rows: int = 30, seed: int = 0) -> None:
   """Writes a tokenizer and prepared samples; some rows can't be scored."""
   tiny_tokenizers.byte_level(
-      folder / 'tokenizer', special=['<|end|>'], eos='<|end|>', ordinary=[]
+    folder / 'tokenizer', special=['<|end|>'], eos='<|end|>', ordinary=[]
   )
   rng = random.Random(seed)
 
@@ -54,8 +54,9 @@ def make(folder: pathlib.Path, rows: int = 30, seed: int = 0) -> None:
         record = {'id': 120, 'instruction': 7, 'output': 'x'}
       file.write(json.dumps(record) + '\n')
   samples_lib.prepare(
-      DataSource(str(folder / 'in.jsonl'), columns={'id': 'id'}),
-      folder / 'samples', rows_per_part=1000,
+    DataSource(str(folder / 'in.jsonl'), columns={'id': 'id'}),
+    folder / 'samples',
+    rows_per_part=1000,
   )
 
 
@@ -65,20 +66,35 @@ def samples(folder):
 
 def encoder(folder, **changes):
   return encoder_lib.Encoder(
-      folder / 'tokenizer',
-      **({'template': 'plain', 'reverse_instruction': 'Say: {answer}',
-          'max_length': 200} | changes),
+    folder / 'tokenizer',
+    **(
+      {
+        'template': 'plain',
+        'reverse_instruction': 'Say: {answer}',
+        'max_length': 200,
+      }
+      | changes
+    ),
   )
 
 
 def model(mesh=None):
-  config = config_lib.from_hf({
-      'model_type': 'qwen2', 'vocab_size': 421, 'hidden_size': 32,
-      'intermediate_size': 48, 'num_hidden_layers': 2,
-      'num_attention_heads': 4, 'num_key_value_heads': 2,
-      'max_position_embeddings': 512, 'rms_norm_eps': 1e-6,
-      'rope_theta': 10000.0, 'tie_word_embeddings': True, 'hidden_act': 'silu',
-  })
+  config = config_lib.from_hf(
+    {
+      'model_type': 'qwen2',
+      'vocab_size': 421,
+      'hidden_size': 32,
+      'intermediate_size': 48,
+      'num_hidden_layers': 2,
+      'num_attention_heads': 4,
+      'num_key_value_heads': 2,
+      'max_position_embeddings': 512,
+      'rms_norm_eps': 1e-6,
+      'rope_theta': 10000.0,
+      'tie_word_embeddings': True,
+      'hidden_act': 'silu',
+    }
+  )
   made = decoder.Decoder(config, rngs=nnx.Rngs(3), mesh=mesh)
   made.embedding[...] = made.embedding[...] * 6  # or it predicts nothing
   return made
@@ -89,14 +105,29 @@ def mesh(data=1, fsdp=1, tensor=1):
   return sharding.make_mesh(data, fsdp, tensor, devices=devices)
 
 
-def score(folder, out='scores', *, on=None, options=OPTIONS,
-          fingerprint=FINGERPRINT, encode=None, made=None, **more):
+def score(
+  folder,
+  out='scores',
+  *,
+  on=None,
+  options=OPTIONS,
+  fingerprint=FINGERPRINT,
+  encode=None,
+  made=None,
+  **more,
+):
   """Scores `folder`'s samples into `folder/out`; returns the summary."""
   on = on or mesh()
   return scorer.score(
-      samples(folder), encode or encoder(folder),
-      made or (lambda: model(on)), name='m', out_dir=folder / out,
-      fingerprint=fingerprint, options=options, mesh=on, **more,
+    samples(folder),
+    encode or encoder(folder),
+    made or (lambda: model(on)),
+    name='m',
+    out_dir=folder / out,
+    fingerprint=fingerprint,
+    options=options,
+    mesh=on,
+    **more,
   )
 
 
@@ -146,6 +177,7 @@ def kill_at(step: int) -> None:
       result = function(*args, **kwargs)
       tick()
       return result
+
     return inner
 
   os.replace, os.rename = around(real_replace), around(real_rename)

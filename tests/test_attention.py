@@ -26,7 +26,9 @@ A100 = dataclasses.replace(CPU, platform='gpu', device_kind='NVIDIA A100')
 FLOAT32 = jnp.dtype('float32')
 
 
-@pytest.mark.parametrize('case, chosen', [
+@pytest.mark.parametrize(
+  'case, chosen',
+  [
     (CPU, 'xla'),
     (TPU, 'splash'),
     (dataclasses.replace(TPU, segments=True, soft_cap=True), 'splash'),
@@ -38,14 +40,17 @@ FLOAT32 = jnp.dtype('float32')
     (dataclasses.replace(H100, segments=True), 'xla'),
     (dataclasses.replace(H100, dtype=FLOAT32), 'xla'),
     (dataclasses.replace(H100, head_dim=100), 'xla'),
-])
+  ],
+)
 def test_auto_takes_the_fastest_that_can(case, chosen):
   assert attention.choose('auto', case) == chosen
   assert attention.choose(chosen, case) == chosen
   assert attention.choose('xla', case) == 'xla'
 
 
-@pytest.mark.parametrize('name, case, words', [
+@pytest.mark.parametrize(
+  'name, case, words',
+  [
     ('splash', CPU, 'it is for tpu, this is cpu'),
     ('cudnn', TPU, 'it is for gpu, this is tpu'),
     ('splash', dataclasses.replace(TPU, dtype=FLOAT32), 'bfloat16 alone'),
@@ -53,7 +58,8 @@ def test_auto_takes_the_fastest_that_can(case, chosen):
     ('cudnn', dataclasses.replace(H100, segments=True), 'no packed segments'),
     ('cudnn', dataclasses.replace(A100, head_dim=256), 'up to 128'),
     ('flash9', CPU, "choose 'auto' or one of xla, splash, cudnn"),
-])
+  ],
+)
 def test_a_named_one_is_refused_and_never_replaced(name, case, words):
   with pytest.raises(ValueError, match=words):
     attention.choose(name, case)
@@ -78,16 +84,17 @@ def arrays(length, heads, groups, size, dtype, segments=False, seed=0):
 
 
 @pytest.mark.parametrize(
-    'length, heads, groups, size, window, soft_cap, segments', [
-        (128, 4, 4, 128, None, None, False),
-        (200, 14, 2, 64, None, None, True),
-        (300, 4, 1, 64, 50, None, False),
-        (256, 4, 2, 256, 128, 30.0, True),
-        (130, 2, 1, 80, None, 20.0, False),
-    ]
+  'length, heads, groups, size, window, soft_cap, segments',
+  [
+    (128, 4, 4, 128, None, None, False),
+    (200, 14, 2, 64, None, None, True),
+    (300, 4, 1, 64, 50, None, False),
+    (256, 4, 2, 256, 128, 30.0, True),
+    (130, 2, 1, 80, None, 20.0, False),
+  ],
 )
 def test_splash_equals_xla_and_so_do_its_gradients(
-    length, heads, groups, size, window, soft_cap, segments
+  length, heads, groups, size, window, soft_cap, segments
 ):
   """The kernel's own program, interpreted; float32, where both are exact."""
   q, k, v, ids = arrays(length, heads, groups, size, jnp.float32, segments)
@@ -99,11 +106,11 @@ def test_splash_equals_xla_and_so_do_its_gradients(
 
   results = []
   for attend in (
-      xla.attend,
-      functools.partial(tpu.attend, interpret=True),
+    xla.attend,
+    functools.partial(tpu.attend, interpret=True),
   ):
     gradient = jax.grad(
-        functools.partial(loss, attend), argnums=(0, 1, 2), has_aux=True
+      functools.partial(loss, attend), argnums=(0, 1, 2), has_aux=True
     )
     results.append(jax.jit(gradient)(q, k, v))
   (wanted_grads, wanted), (found_grads, found) = results
@@ -117,14 +124,14 @@ def test_splash_in_bfloat16_is_as_exact_as_xla():
   q, k, v, _ = arrays(384, 4, 2, 128, jnp.bfloat16)
   options = {'scale': 128**-0.5, 'window': None, 'soft_cap': None}
   exact = xla.attend(
-      *(x.astype(jnp.float32) for x in (q, k, v)), None, **options
+    *(x.astype(jnp.float32) for x in (q, k, v)), None, **options
   )
   errors = [
-      float(jnp.abs(attend(q, k, v, None, **options) - exact).mean())
-      for attend in (
-          xla.attend,
-          functools.partial(tpu.attend, interpret=True),
-      )
+    float(jnp.abs(attend(q, k, v, None, **options) - exact).mean())
+    for attend in (
+      xla.attend,
+      functools.partial(tpu.attend, interpret=True),
+    )
   ]
   assert errors[1] < 1.5 * errors[0]
 
@@ -132,10 +139,17 @@ def test_splash_in_bfloat16_is_as_exact_as_xla():
 def model_config(**changes):
   """14 query and 2 key/value heads, as in Qwen2.5-0.5B."""
   return dataclasses.replace(
-      config_lib.from_hf(tiny_models.hf_config('qwen2') | {
-          'hidden_size': 256, 'num_attention_heads': 14,
-          'num_key_value_heads': 2, 'head_dim': 64, 'num_hidden_layers': 2,
-      }), **changes,
+    config_lib.from_hf(
+      tiny_models.hf_config('qwen2')
+      | {
+        'hidden_size': 256,
+        'num_attention_heads': 14,
+        'num_key_value_heads': 2,
+        'head_dim': 64,
+        'num_hidden_layers': 2,
+      }
+    ),
+    **changes,
   )
 
 
@@ -165,30 +179,34 @@ def test_scoring_on_a_tpu_runs_the_kernel_and_gathers_no_logits():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name, mesh', [
+@pytest.mark.parametrize(
+  'name, mesh',
+  [
     ('v4:2x2x1', {'data': 2, 'fsdp': 2}),
     ('v5e:2x4', {'data': 2, 'fsdp': 2, 'tensor': 2}),
     ('v5p:2x2x1', {'fsdp': 2, 'tensor': 2}),
     ('v6e:2x4', {'data': 8}),
-])
+  ],
+)
 @pytest.mark.parametrize('case', ['qwen2', 'gemma2', 'mistral'])
 def test_every_topology_compiles_scoring_and_training(name, mesh, case):
   """Windows, soft caps and packed segments among them."""
   pytest.importorskip('libtpu')
-  config = model_config() if case == 'qwen2' else config_lib.from_hf(
-      tiny_models.hf_config(case)
+  config = (
+    model_config()
+    if case == 'qwen2'
+    else config_lib.from_hf(tiny_models.hf_config(case))
   )
   text = scoring_program(name, config, **mesh).as_text()
   assert 'splash' in text
   devices = topology.describe(name).devices
-  mesh = sharding.make_mesh(
-      **({'data': 1} | mesh), devices=devices
-  )
+  mesh = sharding.make_mesh(**({'data': 1} | mesh), devices=devices)
   model = checkpoint.abstract(
-      config, mesh=mesh, dtype=jnp.bfloat16, param_dtype=jnp.float32
+    config, mesh=mesh, dtype=jnp.bfloat16, param_dtype=jnp.float32
   )
   trainer = step.Trainer(
-      model, optimizer.make(optimizer.OptimizerOptions()),
-      step.StepOptions(remat=True),
+    model,
+    optimizer.make(optimizer.OptimizerOptions()),
+    step.StepOptions(remat=True),
   )
   assert 'splash' in trainer.compile(16, 256)['gradient'].as_text()

@@ -16,13 +16,16 @@ def items_of(lengths, rng=None):
   """Two sequences per row, with ids and spans that can be told apart."""
   items = []
   for i, n in enumerate(lengths):
-    spans = ((('a', 1, n),) if n > 1 else ())
+    spans = (('a', 1, n),) if n > 1 else ()
     if n > 6:
       spans = (('a', 1, 3), ('b', 4, n))
-    items.append((
-        i // 2, i % 2,
+    items.append(
+      (
+        i // 2,
+        i % 2,
         Sequence('forward', np.full(n, i + 1, np.int32), spans),
-    ))
+      )
+    )
   if rng is not None:
     rng.shuffle(items)
   return items
@@ -38,20 +41,25 @@ def natural(n, seed=0):
   return np.clip(rng.lognormal(4.8, 0.45, n), 20, 900).astype(int)
 
 
-plans = st.fixed_dictionaries({
+plans = st.fixed_dictionaries(
+  {
     'max_shapes': st.integers(1, 24),
     'tokens_per_batch': st.integers(1, 4096),
     'multiple': st.sampled_from([1, 16, 128]),
     'rows_multiple': st.sampled_from([1, 2, 8]),
     'window': st.sampled_from([None, 1, 16, 100]),
-})
+  }
+)
 
 
 @settings(max_examples=150, deadline=None)
-@given(lengths=st.lists(st.integers(1, 600), max_size=80), options=plans,
-       seed=st.integers(0, 9))
+@given(
+  lengths=st.lists(st.integers(1, 600), max_size=80),
+  options=plans,
+  seed=st.integers(0, 9),
+)
 def test_every_sequence_once_whole_and_in_planned_shapes(
-    lengths, options, seed
+  lengths, options, seed
 ):
   plan = plan_shapes(histogram(lengths), **options)
   assert len(plan.shapes) <= options['max_shapes']
@@ -60,7 +68,7 @@ def test_every_sequence_once_whole_and_in_planned_shapes(
     assert length % options['multiple'] == 0
     assert rows % options['rows_multiple'] == 0
     assert rows * length <= max(
-        options['tokens_per_batch'], options['rows_multiple'] * length
+      options['tokens_per_batch'], options['rows_multiple'] * length
     )
   items = items_of(lengths, np.random.default_rng(seed))
   batches = make_batches(items, plan)
@@ -81,7 +89,8 @@ def test_every_sequence_once_whole_and_in_planned_shapes(
         key = int(batch.row_B[i]), int(batch.slot_B[i])
         assert key not in seen
         seen[key] = (
-            batch.tokens_BT[i, :n].tolist(), batch.spans_B22[i].tolist()
+          batch.tokens_BT[i, :n].tolist(),
+          batch.spans_B22[i].tolist(),
         )
   assert len(seen) == len(items)
   for row, slot, sequence in items:
@@ -92,8 +101,9 @@ def test_every_sequence_once_whole_and_in_planned_shapes(
 
 
 @settings(max_examples=40, deadline=None)
-@given(lengths=st.lists(st.integers(1, 300), min_size=1, max_size=60),
-       options=plans)
+@given(
+  lengths=st.lists(st.integers(1, 300), min_size=1, max_size=60), options=plans
+)
 def test_order_of_the_input_does_not_matter(lengths, options):
   plan = plan_shapes(histogram(lengths), **options)
   assert plan == plan_shapes(histogram(lengths), **options)
@@ -107,9 +117,12 @@ def test_order_of_the_input_does_not_matter(lengths, options):
 
 
 @settings(max_examples=40, deadline=None)
-@given(lengths=st.lists(st.integers(1, 60), min_size=1, max_size=9),
-       shapes=st.lists(st.tuples(st.integers(1, 4), st.integers(1, 60)),
-                       min_size=1, max_size=4))
+@given(
+  lengths=st.lists(st.integers(1, 60), min_size=1, max_size=9),
+  shapes=st.lists(
+    st.tuples(st.integers(1, 4), st.integers(1, 60)), min_size=1, max_size=4
+  ),
+)
 def test_batches_are_cut_with_the_least_padding(lengths, shapes):
   """Against trying every way of cutting."""
   shapes = sorted({*shapes, (2, 60)}, key=lambda s: (-s[1], -s[0]))
@@ -118,9 +131,7 @@ def test_batches_are_cut_with_the_least_padding(lengths, shapes):
   def least(at):
     if at >= len(ordered):
       return 0
-    return min(
-        r * t + least(at + r) for r, t in shapes if t >= ordered[at]
-    )
+    return min(r * t + least(at + r) for r, t in shapes if t >= ordered[at])
 
   plan = BatchPlan(tuple(shapes), 0.0, (), 1, 1)
   batches = make_batches(items_of(lengths), plan)
@@ -132,12 +143,12 @@ def test_batches_are_cut_with_the_least_padding(lengths, shapes):
 def test_padding_stays_below_five_percent(rows, tokens_per_batch):
   lengths = natural(2 * rows)
   plan = plan_shapes(
-      histogram(lengths), tokens_per_batch=tokens_per_batch, window=2048
+    histogram(lengths), tokens_per_batch=tokens_per_batch, window=2048
   )
   items = items_of(lengths)
   batches = []
   for start in range(0, len(items), 2048):
-    batches += make_batches(items[start: start + 2048], plan)
+    batches += make_batches(items[start : start + 2048], plan)
   assert len(plan.shapes) <= 24
   real = sum(b.lengths_B.sum() for b in batches)
   waste = 1 - real / sum(b.tokens_BT.size for b in batches)
@@ -148,17 +159,18 @@ def test_padding_stays_below_five_percent(rows, tokens_per_batch):
 def test_more_shapes_pad_less():
   lengths = natural(2000)
   wastes = [
-      plan_shapes(
-          histogram(lengths), tokens_per_batch=4096, max_shapes=k
-      ).waste for k in (1, 4, 12, 24)
+    plan_shapes(histogram(lengths), tokens_per_batch=4096, max_shapes=k).waste
+    for k in (1, 4, 12, 24)
   ]
   assert wastes == sorted(wastes, reverse=True) and wastes[0] > 2 * wastes[-1]
 
 
 def test_lengths_are_multiples_on_request():
   plan = plan_shapes(
-      histogram(natural(1000)), tokens_per_batch=8192, multiple=128,
-      rows_multiple=8,
+    histogram(natural(1000)),
+    tokens_per_batch=8192,
+    multiple=128,
+    rows_multiple=8,
   )
   assert all(r % 8 == 0 and t % 128 == 0 for r, t in plan.shapes)
 

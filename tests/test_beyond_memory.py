@@ -13,16 +13,18 @@ from qaq_jax.selection.sql import engine as engine_lib
 from qaq_jax.selection.sql import expressions
 
 BUDGETS = (
-    {'share': 0.25}, {'rows': 37}, {'tokens': 20_000}, {'share': 1.0},
-    {'rows': 0}, None,
+  {'share': 0.25},
+  {'rows': 37},
+  {'tokens': 20_000},
+  {'share': 1.0},
+  {'rows': 0},
+  None,
 )
 
 
 def write(table, path):
   """NaN as null, as the scorer writes it."""
-  columns = {
-      name: pa.array(v, from_pandas=True) for name, v in table.items()
-  }
+  columns = {name: pa.array(v, from_pandas=True) for name, v in table.items()}
   pq.write_table(pa.table(columns), path)
   return path
 
@@ -31,7 +33,7 @@ def assert_equal(table, folder, rule, **options):
   path = write(table, folder / 'scores.parquet')
   wanted = select.select(str(path), rule=rule, **options)
   found = engine_lib.select(
-      str(path), rule=rule, temporary=folder / 'tmp', **options
+    str(path), rule=rule, temporary=folder / 'tmp', **options
   )
   np.testing.assert_array_equal(found.rows, wanted.rows)
   for key, value in wanted.report.items():
@@ -61,70 +63,86 @@ def test_every_rule_and_budget(rule, tmp_path):
     assert_equal(table, tmp_path, rule, budget=amount, seed=3)
 
 
-@pytest.mark.parametrize('rule, amount', [
-    ('diff_high', {'threshold': 0.1}), ('diff_low', {'threshold': -0.1}),
-    ('rmi_top', {'threshold': 0.9}), ('sum_high', {'threshold': 1.2}),
-])
+@pytest.mark.parametrize(
+  'rule, amount',
+  [
+    ('diff_high', {'threshold': 0.1}),
+    ('diff_low', {'threshold': -0.1}),
+    ('rmi_top', {'threshold': 0.9}),
+    ('sum_high', {'threshold': 1.2}),
+  ],
+)
 def test_thresholds(rule, amount, tmp_path):
   assert_equal(
-      selection_tables.make_table(500, seed=1), tmp_path, rule, budget=amount
+    selection_tables.make_table(500, seed=1), tmp_path, rule, budget=amount
   )
 
 
-@pytest.mark.parametrize('options', [
-    {'num_strata': 1}, {'num_strata': 7, 'by': 'strong'},
-    {'by': 'weak'}, {'num_strata': 600},
+@pytest.mark.parametrize(
+  'options',
+  [
+    {'num_strata': 1},
+    {'num_strata': 7, 'by': 'strong'},
+    {'by': 'weak'},
+    {'num_strata': 600},
     {'roles': {'strong': 'weak', 'weak': 'strong'}},
     {'include_truncated': True},
-])
+  ],
+)
 def test_strata_and_roles(options, tmp_path):
   table = selection_tables.make_table(500, seed=2)
   table['status_weak'][:50] = 'truncated'
   table['nll_q_weak'][:50] = 3.0
   table['nll_q_given_a_weak'][:50] = 2.0
-  assert_equal(
-      table, tmp_path, 'diff_high', budget={'share': 0.3}, **options
-  )
+  assert_equal(table, tmp_path, 'diff_high', budget={'share': 0.3}, **options)
 
 
-@pytest.mark.parametrize('options', [
-    {'lo': 0.2, 'hi': 1.0}, {'lo': 0.5, 'hi': 0.6},
-])
+@pytest.mark.parametrize(
+  'options',
+  [
+    {'lo': 0.2, 'hi': 1.0},
+    {'lo': 0.5, 'hi': 0.6},
+  ],
+)
 def test_windows(options, tmp_path):
   table = selection_tables.make_table(300)
-  assert_equal(
-      table, tmp_path, 'rmi_window', budget={'rows': 20}, **options
-  )
+  assert_equal(table, tmp_path, 'rmi_window', budget={'rows': 20}, **options)
 
 
 @settings(
-    max_examples=25, deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+  max_examples=25,
+  deadline=None,
+  suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
-    ranks=st.lists(
-        st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1,
-        max_size=60,
-    ),
-    share=st.floats(0.05, 1.0),
-    seed=st.integers(0, 2**32 - 1),
-    rule=st.sampled_from(engine_lib.RULES),
-    num_strata=st.integers(1, 4),
+  ranks=st.lists(
+    st.tuples(st.integers(0, 5), st.integers(0, 5)),
+    min_size=1,
+    max_size=60,
+  ),
+  share=st.floats(0.05, 1.0),
+  seed=st.integers(0, 2**32 - 1),
+  rule=st.sampled_from(engine_lib.RULES),
+  num_strata=st.integers(1, 4),
 )
 def test_ties(tmp_path, ranks, share, seed, rule, num_strata):
   """Few different scores: nearly everything ties, and the hash decides."""
   strong, weak = np.array(ranks).T
   table = selection_tables.from_ranks({'strong': strong, 'weak': weak})
   assert_equal(
-      table, tmp_path, rule, budget={'share': share}, seed=seed,
-      num_strata=num_strata,
+    table,
+    tmp_path,
+    rule,
+    budget={'share': share},
+    seed=seed,
+    num_strata=num_strata,
   )
 
 
 def test_rows_beyond_32_bits(tmp_path):
-  table = selection_tables.from_ranks({
-      'strong': np.ones(50), 'weak': np.ones(50)
-  })
+  table = selection_tables.from_ranks(
+    {'strong': np.ones(50), 'weak': np.ones(50)}
+  )
   table['row'] = np.arange(50) + 2**32 - 20
   assert_equal(table, tmp_path, 'diff_high', budget={'rows': 13}, seed=5)
 
@@ -134,11 +152,12 @@ def test_parts_of_each_model_need_no_joined_table(tmp_path):
   tables = {}
   for model in ('strong', 'weak'):
     (tmp_path / model).mkdir()
-    own = {k: v for k, v in table.items()
-           if k == 'row' or k.endswith(model)}
+    own = {k: v for k, v in table.items() if k == 'row' or k.endswith(model)}
     for i, rows in enumerate((slice(0, 150), slice(150, 400))):
-      write({k: v[rows] for k, v in own.items()},
-            tmp_path / model / f'part-{i:06d}.parquet')
+      write(
+        {k: v[rows] for k, v in own.items()},
+        tmp_path / model / f'part-{i:06d}.parquet',
+      )
     tables[model] = str(tmp_path / model / 'part-*.parquet')
   found = engine_lib.select(tables, temporary=tmp_path / 'tmp')
   wanted = select.select(table)
@@ -149,18 +168,21 @@ def test_little_memory_goes_to_disk(tmp_path):
   table = selection_tables.make_table(200_000)
   path = write(table, tmp_path / 'scores.parquet')
   found = engine_lib.select(
-      str(path), temporary=tmp_path / 'tmp', memory_gb=0.2
+    str(path), temporary=tmp_path / 'tmp', memory_gb=0.2
   )
   np.testing.assert_array_equal(found.rows, select.select(str(path)).rows)
 
 
-@pytest.mark.parametrize('options, words', [
+@pytest.mark.parametrize(
+  'options, words',
+  [
     ({'rule': 'ifd'}, "has no rule 'ifd'.*select.engine=memory"),
     ({'budget': {'threshold': 0.1}, 'rule': 'random'}, 'has no score'),
     ({'by': 'third'}, 'strata.by'),
     ({'roles': {'strong': 'other'}}, "no column 'status_other'"),
     ({'roles': {'strong': 'strong'}}, 'needs a weak model'),
-])
+  ],
+)
 def test_what_it_cannot_do_is_told(options, words, tmp_path):
   path = write(selection_tables.make_table(20), tmp_path / 'scores.parquet')
   with pytest.raises(ValueError, match=words):
@@ -179,23 +201,26 @@ def parts_of_each_model(folder, change):
   return tables
 
 
-@pytest.mark.parametrize('change, words', [
+@pytest.mark.parametrize(
+  'change, words',
+  [
     (
-        lambda c: {k: np.r_[v[:20], v[19:]] for k, v in c.items()},
-        'weak.parquet: row 19 stands 2 times',
+      lambda c: {k: np.r_[v[:20], v[19:]] for k, v in c.items()},
+      'weak.parquet: row 19 stands 2 times',
     ),
     (
-        lambda c: {k: v[:50] for k, v in c.items()},
-        "10 rows of .*strong.parquet, row 50 first, are not scored by model "
-        "'weak'",
+      lambda c: {k: v[:50] for k, v in c.items()},
+      '10 rows of .*strong.parquet, row 50 first, are not scored by model '
+      "'weak'",
     ),
     (
-        lambda c: c | {'row': c['row'] + 7},
-        "7 rows of .*strong.parquet, row 0 first, are not scored by .*'weak'",
+      lambda c: c | {'row': c['row'] + 7},
+      "7 rows of .*strong.parquet, row 0 first, are not scored by .*'weak'",
     ),
-])
+  ],
+)
 def test_rows_that_would_be_counted_twice_or_lost_are_told(
-    change, words, tmp_path
+  change, words, tmp_path
 ):
   tables = parts_of_each_model(tmp_path, change)
   with pytest.raises(ValueError, match=words):
@@ -208,8 +233,8 @@ def test_rows_of_one_table_that_stand_twice_are_told(tmp_path):
   table = {k: np.r_[v, v[-1:]] for k, v in table.items()}
   path = write(table, tmp_path / 'scores.parquet')
   for engine in (
-      lambda: select.select(str(path)),
-      lambda: engine_lib.select(str(path), temporary=tmp_path / 'tmp'),
+    lambda: select.select(str(path)),
+    lambda: engine_lib.select(str(path), temporary=tmp_path / 'tmp'),
   ):
     with pytest.raises(ValueError, match='(?i)row 29 stands 2 times'):
       engine()
@@ -218,7 +243,7 @@ def test_rows_of_one_table_that_stand_twice_are_told(tmp_path):
 def test_what_duckdb_cannot_read_is_told(tmp_path):
   with pytest.raises(RuntimeError, match='engine=duckdb: .*none.parquet'):
     engine_lib.select(
-        str(tmp_path / 'none.parquet'), temporary=tmp_path / 'tmp'
+      str(tmp_path / 'none.parquet'), temporary=tmp_path / 'tmp'
     )
 
 

@@ -44,7 +44,7 @@ Q = 'model.layers.1.self_attn.q_proj.weight'
 def test_unknown_tensor(llama):
   rewrite(llama, lambda d: d.update({'model.layers.2.x': np.ones(3)}))
   with pytest.raises(
-      tensors.UnknownTensorError, match=r'model.layers.2.x.*model.safetensors'
+    tensors.UnknownTensorError, match=r'model.layers.2.x.*model.safetensors'
   ):
     checkpoint.load(llama, mesh=None)
 
@@ -62,8 +62,8 @@ def test_missing_head_hints_at_tying(llama):
 
 
 EXPERTS = [
-    ('mixtral', 'block_sparse_moe.experts.{}.w{}.weight', (1, 3, 2)),
-    ('qwen3_moe', 'mlp.experts.{}.{}_proj.weight', ('gate', 'up', 'down')),
+  ('mixtral', 'block_sparse_moe.experts.{}.w{}.weight', (1, 3, 2)),
+  ('qwen3_moe', 'mlp.experts.{}.{}_proj.weight', ('gate', 'up', 'down')),
 ]
 
 
@@ -81,12 +81,10 @@ def merge_experts(data, template, parts):
   for layer in range(2):
     prefix = f'model.layers.{layer}.'
     first = f'{prefix}{template}'
-    number = sum(
-        first.format(e, parts[0]) in data for e in range(len(data))
-    )
+    number = sum(first.format(e, parts[0]) in data for e in range(len(data)))
     gate, up, down = (
-        np.stack([data.pop(first.format(e, part)) for e in range(number)])
-        for part in parts
+      np.stack([data.pop(first.format(e, part)) for e in range(number)])
+      for part in parts
     )
     data[f'{prefix}mlp.experts.gate_up_proj'] = np.concatenate([gate, up], 1)
     data[f'{prefix}mlp.experts.down_proj'] = down
@@ -103,7 +101,7 @@ def test_merged_experts_are_the_same_model(case, template, parts, tmp_path):
   for mesh in meshes:
     after = checkpoint.load(directory, mesh=mesh)
     jax.tree.map(
-        np.testing.assert_array_equal, nnx.state(before), nnx.state(after)
+      np.testing.assert_array_equal, nnx.state(before), nnx.state(after)
     )
 
 
@@ -115,8 +113,8 @@ def test_merged_experts_that_are_wrong(tmp_path):
   rewrite(directory, lambda d: merge_experts(d, template, parts))
   rewrite(directory, lambda d: d.update({name: down}))
   with pytest.raises(
-      tensors.DuplicateTensorError, match=f'experts.down_proj.*{name}|'
-      f'{name}.*experts.down_proj'
+    tensors.DuplicateTensorError,
+    match=f'experts.down_proj.*{name}|{name}.*experts.down_proj',
   ):
     checkpoint.load(directory, mesh=None)
   merged = 'model.layers.1.mlp.experts.gate_up_proj'
@@ -142,16 +140,16 @@ def test_what_transformers_merges_is_read(case, tmp_path):
   names = load_file(tmp_path / 'merged' / 'model.safetensors')
   assert 'model.layers.0.mlp.experts.gate_up_proj' in names
   jax.tree.map(
-      np.testing.assert_array_equal,
-      nnx.state(checkpoint.load(source, mesh=None)),
-      nnx.state(checkpoint.load(tmp_path / 'merged', mesh=None)),
+    np.testing.assert_array_equal,
+    nnx.state(checkpoint.load(source, mesh=None)),
+    nnx.state(checkpoint.load(tmp_path / 'merged', mesh=None)),
   )
 
 
 def test_misshaped_tensor(llama):
   rewrite(llama, lambda d: d.update({Q: d[Q].T.copy()[:, :40]}))
   with pytest.raises(
-      tensors.TensorShapeError, match=rf'{Q}.*\[48, 40\].*\[48, 48\]'
+    tensors.TensorShapeError, match=rf'{Q}.*\[48, 40\].*\[48, 48\]'
   ):
     checkpoint.load(llama, mesh=None)
 
@@ -160,7 +158,7 @@ def test_tensor_set_twice(tmp_path):
   gpt2 = tiny_models.write('gpt2', tmp_path / 'gpt2')
   rewrite(gpt2, lambda d: d.update({'wpe.weight': np.ones((300, 48))}))
   with pytest.raises(
-      tensors.DuplicateTensorError, match=r"'(transformer\.)?wpe.*same param"
+    tensors.DuplicateTensorError, match=r"'(transformer\.)?wpe.*same param"
   ):
     checkpoint.load(gpt2, mesh=None)
 
@@ -183,13 +181,13 @@ def test_quantised_weights(llama):
 
 
 @pytest.mark.parametrize(
-    'file,message',
-    [
-        ('pytorch_model.bin', 'save_pretrained'),
-        ('model-Q4_K_M.gguf', 'GGUF.*safetensors checkpoint'),
-        ('consolidated.safetensors', 'Found consolidated.safetensors: rename'),
-        ('notes.txt', 'Found: config.json, notes.txt'),
-    ],
+  'file,message',
+  [
+    ('pytorch_model.bin', 'save_pretrained'),
+    ('model-Q4_K_M.gguf', 'GGUF.*safetensors checkpoint'),
+    ('consolidated.safetensors', 'Found consolidated.safetensors: rename'),
+    ('notes.txt', 'Found: config.json, notes.txt'),
+  ],
 )
 def test_other_formats(llama, file, message):
   (llama / 'model.safetensors').unlink()
@@ -206,22 +204,22 @@ def test_missing_shard(llama):
 
 
 @pytest.mark.parametrize(
-    'change',
-    [
-        lambda data: b'',
-        lambda data: data[:5],
-        lambda data: data[:200],  # within the header
-        lambda data: data[:-1],
-        lambda data: b'<html>Not found</html>',  # a failed download
-    ],
-    ids=['empty', 'stub', 'header', 'tail', 'junk'],
+  'change',
+  [
+    lambda data: b'',
+    lambda data: data[:5],
+    lambda data: data[:200],  # within the header
+    lambda data: data[:-1],
+    lambda data: b'<html>Not found</html>',  # a failed download
+  ],
+  ids=['empty', 'stub', 'header', 'tail', 'junk'],
 )
 def test_damaged_file_is_named(llama, change):
   path = llama / 'model.safetensors'
   path.write_bytes(change(path.read_bytes()))
   with pytest.raises(
-      tensors.CheckpointError,
-      match=f'{path}: damaged or incomplete.*download or save it again',
+    tensors.CheckpointError,
+    match=f'{path}: damaged or incomplete.*download or save it again',
   ):
     checkpoint.load(llama, mesh=None)
 
@@ -254,13 +252,11 @@ def test_a_block_reads_its_own_bytes_only(case):
     shape = spec.shape[1:] if path[0] == 'stacks' else spec.shape
     shape = shape[1:] if is_expert(path[-1]) else shape
     values = weights[template.format(0, expert=0)]
-    full = transform.read(
-        Recorder(values), (slice(None),) * len(shape), shape
-    )
+    full = transform.read(Recorder(values), (slice(None),) * len(shape), shape)
     assert full.shape == shape
     for _ in range(5):
       index = []
-      for axis, size in zip(spec.axes[-len(shape):], shape, strict=True):
+      for axis, size in zip(spec.axes[-len(shape) :], shape, strict=True):
         low = int(rng.integers(0, size)) if axis else 0
         high = int(rng.integers(low + 1, size + 1)) if axis else size
         index.append(slice(low, high))
@@ -274,9 +270,13 @@ def test_a_block_reads_its_own_bytes_only(case):
 def test_extra_memory_is_one_stacked_parameter(tmp_path):
   """Host memory beyond the model itself, while reading, by tracemalloc."""
   config = config_lib.from_hf(
-      tiny_models.hf_config('llama')
-      | {'num_hidden_layers': 12, 'hidden_size': 192,
-         'intermediate_size': 768, 'vocab_size': 1000}
+    tiny_models.hf_config('llama')
+    | {
+      'num_hidden_layers': 12,
+      'hidden_size': 192,
+      'intermediate_size': 768,
+      'vocab_size': 1000,
+    }
   )
   mesh = sharding.make_mesh(2, 2, 2)
   model = checkpoint.random_init(config, mesh=mesh)
@@ -297,29 +297,30 @@ def test_extra_memory_is_one_stacked_parameter(tmp_path):
 def test_save_and_load_round_trip(case, tmp_path):
   config = config_lib.from_hf(tiny_models.hf_config(case))
   model = checkpoint.random_init(
-      config, mesh=sharding.make_mesh(2, 2, 2), seed=1
+    config, mesh=sharding.make_mesh(2, 2, 2), seed=1
   )
   checkpoint.save_hf(model, tmp_path, dtype=jnp.float32, shard_bytes=100_000)
   assert (tmp_path / tensors.INDEX).exists()
   again = checkpoint.load(tmp_path, mesh=None)
   assert again.config == config
   jax.tree.map(
-      np.testing.assert_array_equal, nnx.state(model), nnx.state(again)
+    np.testing.assert_array_equal, nnx.state(model), nnx.state(again)
   )
   # A smaller save replaces the parts of the larger one.
   checkpoint.save_hf(again, tmp_path, dtype=jnp.bfloat16)
   assert sorted(p.name for p in tmp_path.iterdir()) == [
-      'config.json', 'model.safetensors'
+    'config.json',
+    'model.safetensors',
   ]
   half = checkpoint.load(tmp_path, mesh=None, dtype=jnp.bfloat16)
   np.testing.assert_array_equal(
-      half.embedding[...], again.embedding[...].astype(jnp.bfloat16)
+    half.embedding[...], again.embedding[...].astype(jnp.bfloat16)
   )
 
 
-@pytest.mark.parametrize('case', [
-    'gemma3', 'gpt2', 'llama', 'mixtral', 'qwen3_moe'
-])
+@pytest.mark.parametrize(
+  'case', ['gemma3', 'gpt2', 'llama', 'mixtral', 'qwen3_moe']
+)
 def test_saved_files_are_those_that_transformers_reads(case, tmp_path):
   """Same names, shapes and numbers as the file that transformers accepted."""
   source = tiny_models.write(case, tmp_path / 'source')
@@ -336,19 +337,20 @@ def test_saved_files_are_those_that_transformers_reads(case, tmp_path):
     return  # what follows checks that config.json means the same to torch
   tokens = tiny_models.tokens(case)[:2]
   np.testing.assert_allclose(
-      tiny_models.torch_logp(tmp_path / 'saved', tokens),
-      tiny_models.torch_logp(source, tokens),
-      atol=1e-6,
+    tiny_models.torch_logp(tmp_path / 'saved', tokens),
+    tiny_models.torch_logp(source, tokens),
+    atol=1e-6,
   )
 
 
 def test_fingerprint_follows_contents(llama, tmp_path):
   first = checkpoint.fingerprint(checkpoint.resolve(llama))
   assert [f['name'] for f in first['files']] == [
-      'config.json', 'model.safetensors'
+    'config.json',
+    'model.safetensors',
   ]
   twin = checkpoint.fingerprint(
-      checkpoint.resolve(tiny_models.write('llama', tmp_path / 'twin'))
+    checkpoint.resolve(tiny_models.write('llama', tmp_path / 'twin'))
   )
   assert twin['files'] == first['files']
   rewrite(llama, lambda d: d[Q].__setitem__((0, 0), 1.0))

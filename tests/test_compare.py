@@ -26,13 +26,16 @@ def test_table_becomes_lines():
   assert Line('all', 'rows', 1500, 1).budget == '1,500 rows'
 
 
-@pytest.mark.parametrize('entry, words', [
+@pytest.mark.parametrize(
+  'entry, words',
+  [
     (('random', 'share', 0.25), 'rule, budget, amount, seeds'),
     (('random', 'shares', 0.25, 1), "'shares' of 'random'"),
     (('random', 'share', 0.25, 0), 'number of seeds'),
     (('random', 'share', -0.25, 1), 'positive'),
     ('random', 'rule, budget, amount, seeds'),
-])
+  ],
+)
 def test_a_wrong_entry_is_named(entry, words):
   with pytest.raises(ValueError, match=words):
     comparison.parse_table([entry])
@@ -40,7 +43,9 @@ def test_a_wrong_entry_is_named(entry, words):
 
 def test_a_doubled_entry_is_named():
   with pytest.raises(ValueError, match='ifd.*twice'):
-    comparison.parse_table([('ifd', 'share', 0.25, 1), ('ifd', 'share', 0.25, 3)])
+    comparison.parse_table(
+      [('ifd', 'share', 0.25, 1), ('ifd', 'share', 0.25, 3)]
+    )
 
 
 def test_loss_is_per_token_and_not_per_row():
@@ -74,7 +79,7 @@ def test_seeds_that_differ_widen_the_interval():
   even, uneven = losses(rng, 0.0), losses(rng, 0.0, spread=0.2)
   base = losses(rng, 0.1)
   width = [
-      np.diff(comparison.interval(loss, base))[0] for loss in (even, uneven)
+    np.diff(comparison.interval(loss, base))[0] for loss in (even, uneven)
   ]
   assert width[1] > 3 * width[0]
 
@@ -82,15 +87,15 @@ def test_seeds_that_differ_widen_the_interval():
 def test_table_subtracts_the_baseline_of_the_same_budget():
   rng = np.random.default_rng(0)
   lines = {
-      Line('random', 'share', 0.25, 3): losses(rng, 0.1),
-      Line('diff_high', 'share', 0.25, 3): losses(rng, 0.0),
-      Line('random', 'token_share', 0.25, 1): losses(rng, 0.3, seeds=1),
-      Line('all', 'share', 1.0, 3): losses(rng, -0.1),
+    Line('random', 'share', 0.25, 3): losses(rng, 0.1),
+    Line('diff_high', 'share', 0.25, 3): losses(rng, 0.0),
+    Line('random', 'token_share', 0.25, 1): losses(rng, 0.3, seeds=1),
+    Line('all', 'share', 1.0, 3): losses(rng, -0.1),
   }
   scores = {'humaneval': {'value': 0.5, 'tasks': 164}}
   facts = {
-      line: {'rows': 500, 'tokens': 5e4, 'steps': 96, 'scores': scores}
-      for line in lines
+    line: {'rows': 500, 'tokens': 5e4, 'steps': 96, 'scores': scores}
+    for line in lines
   }
   records = comparison.summarise(lines, facts, 'random')
   assert 'minus_baseline' not in records[0]  # the baseline itself
@@ -103,7 +108,10 @@ def test_table_subtracts_the_baseline_of_the_same_budget():
   assert 'before' in rows[2]
   # Lowest loss first within a budget.
   assert [r.split()[1] for r in rows[3:]] == [
-      'diff_high', 'random', 'random', 'all'
+    'diff_high',
+    'random',
+    'random',
+    'all',
   ]
   assert '-0.1' in rows[3]
   assert rows[0].rstrip(' |').endswith('humaneval pass@1 [95%]')

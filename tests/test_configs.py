@@ -15,7 +15,7 @@ from qaq_jax.selection.rules import rule
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RECIPES = sorted(
-    p.name for p in (ROOT / 'configs').glob('*.py') if 'train' not in p.name
+  p.name for p in (ROOT / 'configs').glob('*.py') if 'train' not in p.name
 )
 
 
@@ -23,7 +23,7 @@ def resolve(recipe, *overrides):
   """The config as the command line resolves it."""
   values = flags.FlagValues()
   config_flags.DEFINE_config_file(
-      'config', lock_config=True, flag_values=values
+    'config', lock_config=True, flag_values=values
   )
   argv = ['test', f'--config={ROOT / "configs" / recipe}', *overrides]
   with mock.patch.object(sys, 'argv', argv):  # where overrides are looked up
@@ -39,8 +39,13 @@ def test_every_recipe_resolves_to_a_complete_config(recipe):
   assert {config.roles.strong, config.roles.weak} - {''} <= set(config.models)
   for model in config.models.values():
     assert set(model) == {
-        'path', 'revision', 'dtype', 'chat_template', 'system_prompt',
-        'max_length', 'quantization',
+      'path',
+      'revision',
+      'dtype',
+      'chat_template',
+      'system_prompt',
+      'max_length',
+      'quantization',
     }
 
 
@@ -84,7 +89,7 @@ def test_config_argument_gives_the_data_path():
 
 
 @pytest.mark.parametrize(
-    'arg, message', [('limit=x', 'expected int'), ('runlocal=3', 'bool')]
+  'arg, message', [('limit=x', 'expected int'), ('runlocal=3', 'bool')]
 )
 def test_config_argument_of_another_type_is_an_error(arg, message):
   with pytest.raises(ValueError, match=message):
@@ -98,21 +103,33 @@ def test_every_option_of_every_rule_can_be_set():
   assert options <= set(config_lib.get_default().select)
 
 
-@pytest.mark.parametrize('args, words', [
+@pytest.mark.parametrize(
+  'args, words',
+  [
     ([], 'usage: qaq STAGE'),
     (['run'], 'a stage, --config and --workdir, please'),
-    (['runn', '--config=configs/magpie_coder.py', '--workdir=w'],
-     "no stage 'runn'"),
     (
-        ['select', '--config=configs/magpie_coder.py', '--workdir=w',
-         '--config.select.rul=ifd'],
-        'rul',
+      ['runn', '--config=configs/magpie_coder.py', '--workdir=w'],
+      "no stage 'runn'",
     ),
-])
+    (
+      [
+        'select',
+        '--config=configs/magpie_coder.py',
+        '--workdir=w',
+        '--config.select.rul=ifd',
+      ],
+      'rul',
+    ),
+  ],
+)
 def test_command_line_mistakes_are_told(args, words, tmp_path):
   done = subprocess.run(
-      [sys.executable, '-m', 'qaq_jax.main', *args],
-      capture_output=True, text=True, cwd=ROOT, check=False,
+    [sys.executable, '-m', 'qaq_jax.main', *args],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    check=False,
   )
   assert done.returncode not in (0, None)
   assert words in done.stdout + done.stderr

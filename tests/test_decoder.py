@@ -46,7 +46,7 @@ def test_causality_by_gradients(case):
 def test_window_by_gradients():
   """One layer with a window of 29 sees 29 tokens, itself included."""
   config = config_lib.from_hf(
-      tiny_models.hf_config('mistral') | {'num_hidden_layers': 1}
+    tiny_models.hf_config('mistral') | {'num_hidden_layers': 1}
   )
   graphdef, params = nnx.split(checkpoint.random_init(config, mesh=None))
   tokens_BT = jnp.arange(150, dtype=jnp.int32)[None]
@@ -89,9 +89,9 @@ def test_remat_gives_the_same_gradients():
     return loss(params)
 
   jax.tree.map(
-      functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
-      gradients(True),
-      gradients(False),
+    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+    gradients(True),
+    gradients(False),
   )
 
 
@@ -107,9 +107,9 @@ def test_padding_of_the_vocabulary_never_counts():
   logits = model.logits(hidden)
   assert logits.shape == (3, 5, 256) and logits.dtype == jnp.float32
   np.testing.assert_allclose(
-      jax.nn.logsumexp(logits, -1),
-      jax.nn.logsumexp(logits[..., :211], -1),
-      rtol=1e-6,
+    jax.nn.logsumexp(logits, -1),
+    jax.nn.logsumexp(logits[..., :211], -1),
+    rtol=1e-6,
   )
   assert (logits[..., 211:] < -1e29).all()
 
@@ -117,7 +117,7 @@ def test_padding_of_the_vocabulary_never_counts():
 def test_compilation_does_not_grow_with_depth():
   def size(layers):
     config = config_lib.from_hf(
-        tiny_models.hf_config('qwen3') | {'num_hidden_layers': layers}
+      tiny_models.hf_config('qwen3') | {'num_hidden_layers': layers}
     )
     graphdef, params = nnx.split(checkpoint.abstract(config, mesh=None))
     tokens = jax.ShapeDtypeStruct((1, 70), jnp.int32)
@@ -130,9 +130,8 @@ def test_compilation_does_not_grow_with_depth():
 def test_temporary_memory_leaves_the_parameters_alone():
   """No copy of the stacked parameters, no [heads, length, length] scores."""
   config = config_lib.from_hf(
-      tiny_models.hf_config('qwen3')
-      | {'num_hidden_layers': 24, 'hidden_size': 256,
-         'intermediate_size': 1024}
+    tiny_models.hf_config('qwen3')
+    | {'num_hidden_layers': 24, 'hidden_size': 256, 'intermediate_size': 1024}
   )
   graphdef, params = nnx.split(checkpoint.abstract(config, mesh=None))
   decode = jax.jit(lambda p, t: nnx.merge(graphdef, p)(t))
@@ -159,7 +158,7 @@ def test_long_attention_goes_row_by_row(monkeypatch, window, soft_cap):
 
   def run(ids):
     call = functools.partial(
-        attention.attention, scale=0.5, window=window, soft_cap=soft_cap
+      attention.attention, scale=0.5, window=window, soft_cap=soft_cap
     )
     return jax.jit(call)(q, k, v, ids)
 
@@ -174,11 +173,12 @@ def test_random_weights_do_not_depend_on_the_mesh():
   config = build('qwen3').config
   one = checkpoint.random_init(config, mesh=None, seed=3)
   many = checkpoint.random_init(
-      config, mesh=sharding.make_mesh(2, 2, 2), seed=3
+    config, mesh=sharding.make_mesh(2, 2, 2), seed=3
   )
   jax.tree.map(
-      functools.partial(np.testing.assert_allclose, rtol=1e-6),
-      nnx.state(one), nnx.state(many),
+    functools.partial(np.testing.assert_allclose, rtol=1e-6),
+    nnx.state(one),
+    nnx.state(many),
   )
   other = checkpoint.random_init(config, mesh=None, seed=4)
   assert not np.array_equal(one.embedding[...], other.embedding[...])
@@ -187,7 +187,7 @@ def test_random_weights_do_not_depend_on_the_mesh():
 def test_meshes_that_do_not_fit():
   qwen2 = config_lib.from_hf(tiny_models.hf_config('qwen2'))
   with pytest.raises(
-      ValueError, match=r"14 query heads.*'tensor' of size 4.*\[1, 2, 7, 14\]"
+    ValueError, match=r"14 query heads.*'tensor' of size 4.*\[1, 2, 7, 14\]"
   ):
     checkpoint.abstract(qwen2, mesh=sharding.make_mesh(1, 2, 4))
   with pytest.raises(ValueError, match='needs 6 devices, there are 8'):

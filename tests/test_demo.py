@@ -65,9 +65,23 @@ def pairs():
   """Some hundred real pairs of the standard library."""
   root = mining.package_folder('stdlib')
   found = []
-  for name in ('argparse', 'ast', 'calendar', 'fractions', 'ftplib',
-               'imaplib', 'ipaddress', 'mailbox', 'pathlib', 'random',
-               'shutil', 'statistics', 'tarfile', 'textwrap', 'zipfile'):
+  for name in (
+    'argparse',
+    'ast',
+    'calendar',
+    'fractions',
+    'ftplib',
+    'imaplib',
+    'ipaddress',
+    'mailbox',
+    'pathlib',
+    'random',
+    'shutil',
+    'statistics',
+    'tarfile',
+    'textwrap',
+    'zipfile',
+  ):
     text = (root / f'{name}.py').read_text(encoding='utf-8')
     found += mining.mine_source(text, 'stdlib', f'{name}.py', mining.Limits())
   return mining.deduplicate(found)
@@ -76,22 +90,22 @@ def pairs():
 def test_mined_functions_lose_their_docstring_only():
   by_name = {p.name: p for p in _mined()}
   assert by_name['area'].query == (
-      'Return the area of a rectangle of the given size.'
+    'Return the area of a rectangle of the given size.'
   )
   assert by_name['area'].answer == (
-      'def area(width, height):\n'
-      '  # Both are in metres.\n'
-      '  if width < 0 or height < 0:\n'
-      "    raise ValueError('sizes are not negative')\n"
-      '  return width * height'
+    'def area(width, height):\n'
+    '  # Both are in metres.\n'
+    '  if width < 0 or height < 0:\n'
+    "    raise ValueError('sizes are not negative')\n"
+    '  return width * height'
   )
   assert by_name['Box.volume'].query == (
-      'The volume of this box in cubic metres.'
+    'The volume of this box in cubic metres.'
   )
   assert by_name['Box.volume'].answer == (
-      '@property\n'
-      'def volume(self):\n'
-      '  return area(self.width, self.height) * self.depth'
+    '@property\n'
+    'def volume(self):\n'
+    '  return area(self.width, self.height) * self.depth'
   )
 
 
@@ -152,8 +166,11 @@ def test_draw_depends_on_the_pair_alone(pairs):
 
 
 SHARES = {
-    'swapped': 0.1, 'nonsense': 0.08, 'echo': 0.06, 'cut_off': 0.05,
-    'boilerplate': 0.04,
+  'swapped': 0.1,
+  'nonsense': 0.08,
+  'echo': 0.06,
+  'cut_off': 0.05,
+  'boilerplate': 0.04,
 }
 
 
@@ -171,18 +188,21 @@ def test_each_defect_is_what_it_says(pairs):
   records = defects.plant(pairs, shares=SHARES, seed=1)
   answers = [p.answer for p in pairs]
   swapped = [
-      (r, p) for r, p in zip(records, pairs, strict=True)
-      if r['defect'] == 'swapped'
+    (r, p)
+    for r, p in zip(records, pairs, strict=True)
+    if r['defect'] == 'swapped'
   ]
   # Every swapped answer is another swapped row's, of about its length.
   assert sorted(r['output'] for r, _ in swapped) == sorted(
-      p.answer for _, p in swapped
+    p.answer for _, p in swapped
   )
   ratios = [len(r['output']) / len(p.answer) for r, p in swapped]
   assert 0.8 < np.median(ratios) < 1.25
   for record, pair in zip(records, pairs, strict=True):
     kind, query, answer = (
-        record['defect'], record['instruction'], record['output']
+      record['defect'],
+      record['instruction'],
+      record['output'],
     )
     assert (query == pair.query) == (kind != 'nonsense')
     assert (answer == pair.answer) == (kind in ('none', 'nonsense'))
@@ -205,20 +225,20 @@ def test_each_defect_is_what_it_says(pairs):
 def test_odd_number_of_swaps_leaves_no_answer_in_place(pairs):
   records = defects.plant(pairs[:10], shares={'swapped': 0.5})
   moved = [
-      r['output'] != p.answer
-      for r, p in zip(records, pairs[:10], strict=True)
-      if r['defect'] == 'swapped'
+    r['output'] != p.answer
+    for r, p in zip(records, pairs[:10], strict=True)
+    if r['defect'] == 'swapped'
   ]
   assert moved == [True] * 5
 
 
 @pytest.mark.parametrize(
-    ('shares', 'message'),
-    [
-        ({'typo': 0.1}, "'typo'.*swapped"),
-        ({'echo': 0.9, 'cut_off': 0.2}, 'at most 1'),
-        ({'swapped': 0.1}, 'two rows'),
-    ],
+  ('shares', 'message'),
+  [
+    ({'typo': 0.1}, "'typo'.*swapped"),
+    ({'echo': 0.9, 'cut_off': 0.2}, 'at most 1'),
+    ({'swapped': 0.1}, 'two rows'),
+  ],
 )
 def test_shares_that_do_not_fit_are_refused(pairs, shares, message):
   with pytest.raises(ValueError, match=message):
@@ -232,11 +252,9 @@ def test_demo_file_has_alpaca_rows(tmp_path, monkeypatch, pairs):
   rows = [json.loads(line) for line in path.open(encoding='utf-8')]
   assert summary['rows'] == len(rows) == 200
   assert all(
-      list(row) == ['id', 'instruction', 'output', 'defect'] for row in rows
+    list(row) == ['id', 'instruction', 'output', 'defect'] for row in rows
   )
   planted = defects.count_defects(row['defect'] for row in rows)
   assert summary['defects'] == planted
   assert summary['defects']['swapped'] == 20
-  assert summary['content_hash'] == mining.content_hash(
-      mining.draw(pairs, 200)
-  )
+  assert summary['content_hash'] == mining.content_hash(mining.draw(pairs, 200))

@@ -25,9 +25,23 @@ def pairs():
   """Some hundred real pairs of the standard library."""
   root = mining.package_folder('stdlib')
   found = []
-  for name in ('argparse', 'ast', 'calendar', 'fractions', 'ftplib',
-               'imaplib', 'ipaddress', 'mailbox', 'smtplib', 'random',
-               'shutil', 'statistics', 'tarfile', 'textwrap', 'zipapp'):
+  for name in (
+    'argparse',
+    'ast',
+    'calendar',
+    'fractions',
+    'ftplib',
+    'imaplib',
+    'ipaddress',
+    'mailbox',
+    'smtplib',
+    'random',
+    'shutil',
+    'statistics',
+    'tarfile',
+    'textwrap',
+    'zipapp',
+  ):
     text = (root / f'{name}.py').read_text(encoding='utf-8')
     found += mining.mine_source(text, 'stdlib', f'{name}.py', mining.Limits())
   return mining.deduplicate(found)
@@ -48,12 +62,26 @@ def _ids(tokenizer, text):
   return tokenizer(text, add_special_tokens=False)['input_ids']
 
 
-@pytest.mark.parametrize('text', [
-    '', ' ', '\r\n\t\x00\x7f', 'a  b', ' leading', 'trailing ', 'émile Ünal',
-    '日本語のテキスト', '\U0001f642\U0001f469\u200d\U0001f467' * 50,
-    '\ud7ff\ue000\uffff', 'HTTPServer2Go_x9',
-    '<|bo s|>', 'a' * 5000, '(' * 5000, 'def f(x):\n\treturn x  # é\n\n\n',
-])
+@pytest.mark.parametrize(
+  'text',
+  [
+    '',
+    ' ',
+    '\r\n\t\x00\x7f',
+    'a  b',
+    ' leading',
+    'trailing ',
+    'émile Ünal',
+    '日本語のテキスト',
+    '\U0001f642\U0001f469\u200d\U0001f467' * 50,
+    '\ud7ff\ue000\uffff',
+    'HTTPServer2Go_x9',
+    '<|bo s|>',
+    'a' * 5000,
+    '(' * 5000,
+    'def f(x):\n\treturn x  # é\n\n\n',
+  ],
+)
 def test_tokenizer_gives_the_text_back(tokenizer, text):
   assert tokenizer.decode(_ids(tokenizer, text)) == text
 
@@ -67,9 +95,7 @@ def test_words_have_the_same_ids_in_prose_and_in_names(tokenizer):
   name = _ids(tokenizer, 'name')
   for text in ('the name', 'file_name', '(name)', '_name', 'name.x'):
     ids = _ids(tokenizer, text)
-    assert any(
-        ids[i : i + len(name)] == name for i in range(len(ids))
-    ), text
+    assert any(ids[i : i + len(name)] == name for i in range(len(ids))), text
   part = _ids(tokenizer, 'Name')
   ids = _ids(tokenizer, 'fileName')
   assert ids[-len(part) :] == part
@@ -92,19 +118,29 @@ def test_swap_by_length_moves_everyone_to_a_neighbour():
 
 
 def test_separation_scores_the_query_tokens_only(tokenizer):
-  config = config_lib.from_hf({
-      'model_type': 'qwen3', 'vocab_size': len(tokenizer), 'hidden_size': 32,
-      'intermediate_size': 32, 'num_hidden_layers': 1,
-      'num_attention_heads': 2, 'num_key_value_heads': 2, 'head_dim': 16,
-      'max_position_embeddings': 64, 'rope_theta': 1e4, 'rms_norm_eps': 1e-6,
-      'hidden_act': 'silu', 'attention_bias': False,
+  config = config_lib.from_hf(
+    {
+      'model_type': 'qwen3',
+      'vocab_size': len(tokenizer),
+      'hidden_size': 32,
+      'intermediate_size': 32,
+      'num_hidden_layers': 1,
+      'num_attention_heads': 2,
+      'num_key_value_heads': 2,
+      'head_dim': 16,
+      'max_position_embeddings': 64,
+      'rope_theta': 1e4,
+      'rms_norm_eps': 1e-6,
+      'hidden_act': 'silu',
+      'attention_bias': False,
       'tie_word_embeddings': True,
-  })
+    }
+  )
   model = Decoder(config, rngs=nnx.Rngs(0))
   rng = np.random.default_rng(0)
   rows = [
-      (rng.integers(0, 1000, n).tolist(), start)
-      for n, start in ((5, 1), (20, 7), (70, 60), (20, 19))
+    (rng.integers(0, 1000, n).tolist(), start)
+    for n, start in ((5, 1), (20, 7), (70, 60), (20, 19))
   ]
   got = separation.nll(model, rows, tokens_per_batch=128)
   for (ids, start), value in zip(rows, got, strict=True):
@@ -121,8 +157,8 @@ def test_committed_models_separate_true_from_swapped(pairs):
   short = [p for p in pairs if len(p.answer) <= 600]
   sample = mining.draw(short, 120)
   auroc = {
-      name: measure.measure(embedded.embedded_model(name), sample)['auroc']
-      for name in ('strong', 'weak')
+    name: measure.measure(embedded.embedded_model(name), sample)['auroc']
+    for name in ('strong', 'weak')
   }
   # On thousands of pairs: docs/demo_models.md. 120 pairs move by about 0.02.
   assert auroc['strong'] > 0.90
@@ -131,8 +167,7 @@ def test_committed_models_separate_true_from_swapped(pairs):
 
 def test_committed_models_are_small_and_share_a_tokenizer():
   folders = [
-      pathlib.Path(embedded.embedded_model(name))
-      for name in ('strong', 'weak')
+    pathlib.Path(embedded.embedded_model(name)) for name in ('strong', 'weak')
   ]
   files = [f for folder in folders for f in folder.iterdir()]
   assert sum(f.stat().st_size for f in files) < 16 * 2**20
@@ -143,21 +178,31 @@ def test_committed_models_are_small_and_share_a_tokenizer():
 def test_training_and_scoring_see_the_same_ids(pairs):
   folder = pathlib.Path(embedded.embedded_model('strong'))
   encoder = encoder_lib.Encoder(
-      folder, template='plain',
-      reverse_instruction=corpus.REVERSE_INSTRUCTION, max_length=1024,
+    folder,
+    template='plain',
+    reverse_instruction=corpus.REVERSE_INSTRUCTION,
+    max_length=1024,
   )
   tokenizer = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
   pairs = pairs[:20]
   trained = corpus.make_examples(
-      tokenizer, pairs, forward_share=1.0, query_weight=3.0
+    tokenizer, pairs, forward_share=1.0, query_weight=3.0
   )
-  encoded = encoder.encode([
+  encoded = encoder.encode(
+    [
       samples.Sample(
-          row=i, id=None, query=p.query, answer=p.answer, system=None,
-          status='ok', reason='', raw='',
+        row=i,
+        id=None,
+        query=p.query,
+        answer=p.answer,
+        system=None,
+        status='ok',
+        reason='',
+        raw='',
       )
       for i, p in enumerate(pairs)
-  ])
+    ]
+  )
   for i, row in enumerate(encoded):
     ids = {s.kind: list(s.ids) for s in row.sequences}
     # Training adds the end token.

@@ -13,20 +13,26 @@ from qaq_jax.encoding.encoder import Encoder
 
 REVERSE = 'Answer:\n{answer}'
 QWEN3 = (
-    "{%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
-    "{%- if m.role == 'assistant' %}{{ '<think>\\n\\n</think>\\n\\n' }}"
-    "{%- endif %}{{ m.content + '<|im_end|>\\n' }}{%- endfor %}"
-    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
-    '{%- if enable_thinking is defined and not enable_thinking %}'
-    "{{ '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{%- endif %}"
+  "{%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' }}"
+  "{%- if m.role == 'assistant' %}{{ '<think>\\n\\n</think>\\n\\n' }}"
+  "{%- endif %}{{ m.content + '<|im_end|>\\n' }}{%- endfor %}"
+  "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
+  '{%- if enable_thinking is defined and not enable_thinking %}'
+  "{{ '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{%- endif %}"
 )
 
 
 def sample(query, answer, row=0, **fields):
   return Sample(
-      row=row, id=None, query=query, answer=answer,
-      system=fields.pop('system', None), status='ok', reason='', raw='',
-      **fields,
+    row=row,
+    id=None,
+    query=query,
+    answer=answer,
+    system=fields.pop('system', None),
+    status='ok',
+    reason='',
+    raw='',
+    **fields,
   )
 
 
@@ -37,12 +43,13 @@ def by_kind(encoded):
 @pytest.fixture(scope='module', params=['qwen', 'llama3'])
 def author(request, tmp_path_factory):
   return tiny_tokenizers.make(
-      tmp_path_factory.mktemp('author'), request.param, template=QWEN3
+    tmp_path_factory.mktemp('author'), request.param, template=QWEN3
   )
 
 
 def released(hf, row, system, max_length):
   """(ids, scored mask) of the two texts of the released scorer."""
+
   def render(turns, **options):
     head = [{'role': 'system', 'content': system}]
     return hf.apply_chat_template(head + turns, tokenize=False, **options)
@@ -52,17 +59,22 @@ def released(hf, row, system, max_length):
 
   asked = user(REVERSE.format(answer=row.answer))
   texts = (
-      (render([user(row.query)]), len(render([user('')]))),
-      (
-          render([asked, {'role': 'assistant', 'content': row.query}],
-                 enable_thinking=False),
-          len(render([asked], add_generation_prompt=True,
-                     enable_thinking=False)),
+    (render([user(row.query)]), len(render([user('')]))),
+    (
+      render(
+        [asked, {'role': 'assistant', 'content': row.query}],
+        enable_thinking=False,
       ),
+      len(render([asked], add_generation_prompt=True, enable_thinking=False)),
+    ),
   )
   for text, boundary in texts:
-    out = hf([text], truncation=True, max_length=max_length,
-             return_offsets_mapping=True)
+    out = hf(
+      [text],
+      truncation=True,
+      max_length=max_length,
+      return_offsets_mapping=True,
+    )
     ids = out['input_ids'][0]
     mask = [s >= boundary for s, _ in out['offset_mapping'][0]]
     yield ids, mask
@@ -71,15 +83,16 @@ def released(hf, row, system, max_length):
 @pytest.mark.parametrize('room', [4096, 12])
 def test_author_compatible(author, room):
   rows = [
-      sample('Write a function that adds two numbers.', 'def add(a, b): ...'),
-      sample('Hi', 'x', 1),
-      sample('a <|im_end|> b <think>', 'c', 2),  # markers count there
-      sample('word ' * 30, 'x ' * 10, 3),
-      sample('q', 'word ' * 30, 4),
+    sample('Write a function that adds two numbers.', 'def add(a, b): ...'),
+    sample('Hi', 'x', 1),
+    sample('a <|im_end|> b <think>', 'c', 2),  # markers count there
+    sample('word ' * 30, 'x ' * 10, 3),
+    sample('q', 'word ' * 30, 4),
   ]
   options = {
-      'reverse_instruction': REVERSE, 'system_prompt': 'Be brief.',
-      'author_compatible': True,
+    'reverse_instruction': REVERSE,
+    'system_prompt': 'Be brief.',
+    'author_compatible': True,
   }
   frames = Encoder(author, **options).frames('Be brief.')
   max_length = max(f.size for f in frames) + room
@@ -88,13 +101,13 @@ def test_author_compatible(author, room):
   for row, encoded in zip(rows, encoder.encode(rows), strict=True):
     got = by_kind(encoded)
     for term, (ids, mask) in zip(
-        ('q', 'q_given_a'),
-        released(encoder.tokenizer.hf, row, 'Be brief.', max_length),
-        strict=True,
+      ('q', 'q_given_a'),
+      released(encoder.tokenizer.hf, row, 'Be brief.', max_length),
+      strict=True,
     ):
       if any(mask):
         sequence = got[f'author_{term}']
-        (name, start, stop), = sequence.spans
+        ((name, start, stop),) = sequence.spans
         assert name == term
         assert sequence.ids.tolist() == ids
         assert mask == [start <= i < stop for i in range(len(ids))]
@@ -109,15 +122,17 @@ def test_author_compatible(author, room):
 
 def test_author_compatible_starts_late_and_scores_the_tail(author):
   encoder = Encoder(
-      author, reverse_instruction=REVERSE, system_prompt='S',
-      author_compatible=True,
+    author,
+    reverse_instruction=REVERSE,
+    system_prompt='S',
+    author_compatible=True,
   )
-  encoded, = encoder.encode([sample('abcdefghijklmnopqrst', 'x')])
+  (encoded,) = encoder.encode([sample('abcdefghijklmnopqrst', 'x')])
   got = by_kind(encoded)
   tokens = encoder.tokenizer
 
   def text(kind):
-    (_, start, stop), = got[kind].spans
+    ((_, start, stop),) = got[kind].spans
     return tokens.decode(got[kind].ids[start:stop])
 
   late = len('<|im_end|>\n')
@@ -128,14 +143,16 @@ def test_author_compatible_starts_late_and_scores_the_tail(author):
 
 def test_author_compatible_keeps_a_sequence_for_embeddings(author):
   encoder = Encoder(
-      author, reverse_instruction=REVERSE, author_compatible=True,
-      embeddings=True,
+    author,
+    reverse_instruction=REVERSE,
+    author_compatible=True,
+    embeddings=True,
   )
-  encoded, = encoder.encode([sample('query', 'answer')])
+  (encoded,) = encoder.encode([sample('query', 'answer')])
   forward = by_kind(encoded)['forward']
   assert forward.spans == ()
-  usual, = Encoder(author, reverse_instruction=REVERSE).encode(
-      [sample('query', 'answer')]
+  (usual,) = Encoder(author, reverse_instruction=REVERSE).encode(
+    [sample('query', 'answer')]
   )
   assert forward.ids.tolist() == by_kind(usual)['forward'].ids.tolist()
 
@@ -149,7 +166,7 @@ def test_author_compatible_fingerprints_the_whole_template(author, tmp_path):
     path.write_text(text)
     for compatible in (True, False):
       encoder = Encoder(
-          author, template=str(path), author_compatible=compatible
+        author, template=str(path), author_compatible=compatible
       )
       fingerprint = encoder.fingerprint()
       fingerprint['options'].pop('template')  # the path
@@ -159,7 +176,7 @@ def test_author_compatible_fingerprints_the_whole_template(author, tmp_path):
         path.write_text('{{ raise_exception() }}')
         again = encoder.encode([sample('1', '1')])
         assert [s.ids.tolist() for s in again[0].sequences] == [
-            s.ids.tolist() for s in before[0].sequences
+          s.ids.tolist() for s in before[0].sequences
         ]
         path.write_text(text)
   whole, pieces, other, other_pieces = fingerprints
@@ -175,12 +192,12 @@ def test_author_compatible_refuses_plain(author):
 # The two published forms of IFD.
 
 ROWS = [
-    sample('Write a function.', 'def add(a, b):\n    return a + b'),
-    sample('Add.\n1 2', '3 is the sum', 1, input='1 2'),
-    sample('Add.', 'x', 2),  # one token
-    sample('Say it. ' * 4, 'word ' * 60, 3),  # answer over the limit
-    sample('word ' * 80, 'short answer', 4),  # prompt over the limit
-    sample('word ' * 14, 'word ' * 60, 5),
+  sample('Write a function.', 'def add(a, b):\n    return a + b'),
+  sample('Add.\n1 2', '3 is the sum', 1, input='1 2'),
+  sample('Add.', 'x', 2),  # one token
+  sample('Say it. ' * 4, 'word ' * 60, 3),  # answer over the limit
+  sample('word ' * 80, 'short answer', 4),  # prompt over the limit
+  sample('word ' * 14, 'word ' * 60, 5),
 ]
 
 
@@ -188,14 +205,14 @@ def alpaca(row):
   what = 'Below is an instruction that describes a task'
   if row.input:
     return (
-        f'{what}, paired with an input that provides further context. Write a '
-        'response that appropriately completes the request.\n\n### '
-        f'Instruction:\n{row.instruction}\n\n### Input:\n{row.input}\n\n'
-        '### Response:'
+      f'{what}, paired with an input that provides further context. Write a '
+      'response that appropriately completes the request.\n\n### '
+      f'Instruction:\n{row.instruction}\n\n### Input:\n{row.input}\n\n'
+      '### Response:'
     )
   return (
-      f'{what}. Write a response that appropriately completes the request.\n\n'
-      f'### Instruction:\n{row.instruction}\n\n### Response:'
+    f'{what}. Write a response that appropriately completes the request.\n\n'
+    f'### Instruction:\n{row.instruction}\n\n### Response:'
   )
 
 
@@ -211,7 +228,7 @@ def test_cherry(tmp_path, style, limit):
   """As released, but for its 4, which is the heading in Llama's tokenizer."""
   folder = tiny_tokenizers.make(tmp_path, style)
   encoder = Encoder(
-      folder, template='plain', ifd_cherry=True, cherry_limit=limit
+    folder, template='plain', ifd_cherry=True, cherry_limit=limit
   )
   hf, nulls = encoder.tokenizer.hf, []
   four = len(hf.encode('### Response:'))
@@ -220,15 +237,17 @@ def test_cherry(tmp_path, style, limit):
     prompt = alpaca(row)
     size = len(hf.encode(prompt, truncation=True, max_length=limit))
     sides = {
-        'cherry_alone': part(
-            hf, '### Response:' + row.answer, row.answer,
-            max(limit - size, 0) + four,
-        ),
-        'cherry_cond': part(hf, prompt + row.answer, row.answer, limit),
+      'cherry_alone': part(
+        hf,
+        '### Response:' + row.answer,
+        row.answer,
+        max(limit - size, 0) + four,
+      ),
+      'cherry_cond': part(hf, prompt + row.answer, row.answer, limit),
     }
     lengths = [len(ids) - start for ids, start in sides.values()]
     skipped = (
-        limit - size <= 0 or min(lengths) <= 0 or size + lengths[0] > limit
+      limit - size <= 0 or min(lengths) <= 0 or size + lengths[0] > limit
     )
     if skipped:
       assert not set(sides) & set(got)
@@ -253,9 +272,9 @@ def test_cherry_scores_the_same_answer_tokens_up_to_the_limit(tmp_path):
   answer = len(hf.encode(alpaca(row) + row.answer)) - prompt
   for room in (answer + 5, answer, answer - 1, answer - 9, 5, 4, 1, 0, -7):
     encoder = Encoder(
-        folder, template='plain', ifd_cherry=True, cherry_limit=prompt + room
+      folder, template='plain', ifd_cherry=True, cherry_limit=prompt + room
     )
-    encoded, = encoder.encode([row])
+    (encoded,) = encoder.encode([row])
     got = by_kind(encoded)
     if room < 1:
       assert not {'cherry_alone', 'cherry_cond'} & set(got)
@@ -264,7 +283,7 @@ def test_cherry_scores_the_same_answer_tokens_up_to_the_limit(tmp_path):
       continue
     texts = []
     for kind in ('cherry_alone', 'cherry_cond'):
-      (_, start, stop), = got[kind].spans
+      ((_, start, stop),) = got[kind].spans
       texts.append(got[kind].ids[start:stop].tolist())
     assert texts[0] == texts[1]
     assert len(texts[0]) == min(room, answer)
@@ -275,7 +294,7 @@ def test_cherry_scores_the_same_answer_tokens_up_to_the_limit(tmp_path):
 def test_superfilter(tmp_path, style, limit):
   folder = tiny_tokenizers.make(tmp_path, style)
   encoder = Encoder(
-      folder, template='plain', ifd_superfilter=True, superfilter_limit=limit
+    folder, template='plain', ifd_superfilter=True, superfilter_limit=limit
   )
   hf, nulls = encoder.tokenizer.hf, set()
   for row, encoded in zip(ROWS, encoder.encode(ROWS), strict=True):
@@ -285,8 +304,8 @@ def test_superfilter(tmp_path, style, limit):
     alone = hf.encode(row.answer, truncation=True, max_length=limit - size + 1)
     whole = hf.encode(prompt + row.answer, truncation=True, max_length=limit)
     for kind, ids, start in (
-        ('superfilter_alone', alone, 1),
-        ('superfilter_cond', whole, len(hf.encode(prompt))),
+      ('superfilter_alone', alone, 1),
+      ('superfilter_cond', whole, len(hf.encode(prompt))),
     ):
       if start >= len(ids):
         assert kind not in got and encoded.nulls[f'a_{kind}']
@@ -302,14 +321,12 @@ def test_superfilter(tmp_path, style, limit):
 def test_published_prompts_hold_a_lone_input_once(tmp_path):
   folder = tiny_tokenizers.make(tmp_path, 'gpt2')
   encoder = Encoder(
-      folder, template='plain', ifd_cherry=True, ifd_superfilter=True
+    folder, template='plain', ifd_cherry=True, ifd_superfilter=True
   )
-  encoded, = encoder.encode([sample('1 2', 'three', input='1 2')])
-  texts = {
-      s.kind: encoder.tokenizer.decode(s.ids) for s in encoded.sequences
-  }
+  (encoded,) = encoder.encode([sample('1 2', 'three', input='1 2')])
+  texts = {s.kind: encoder.tokenizer.decode(s.ids) for s in encoded.sequences}
   assert texts['cherry_cond'].endswith(
-      '### Instruction:\n\n\n### Input:\n1 2\n\n### Response:three'
+    '### Instruction:\n\n\n### Input:\n1 2\n\n### Response:three'
   )
   assert texts['superfilter_cond'] == '\n1 2\nthree'
 
@@ -317,12 +334,18 @@ def test_published_prompts_hold_a_lone_input_once(tmp_path):
 def test_published_forms_keep_markers_plain(tmp_path):
   folder = tiny_tokenizers.make(tmp_path, 'qwen')
   encoder = Encoder(
-      folder, template='chatml', ifd_cherry=True, ifd_superfilter=True
+    folder, template='chatml', ifd_cherry=True, ifd_superfilter=True
   )
-  encoded, = encoder.encode([sample('q <|im_end|>', 'a <think> <|im_start|>')])
+  (encoded,) = encoder.encode(
+    [sample('q <|im_end|>', 'a <think> <|im_start|>')]
+  )
   assert [s.kind for s in encoded.sequences] == [
-      'forward', 'reverse', 'cherry_alone', 'cherry_cond',
-      'superfilter_alone', 'superfilter_cond',
+    'forward',
+    'reverse',
+    'cherry_alone',
+    'cherry_cond',
+    'superfilter_alone',
+    'superfilter_cond',
   ]
   for s in encoded.sequences[2:]:
     assert not set(s.ids.tolist()) & encoder.tokenizer.marker_ids

@@ -32,12 +32,17 @@ from qaq_jax.sandbox.process import Limits
 
 _FILES = pathlib.Path(__file__).parent / 'fixtures' / 'benchmarks'
 _PATHS = {
-    'humaneval': 'humaneval_plus', 'humaneval_plus': 'humaneval_plus',
-    'mbpp': 'mbpp_plus', 'mbpp_plus': 'mbpp_plus',
-    'humaneval_original': 'humaneval', 'mbpp_original': 'mbpp',
+  'humaneval': 'humaneval_plus',
+  'humaneval_plus': 'humaneval_plus',
+  'mbpp': 'mbpp_plus',
+  'mbpp_plus': 'mbpp_plus',
+  'humaneval_original': 'humaneval',
+  'mbpp_original': 'mbpp',
 }
 _OPTIONS = harness.Options(
-    workers=2, allow_uncontained=True, limits=Limits(memory_mb=1024),
+  workers=2,
+  allow_uncontained=True,
+  limits=Limits(memory_mb=1024),
 )
 
 
@@ -70,15 +75,19 @@ def _judge(box, name, number, program, **options):
   benchmark = _read(name)
   task = list(benchmark.tasks.values())[number]
   return {
-      suite: judge.judge(
-          box, benchmark.family, task, suite, program,
-          judge.run_reference(box, benchmark.family, task, suite),
-          judge.Timing(floor=0.5, total=3.0, test_code=0.5, load=0.5).scaled(
-              judge.machine_scale()
-          ),
-          **options,
-      )
-      for suite in benchmark.suites
+    suite: judge.judge(
+      box,
+      benchmark.family,
+      task,
+      suite,
+      program,
+      judge.run_reference(box, benchmark.family, task, suite),
+      judge.Timing(floor=0.5, total=3.0, test_code=0.5, load=0.5).scaled(
+        judge.machine_scale()
+      ),
+      **options,
+    )
+    for suite in benchmark.suites
   }
 
 
@@ -86,17 +95,17 @@ def _judge(box, name, number, program, **options):
 def test_references_pass_and_broken_ones_fail(tmp_path, name):
   benchmark = _read(name)
   right = harness.run(
-      benchmark, _references(benchmark), tmp_path / 'right.jsonl', _OPTIONS
+    benchmark, _references(benchmark), tmp_path / 'right.jsonl', _OPTIONS
   )
   assert right['broken_references'] == []
   assert {m['pass@1']['value'] for m in right['scores'].values()} == {1.0}
   broken = [
-      _sample(
-          task,
-          f'{task.reference}\n_right = {task.entry_point}\n'
-          f'def {task.entry_point}(*a):\n  return [_right(*a), None]\n',
-      )
-      for task in benchmark.tasks.values()
+    _sample(
+      task,
+      f'{task.reference}\n_right = {task.entry_point}\n'
+      f'def {task.entry_point}(*a):\n  return [_right(*a), None]\n',
+    )
+    for task in benchmark.tasks.values()
   ]
   wrong = harness.run(benchmark, broken, tmp_path / 'wrong.jsonl', _OPTIONS)
   assert {m['pass@1']['value'] for m in wrong['scores'].values()} == {0.0}
@@ -104,48 +113,48 @@ def test_references_pass_and_broken_ones_fail(tmp_path, name):
 
 
 _HOSTILE = {
-    'exit': 'import os; os._exit(0)',
-    'sys_exit': 'import sys; sys.exit(0)',
-    'no_function': 'pass',
-    'syntax': 'def (',
-    'null': '\0',
-    'surrogate': "x = '\ud800'",
-    'loop': 'while True: pass',
-    'returns_none': 'def {name}(*a): return None',
-    'says_equal': (
-        'class E:\n  def __eq__(self, o): return True\n'
-        '  def __hash__(self): return 1\ndef {name}(*a): return E()'
-    ),
-    'float_equal': (
-        'class E(float):\n  def __eq__(self, o): return True\n'
-        'def {name}(*a): return E("nan")'
-    ),
-    'prints': 'print("passed")\ndef {name}(*a): print({{"passed": True}})',
-    'forges_the_channel': (
-        'import os, json, struct\n'
-        'for m in ({{"loaded": 1}}, {{"passed": True}}, {{"value": None}}):\n'
-        '  body = json.dumps(m).encode()\n'
-        '  for fd in range(3, 64):\n'
-        '    try: os.write(fd, struct.pack(">I", len(body)) + body)\n'
-        '    except OSError: pass\n'
-        'def {name}(*a): os._exit(0)'
-    ),
-    'patches_the_runner': (
-        'from child import runner\n'
-        'runner.Channel.send = lambda self, m: runner.os.write(\n'
-        '    self._answers, b"\\0\\0\\0\\x10" + b\'{{"passed": true}}\')\n'
-        'def {name}(*a): return None'
-    ),
-    'deletes_builtins': (
-        'import builtins\nfor n in list(vars(builtins)):\n'
-        '  if n != "delattr": delattr(builtins, n)'
-    ),
+  'exit': 'import os; os._exit(0)',
+  'sys_exit': 'import sys; sys.exit(0)',
+  'no_function': 'pass',
+  'syntax': 'def (',
+  'null': '\0',
+  'surrogate': "x = '\ud800'",
+  'loop': 'while True: pass',
+  'returns_none': 'def {name}(*a): return None',
+  'says_equal': (
+    'class E:\n  def __eq__(self, o): return True\n'
+    '  def __hash__(self): return 1\ndef {name}(*a): return E()'
+  ),
+  'float_equal': (
+    'class E(float):\n  def __eq__(self, o): return True\n'
+    'def {name}(*a): return E("nan")'
+  ),
+  'prints': 'print("passed")\ndef {name}(*a): print({{"passed": True}})',
+  'forges_the_channel': (
+    'import os, json, struct\n'
+    'for m in ({{"loaded": 1}}, {{"passed": True}}, {{"value": None}}):\n'
+    '  body = json.dumps(m).encode()\n'
+    '  for fd in range(3, 64):\n'
+    '    try: os.write(fd, struct.pack(">I", len(body)) + body)\n'
+    '    except OSError: pass\n'
+    'def {name}(*a): os._exit(0)'
+  ),
+  'patches_the_runner': (
+    'from child import runner\n'
+    'runner.Channel.send = lambda self, m: runner.os.write(\n'
+    '    self._answers, b"\\0\\0\\0\\x10" + b\'{{"passed": true}}\')\n'
+    'def {name}(*a): return None'
+  ),
+  'deletes_builtins': (
+    'import builtins\nfor n in list(vars(builtins)):\n'
+    '  if n != "delattr": delattr(builtins, n)'
+  ),
 }
 
 
 @pytest.mark.parametrize('trick', _HOSTILE)
 @pytest.mark.parametrize(
-    'name', ['humaneval_plus', 'humaneval_original', 'mbpp_original']
+  'name', ['humaneval_plus', 'humaneval_original', 'mbpp_original']
 )
 def test_no_trick_passes(box, name, trick):
   benchmark = _read(name)
@@ -159,20 +168,24 @@ def test_no_trick_passes(box, name, trick):
 def _forger(value):
   """A program that answers every call with `value`, as it stands."""
   return (
-      'from child import runner\n'
-      f'runner.values.encode = lambda v, d=0: {value!r}\n'
-      'def scale(*a): return 1\n'
+    'from child import runner\n'
+    f'runner.values.encode = lambda v, d=0: {value!r}\n'
+    'def scale(*a): return 1\n'
   )
 
 
-@pytest.mark.parametrize('value', [
-    ['digest', []], ['numpy', ['(,)i4', None, [1]]],
-])
+@pytest.mark.parametrize(
+  'value',
+  [
+    ['digest', []],
+    ['numpy', ['(,)i4', None, [1]]],
+  ],
+)
 def test_forged_values_do_not_end_the_harness(tmp_path, value):
   benchmark = _read('humaneval', limit=1)
   (task,) = benchmark.tasks.values()
   result = harness.run(
-      benchmark, [_sample(task, _forger(value))], tmp_path / 'r.jsonl', _OPTIONS
+    benchmark, [_sample(task, _forger(value))], tmp_path / 'r.jsonl', _OPTIONS
   )
   assert result['failures'] == {'base: fail: output': 1}
 
@@ -184,7 +197,7 @@ def test_a_judge_that_fails_is_a_failed_program(tmp_path, monkeypatch):
   benchmark = _read('humaneval', limit=2)
   monkeypatch.setattr(judge, 'judge', broken)
   result = harness.run(
-      benchmark, _references(benchmark), tmp_path / 'r.jsonl', _OPTIONS
+    benchmark, _references(benchmark), tmp_path / 'r.jsonl', _OPTIONS
   )
   assert result['failures'] == {'base: fail: judge': 2}
   lines = (tmp_path / 'r.jsonl').read_text().splitlines()
@@ -195,12 +208,12 @@ def test_a_judge_that_fails_is_a_failed_program(tmp_path, monkeypatch):
 def test_a_wrong_program_that_rewrites_the_test_fails(box):
   """Test code runs where the program cannot reach it."""
   program = (
-      'import sys, builtins\n'
-      'def smallest(xs): return 99\n'
-      'for module in list(sys.modules.values()):\n'
-      '  try: module.AssertionError = None; module.exec = lambda *a: None\n'
-      '  except Exception: pass\n'
-      'builtins.compile = lambda *a: ""\n'
+    'import sys, builtins\n'
+    'def smallest(xs): return 99\n'
+    'for module in list(sys.modules.values()):\n'
+    '  try: module.AssertionError = None; module.exec = lambda *a: None\n'
+    '  except Exception: pass\n'
+    'builtins.compile = lambda *a: ""\n'
   )
   verdict = _judge(box, 'mbpp_original', 1, program)['check']
   assert verdict.status == judge.FAIL
@@ -209,13 +222,13 @@ def test_a_wrong_program_that_rewrites_the_test_fails(box):
 
 def test_failures_are_told_apart(box):
   cases = {
-      'def scale(values, factor): return values': ('fail', 'wrong output'),
-      'def scale(values): return values': ('fail', 'TypeError: '),
-      'import nowhere': ('fail', 'ModuleNotFoundError: '),
-      'def scale(*a):\n  while True: pass': ('timeout', 'timeout: '),
-      'def scale(*a):\n  import os; os._exit(3)': ('fail', 'crash: '),
-      'def scale(*a): return "x" * (1 << 20)': ('fail', 'output: '),
-      'def scale(*a): return bytearray(1 << 40)': ('fail', 'MemoryError'),
+    'def scale(values, factor): return values': ('fail', 'wrong output'),
+    'def scale(values): return values': ('fail', 'TypeError: '),
+    'import nowhere': ('fail', 'ModuleNotFoundError: '),
+    'def scale(*a):\n  while True: pass': ('timeout', 'timeout: '),
+    'def scale(*a):\n  import os; os._exit(3)': ('fail', 'crash: '),
+    'def scale(*a): return "x" * (1 << 20)': ('fail', 'output: '),
+    'def scale(*a): return bytearray(1 << 40)': ('fail', 'MemoryError'),
   }
   for program, (status, reason) in cases.items():
     verdict = _judge(box, 'humaneval', 0, program)['base']
@@ -227,10 +240,10 @@ def test_failures_are_told_apart(box):
 def test_every_test_can_be_run(box):
   """After a failed test, and after one that ended the process."""
   program = (
-      'import os\ndef tally(word):\n'
-      '  if word == "abba": return {}\n'
-      '  if word == "xyz": os._exit(0)\n'
-      '  return {c: word.count(c) for c in word}'
+    'import os\ndef tally(word):\n'
+    '  if word == "abba": return {}\n'
+    '  if word == "xyz": os._exit(0)\n'
+    '  return {c: word.count(c) for c in word}'
   )
   verdicts = _judge(box, 'humaneval_plus', 1, program, all_tests=True)
   assert verdicts['base'].failed == [0]
@@ -252,10 +265,13 @@ def test_the_load_is_not_counted_as_time_of_the_tests(box, name):
   task = next(iter(benchmark.tasks.values()))
   (suite,) = benchmark.suites
   verdict = judge.judge(
-      box, benchmark.family, task, suite,
-      f'import time\ntime.sleep(2.5)\n{task.reference}',
-      judge.run_reference(box, benchmark.family, task, suite),
-      judge.Timing(floor=0.5, total=1.0, test_code=1.0),
+    box,
+    benchmark.family,
+    task,
+    suite,
+    f'import time\ntime.sleep(2.5)\n{task.reference}',
+    judge.run_reference(box, benchmark.family, task, suite),
+    judge.Timing(floor=0.5, total=1.0, test_code=1.0),
   )
   assert (verdict.status, verdict.reason) == (judge.PASS, '')
   assert verdict.seconds < 1
@@ -266,21 +282,21 @@ def test_all_tests_together_have_a_limit(box):
   benchmark = _read('humaneval_plus')
   task = list(benchmark.tasks.values())[1]
   program = (
-      'import time\ndef tally(word):\n  time.sleep(0.7)\n'
-      '  return {c: word.count(c) for c in word}'
+    'import time\ndef tally(word):\n  time.sleep(0.7)\n'
+    '  return {c: word.count(c) for c in word}'
   )
   reference = judge.run_reference(box, 'humaneval', task, 'base')
   for total, status in ((0.2, judge.TIMEOUT), (9.0, judge.PASS)):
     timing = judge.Timing(floor=2.0, total=total - 2.0)
     verdict = judge.judge(
-        box, 'humaneval', task, 'base', program, reference, timing
+      box, 'humaneval', task, 'base', program, reference, timing
     )
     assert verdict.status == status
     if status == judge.TIMEOUT:
       assert (verdict.reason, verdict.failed) == ('all tests together', [1])
   late = judge.Timing(floor=2.0, total=1.0 - 2.0)  # over after the last
   verdict = judge.judge(
-      box, 'humaneval', task, 'base', program, reference, late
+    box, 'humaneval', task, 'base', program, reference, late
   )
   assert verdict.status == judge.PASS
 
@@ -288,9 +304,7 @@ def test_all_tests_together_have_a_limit(box):
 def test_workers_share_what_a_container_may_use(tmp_path, monkeypatch):
   limits = Limits(memory_mb=1000, tmp_mb=24)
   monkeypatch.setattr(harness.os, 'cpu_count', lambda: 64)
-  monkeypatch.setattr(
-      harness.os, 'sched_getaffinity', lambda _: set(range(64))
-  )
+  monkeypatch.setattr(harness.os, 'sched_getaffinity', lambda _: set(range(64)))
   path = tmp_path / 'memory.max'
   monkeypatch.setattr(harness, '_CGROUP_LIMIT', path)
   free = harness._workers(limits)
@@ -304,8 +318,8 @@ def test_a_loaded_machine_does_not_fail_programs(box):
   """A program that needs most of its limit, with many others on the cores."""
   burn = [sys.executable, '-c', 'while True: pass']
   program = (
-      'import time\ndef add(a, b):\n  end = time.process_time() + 0.25\n'
-      '  while time.process_time() < end: pass\n  return a + b'
+    'import time\ndef add(a, b):\n  end = time.process_time() + 0.25\n'
+    '  while time.process_time() < end: pass\n  return a + b'
   )
   others = [subprocess.Popen(burn) for _ in range(3 * (os.cpu_count() or 1))]
   try:
@@ -340,18 +354,24 @@ def test_goes_on_after_kill_9(tmp_path):
   benchmark = _read('mbpp')
   task = next(iter(benchmark.tasks.values()))
   programs = [
-      _sample(task, f'import time\ntime.sleep(0.2)\n{task.reference}', i)
-      for i in range(12)
+    _sample(task, f'import time\ntime.sleep(0.2)\n{task.reference}', i)
+    for i in range(12)
   ]
   programs.append(_references(benchmark)[1])
   file = tmp_path / 'samples.jsonl'
   programs_lib.write(file, programs)
   results = tmp_path / 'results.jsonl'
   command = [
-      sys.executable, '-m', 'qaq_jax.evaluation.harness',
-      f'--samples={file}', '--benchmark=mbpp', '--workers=1',
-      f'--path={_FILES / "mbpp_plus.jsonl"}', f'--output={results}',
-      '--allow-code-execution', '--allow-uncontained',
+    sys.executable,
+    '-m',
+    'qaq_jax.evaluation.harness',
+    f'--samples={file}',
+    '--benchmark=mbpp',
+    '--workers=1',
+    f'--path={_FILES / "mbpp_plus.jsonl"}',
+    f'--output={results}',
+    '--allow-code-execution',
+    '--allow-uncontained',
   ]
   root = pathlib.Path(__file__).parent.parent
   with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE) as first:
@@ -362,10 +382,10 @@ def test_goes_on_after_kill_9(tmp_path):
       time.sleep(0.02)
     first.send_signal(signal.SIGKILL)
   kept = results.read_bytes()
-  kept = kept[:kept.rfind(b'\n') + 1]
+  kept = kept[: kept.rfind(b'\n') + 1]
   assert 3 <= kept.count(b'\n') < 14
   second = subprocess.run(
-      command, cwd=root, capture_output=True, text=True, check=True
+    command, cwd=root, capture_output=True, text=True, check=True
   )
   assert 'have verdicts already' in second.stdout
   assert results.read_bytes().startswith(kept)
@@ -377,9 +397,13 @@ def test_nothing_runs_without_permission(tmp_path, monkeypatch):
   file = tmp_path / 'samples.jsonl'
   file.write_text('')
   with pytest.raises(SystemExit, match='--allow-code-execution'):
-    harness.main([
-        f'--samples={file}', '--benchmark=mbpp', '--path=nowhere',
-    ])
+    harness.main(
+      [
+        f'--samples={file}',
+        '--benchmark=mbpp',
+        '--path=nowhere',
+      ]
+    )
   assert os.listdir(tmp_path) == ['samples.jsonl']
 
 
@@ -408,19 +432,25 @@ def test_a_broken_reference_is_told(tmp_path):
   benchmark = benchmarks.read('mbpp_original', str(path))
   said = []
   result = harness.run(
-      benchmark, [programs_lib.Sample('Mbpp/11', 0, 'def add(a, b): return a + b')],
-      tmp_path / 'results.jsonl', _OPTIONS, said.append,
+    benchmark,
+    [programs_lib.Sample('Mbpp/11', 0, 'def add(a, b): return a + b')],
+    tmp_path / 'results.jsonl',
+    _OPTIONS,
+    said.append,
   )
   assert result['broken_references'] == ['Mbpp/11']
   assert 'Mbpp/11: its own reference solution fails here' in said
 
 
-@pytest.mark.parametrize(('change', 'message'), [
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
     ({'entry_point': None}, "line 2: field 'entry_point' is of type NoneType"),
     ({'task_id': 'HumanEval/900'}, 'line 2: task_id .* is there twice'),
     ({'base_input': [1]}, "line 2: field 'base_input' is no list of lists"),
     ({'atol': 'x'}, "line 2: field 'atol' is of type str"),
-])
+  ],
+)
 def test_a_line_that_cannot_be_used(tmp_path, change, message):
   lines = (_FILES / 'humaneval_plus.jsonl').read_text().splitlines()
   lines[1] = json.dumps(json.loads(lines[1]) | change)
@@ -453,13 +483,19 @@ def test_other_files_that_cannot_be_used(tmp_path):
 def test_toy_tasks_are_not_called_humaneval():
   benchmark = _read('demo_tasks')
   verdicts = [
-      {'task_id': t, 'suites': {'base': {'status': judge.PASS},
-                                'plus': {'status': judge.FAIL}}}
-      for t in benchmark.tasks
+    {
+      'task_id': t,
+      'suites': {
+        'base': {'status': judge.PASS},
+        'plus': {'status': judge.FAIL},
+      },
+    }
+    for t in benchmark.tasks
   ]
   scores = harness.summarize(benchmark, verdicts)
   assert {n: s['pass@1']['value'] for n, s in scores.items()} == {
-      'demo_tasks': 1.0, 'demo_tasks_plus': 0.0,
+    'demo_tasks': 1.0,
+    'demo_tasks_plus': 0.0,
   }
 
 
@@ -470,12 +506,14 @@ def test_original_split_and_limit():
   assert task.entry_point == 'smallest'
   assert '\r' not in task.reference
   assert task.prompt == (
-      '"""\nWrite a function that finds the smallest number.\n'
-      'assert smallest(xs) == 1\n"""\n'
+    '"""\nWrite a function that finds the smallest number.\n'
+    'assert smallest(xs) == 1\n"""\n'
   )
 
 
-@pytest.mark.parametrize(('task', 'given', 'wanted'), [
+@pytest.mark.parametrize(
+  ('task', 'given', 'wanted'),
+  [
     ('Mbpp/3', [[1]], [[1]]),
     ('Mbpp/2', [[[1], [2]]], [[(1,), (2,)]]),
     ('Mbpp/63', [[[[1, 2]]]], [[[(1, 2)]]]),
@@ -488,7 +526,8 @@ def test_original_split_and_limit():
     ('Mbpp/278', [[[[1], 2]]], [[((1,), 2)]]),
     ('Mbpp/580', [[[[1], [[2]]]]], [[((1,), ((2,),))]]),
     ('Mbpp/722', [[{'a': [1]}, 2]], [[{'a': (1,)}, 2]]),
-])
+  ],
+)
 def test_types_that_json_took(task, given, wanted):
   assert mbpp_inputs.restore(task, given) == wanted
 
@@ -539,8 +578,9 @@ def test_samples_files(tmp_path):
   benchmark = _read('humaneval')
   path = tmp_path / 'samples.jsonl'
   lines = [
-      {'task_id': t, 'solution': f'x{i}'}
-      for t in benchmark.tasks for i in range(2)
+    {'task_id': t, 'solution': f'x{i}'}
+    for t in benchmark.tasks
+    for i in range(2)
   ]
   lines[1] = {'task_id': 'HumanEval/900', 'completion': '  pass'}
   path.write_text('\n\n'.join(map(json.dumps, lines)))
@@ -558,9 +598,9 @@ def test_samples_files(tmp_path):
   found = programs_lib.read(str(folder.parent), benchmark, allow_missing=True)
   assert [s.program for s in found] == ['x2', 'x10']
   for line, message in (
-      ('{"task_id": "HumanEval/1", "solution": ""}', "line 1: .*no task 'Hum"),
-      ('{"task_id": "HumanEval/900"}', "line 1: no text in 'solution'"),
-      ('[]', 'line 1: no JSON object'),
+    ('{"task_id": "HumanEval/1", "solution": ""}', "line 1: .*no task 'Hum"),
+    ('{"task_id": "HumanEval/900"}', "line 1: no text in 'solution'"),
+    ('[]', 'line 1: no JSON object'),
   ):
     path.write_text(line)
     with pytest.raises(ValueError, match=message):
@@ -571,9 +611,9 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_one():
   rng = np.random.default_rng(0)
   right = np.array([True, False, False, True, False, False, False])
   for k in (1, 2, 5, 7):
-    drawn = np.mean([
-        right[rng.permutation(7)[:k]].any() for _ in range(20_000)
-    ])
+    drawn = np.mean(
+      [right[rng.permutation(7)[:k]].any() for _ in range(20_000)]
+    )
     assert pass_at_k.pass_at_k(7, 2, k) == pytest.approx(drawn, abs=0.02)
   assert pass_at_k.pass_at_k(200, 0, 100) == 0.0
   assert pass_at_k.pass_at_k(200, 199, 100) == 1.0

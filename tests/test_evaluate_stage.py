@@ -92,8 +92,8 @@ def test_generations_of_other_settings_are_not_mixed(tmp_path):
   config.evaluate.temperature = 1.0
   pipeline.run('evaluate', config, tmp_path)
   for field, value, message in (
-      ('attention', 'einsum', 'attention: "auto" -> "einsum"'),
-      ('top_k', 5, 'top_k: 0 -> 5'),
+    ('attention', 'einsum', 'attention: "auto" -> "einsum"'),
+    ('top_k', 5, 'top_k: 0 -> 5'),
   ):
     before = config.evaluate[field]
     config.evaluate[field] = value
@@ -124,10 +124,19 @@ def test_drawn_samples_do_not_depend_on_what_was_there(tmp_path):
 
 def _qaq(tmp_path, *options):
   return subprocess.run(
-      [sys.executable, '-m', 'qaq_jax.main', 'evaluate',
-       f'--config={__file__}', f'--workdir={tmp_path}', *options],
-      cwd=pathlib.Path(__file__).parent.parent, text=True, check=True,
-      capture_output=True,
+    [
+      sys.executable,
+      '-m',
+      'qaq_jax.main',
+      'evaluate',
+      f'--config={__file__}',
+      f'--workdir={tmp_path}',
+      *options,
+    ],
+    cwd=pathlib.Path(__file__).parent.parent,
+    text=True,
+    check=True,
+    capture_output=True,
   ).stdout
 
 
@@ -143,8 +152,8 @@ def test_right_programs_pass_from_the_command_line(tmp_path):
   pipeline.run('evaluate', config, tmp_path)
   path = tmp_path / 'evaluate' / 'humaneval_plus' / 'generations.jsonl'
   right = {
-      r['task_id']: r['prompt'] + r['canonical_solution']
-      for r in _lines(_FILES / 'humaneval_plus.jsonl')
+    r['task_id']: r['prompt'] + r['canonical_solution']
+    for r in _lines(_FILES / 'humaneval_plus.jsonl')
   }
   header, *records = _lines(path)
   records = [r | {'text': right[r['task_id']]} for r in records]
@@ -153,16 +162,21 @@ def test_right_programs_pass_from_the_command_line(tmp_path):
   assert 'humaneval_plus       pass@1     100.0  43.9 - 100.0' in shown
 
 
-@pytest.mark.parametrize(('change', 'message'), [
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
     ({'benchmarks': ('humanevil',)}, 'there is no .humanevil.; there are: hum'),
     ({'benchmarks': ()}, 'names none'),
-    ({'benchmarks': ('humaneval_original',)},
-     'files.humaneval_original is empty.*github.com/openai/human-eval'),
+    (
+      {'benchmarks': ('humaneval_original',)},
+      'files.humaneval_original is empty.*github.com/openai/human-eval',
+    ),
     ({'path': ''}, 'there is no fine-tuned model; run `qaq finetune`'),
     ({'samples': 5}, 'temperature 0 would be the same program'),
     ({'prompt': 'chatty'}, 'prompt style .chatty.: choose one of'),
     ({'chat_template': 'auto'}, 'has no chat template'),
-])
+  ],
+)
 def test_what_cannot_be_evaluated(tmp_path, change, message):
   config = get_config()
   config.evaluate.update(change)
@@ -178,13 +192,13 @@ def test_prompts_are_those_of_evalplus():
   task = _task('\ndef f(x):\n    """Doubles."""\n')
   chat = postprocess.make_prompt('humaneval', task, 'chat')
   assert chat.query == (
-      'Please provide a self-contained Python script that solves the '
-      'following problem in a markdown code block:\n'
-      '```\ndef f(x):\n    """Doubles."""\n```\n'
+    'Please provide a self-contained Python script that solves the '
+    'following problem in a markdown code block:\n'
+    '```\ndef f(x):\n    """Doubles."""\n```\n'
   )
   assert chat.answer == (
-      'Below is a Python script with a self-contained function that solves '
-      'the problem and passes corresponding tests:\n```python\n'
+    'Below is a Python script with a self-contained function that solves '
+    'the problem and passes corresponding tests:\n```python\n'
   )
   assert '\n```\n' in chat.stops
   assert '\ndef ' not in chat.stops
@@ -209,36 +223,54 @@ def test_base_answers_go_on_after_the_prompt():
 _WANTED = 'def f(x):\n    return g(x) + K\ndef g(x):\n    return x'
 
 
-@pytest.mark.parametrize(('text', 'program'), [
+@pytest.mark.parametrize(
+  ('text', 'program'),
+  [
     # Prose around it, and a fence.
-    ('Here it is:\n```python\ndef f(x):\n    return x\n```\nIt works.',
-     'def f(x):\n    return x'),
+    (
+      'Here it is:\n```python\ndef f(x):\n    return x\n```\nIt works.',
+      'def f(x):\n    return x',
+    ),
     # What the entry point needs, whatever the order; imports first.
-    ('K = 1\nUNUSED = 2\ndef f(x):\n    return g(x) + K\n'
-     'def g(x):\n    return x\nimport math\nprint(f(1))',
-     'import math\nK = 1\n' + _WANTED),
+    (
+      'K = 1\nUNUSED = 2\ndef f(x):\n    return g(x) + K\n'
+      'def g(x):\n    return x\nimport math\nprint(f(1))',
+      'import math\nK = 1\n' + _WANTED,
+    ),
     # A call, an assertion, a script: left out.
-    ('def f(x):\n    return x\nassert f(1) == 1\n'
-     'if __name__ == "__main__":\n    f(2)', 'def f(x):\n    return x'),
+    (
+      'def f(x):\n    return x\nassert f(1) == 1\n'
+      'if __name__ == "__main__":\n    f(2)',
+      'def f(x):\n    return x',
+    ),
     # The first definition of a name.
-    ('def f(x):\n    return 1\ndef f(x):\n    return 2',
-     'def f(x):\n    return 1'),
+    (
+      'def f(x):\n    return 1\ndef f(x):\n    return 2',
+      'def f(x):\n    return 1',
+    ),
     # A function without a return is no candidate.
     ('def f(x):\n    pass\ndef f(x):\n    return 2', 'def f(x):\n    return 2'),
     # Classes, through a method's name as well.
-    ('class C:\n    def go(self):\n        return h()\ndef h():\n    return 1\n'
-     'def f(x):\n    return C().go()',
-     'class C:\n    def go(self):\n        return h()\ndef h():\n    return 1\n'
-     'def f(x):\n    return C().go()'),
+    (
+      'class C:\n    def go(self):\n        return h()\n'
+      'def h():\n    return 1\n'
+      'def f(x):\n    return C().go()',
+      'class C:\n    def go(self):\n        return h()\n'
+      'def h():\n    return 1\n'
+      'def f(x):\n    return C().go()',
+    ),
     # Nothing of use: the valid text itself.
     ('x.y = 1\nprint(2)', 'x.y = 1\nprint(2)'),
     ('def f(:\nreturn', 'def f(:'),
     ('', ''),
     ('\0', '\0'),
     # Unfinished: the longest part that is valid.
-    ('def f(x):\n    return x\n\ndef g(y):\n    return (y',
-     'def f(x):\n    return x'),
-])
+    (
+      'def f(x):\n    return x\n\ndef g(y):\n    return (y',
+      'def f(x):\n    return x',
+    ),
+  ],
+)
 def test_the_program_in_a_text(text, program):
   assert postprocess.extract(text, 'f') == program
 

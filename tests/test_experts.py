@@ -17,12 +17,12 @@ from qaq_jax.planner import topology
 RULES = sharding.ShardingRules()
 CASES = ['mixtral', 'qwen3_moe', 'qwen3_moe_window']
 SIZES = {  # rows per group, of 40 rows
-    'even': [10, 10, 10, 10],
-    'gaps': [0, 17, 0, 0, 23, 0],
-    'one takes all': [0, 0, 40],
-    'some beyond': [3, 0, 20, 1],
-    'none': [0, 0],
-    'more groups than rows': [1, 0] * 40,
+  'even': [10, 10, 10, 10],
+  'gaps': [0, 17, 0, 0, 23, 0],
+  'one takes all': [0, 0, 40],
+  'some beyond': [3, 0, 20, 1],
+  'none': [0, 0],
+  'more groups than rows': [1, 0] * 40,
 }
 
 
@@ -43,12 +43,17 @@ def test_products_and_gradients_of_every_grouping(sizes, block):
   """Against numpy, a group at a time; rows beyond the groups don't count."""
   x, w = normal(0, 40, 6), normal(1, len(sizes), 6, 5)
   dy = np.array(normal(2, 40, 5))
-  dy[sum(sizes):] = 0
+  dy[sum(sizes) :] = 0
   y, pull = jax.vjp(
-      lambda x, w: grouped.product(
-          x, w, jnp.asarray(sizes, jnp.int32), block=block,
-          precision=jax.lax.Precision.HIGHEST,
-      ), x, w,
+    lambda x, w: grouped.product(
+      x,
+      w,
+      jnp.asarray(sizes, jnp.int32),
+      block=block,
+      precision=jax.lax.Precision.HIGHEST,
+    ),
+    x,
+    w,
   )
   dx, dw = pull(jnp.asarray(dy))
   first = 0
@@ -92,9 +97,9 @@ def test_memory_is_that_of_the_rows():
 
   def temporary(block, call):
     lowered = jax.jit(functools.partial(call, block)).lower(
-        jax.ShapeDtypeStruct((rows, size), jnp.float32),
-        jax.ShapeDtypeStruct((groups, size, size), jnp.float32),
-        jax.ShapeDtypeStruct((groups,), jnp.int32),
+      jax.ShapeDtypeStruct((rows, size), jnp.float32),
+      jax.ShapeDtypeStruct((groups, size, size), jnp.float32),
+      jax.ShapeDtypeStruct((groups,), jnp.int32),
     )
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
@@ -120,8 +125,10 @@ def layer(case, seed=0):
   config = config_of(case)
   d, e, f = config.hidden_size, config.num_experts, config.intermediate_size
   kernels = (
-      normal(1, d, e), normal(2, e, d, f) * d**-0.5,
-      normal(3, e, d, f) * d**-0.5, normal(4, e, f, d) * f**-0.5,
+    normal(1, d, e),
+    normal(2, e, d, f) * d**-0.5,
+    normal(3, e, d, f) * d**-0.5,
+    normal(4, e, f, d) * f**-0.5,
   )
   return config, normal(seed, 4, 10, d), kernels
 
@@ -130,8 +137,12 @@ def layer(case, seed=0):
 def run(config, x, kernels, platform='cpu', rules=RULES):
   """One layer, on the mesh that is set if any."""
   return experts.mlp(
-      x, *kernels, config=config, activation=jax.nn.silu, platform=platform,
-      rules=rules,
+    x,
+    *kernels,
+    config=config,
+    activation=jax.nn.silu,
+    platform=platform,
+    rules=rules,
   )
 
 
@@ -159,8 +170,9 @@ def by_token(config, x_BTD, kernels):
 def test_the_layer_is_the_formula(case, platform):
   config, x, kernels = layer(case)
   np.testing.assert_allclose(
-      run(config, x, kernels, platform), by_token(config, x, kernels),
-      atol=2e-5,
+    run(config, x, kernels, platform),
+    by_token(config, x, kernels),
+    atol=2e-5,
   )
 
 
@@ -173,17 +185,21 @@ def test_a_token_does_not_depend_on_the_others(case):
   # Nor when all the others crowd the experts that it goes to.
   crowd = jnp.broadcast_to(x[2, 4], x.shape)
   np.testing.assert_allclose(
-      run(config, crowd, kernels),
-      np.broadcast_to(together[2, 4], x.shape), atol=1e-6,
+    run(config, crowd, kernels),
+    np.broadcast_to(together[2, 4], x.shape),
+    atol=1e-6,
   )
 
 
-@pytest.mark.parametrize('case,sizes', [
+@pytest.mark.parametrize(
+  'case,sizes',
+  [
     ('mixtral', (2, 2, 2)),
     ('mixtral', (1, 1, 8)),  # each of 4 experts is split over 8 devices
     ('qwen3_moe', (1, 2, 4)),
     ('qwen3_moe', (2, 1, 1)),
-])
+  ],
+)
 @pytest.mark.parametrize('platform', ['cpu', 'tpu'])
 def test_meshes_give_the_gradients_of_one_device(case, sizes, platform):
   config, x, kernels = layer(case)
@@ -191,9 +207,10 @@ def test_meshes_give_the_gradients_of_one_device(case, sizes, platform):
   mesh = sharding.make_mesh(*sizes, devices=devices)
   rules = sharding.ShardingRules().resolve(config, mesh)
   specs = (
-      rules.spec('batch', None, None), jax.P(),
-      *[rules.gathered('experts', 'embed', 'expert_mlp')] * 2,
-      rules.gathered('experts', 'expert_mlp', 'embed'),
+    rules.spec('batch', None, None),
+    jax.P(),
+    *[rules.gathered('experts', 'embed', 'expert_mlp')] * 2,
+    rules.gathered('experts', 'expert_mlp', 'embed'),
   )
 
   @jax.jit
@@ -205,8 +222,8 @@ def test_meshes_give_the_gradients_of_one_device(case, sizes, platform):
   want = gradient((x, *kernels))
   with jax.set_mesh(mesh):
     placed = jax.device_put(
-        (x, *kernels),
-        tuple(jax.sharding.NamedSharding(mesh, spec) for spec in specs),
+      (x, *kernels),
+      tuple(jax.sharding.NamedSharding(mesh, spec) for spec in specs),
     )
     got = gradient(placed)
   for a, b in zip(got, want, strict=True):
@@ -220,7 +237,7 @@ def test_routing_is_float32_in_bfloat16():
   router = kernels[0].astype(jnp.bfloat16)
   weights, chosen = experts.route(x_MD, router, config)
   exact, same = experts.route(
-      x_MD.astype(jnp.float32), router.astype(jnp.float32), config
+    x_MD.astype(jnp.float32), router.astype(jnp.float32), config
   )
   assert weights.dtype == jnp.float32
   np.testing.assert_array_equal(chosen, same)
@@ -239,14 +256,12 @@ def test_padding_and_other_rows_change_nothing(case):
   decode = jax.jit(lambda p, t: nnx.merge(graphdef, p)(t))
   rows = decode(params, tokens)
   padded = jnp.pad(tokens[1:2], ((0, 1), (0, 25)))
-  np.testing.assert_allclose(
-      decode(params, padded)[0, :40], rows[1], atol=2e-5
-  )
+  np.testing.assert_allclose(decode(params, padded)[0, :40], rows[1], atol=2e-5)
 
 
 def test_remat_gives_the_same_gradients():
   graphdef, params = nnx.split(
-      checkpoint.random_init(config_of('qwen3_moe'), mesh=None)
+    checkpoint.random_init(config_of('qwen3_moe'), mesh=None)
   )
   tokens = jnp.asarray(tiny_models.tokens('qwen3_moe')[:2, :30])
 
@@ -255,14 +270,15 @@ def test_remat_gives_the_same_gradients():
     return jax.jit(jax.grad(loss))(params)
 
   jax.tree.map(
-      functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
-      gradients(True), gradients(False),
+    functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6),
+    gradients(True),
+    gradients(False),
   )
 
 
-@pytest.mark.parametrize('name', [
-    'v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2'
-])
+@pytest.mark.parametrize(
+  'name', ['v4:2x2x1', 'v5e:2x2', 'v5p:2x2x1', 'v6e:2x2']
+)
 def test_compiles_for_tpus_without_a_copy_per_expert(name):
   """Forward and backward; what a row by every expert takes would be E times."""
   pytest.importorskip('libtpu')
@@ -271,15 +287,18 @@ def test_compiles_for_tpus_without_a_copy_per_expert(name):
   rules = sharding.ShardingRules().resolve(config, mesh)
   inwards = rules.gathered('experts', 'embed', 'expert_mlp')
   specs = (
-      rules.spec('batch', None, None), jax.P(None, None), inwards, inwards,
-      rules.gathered('experts', 'expert_mlp', 'embed'),
+    rules.spec('batch', None, None),
+    jax.P(None, None),
+    inwards,
+    inwards,
+    rules.gathered('experts', 'expert_mlp', 'embed'),
   )
   shapes = (8, 512, config.hidden_size), *(k.shape for k in kernels)
   x, *kernels = (
-      jax.ShapeDtypeStruct(
-          shape, jnp.bfloat16, sharding=jax.NamedSharding(mesh, spec)
-      )
-      for shape, spec in zip(shapes, specs, strict=True)
+    jax.ShapeDtypeStruct(
+      shape, jnp.bfloat16, sharding=jax.NamedSharding(mesh, spec)
+    )
+    for shape, spec in zip(shapes, specs, strict=True)
   )
 
   def loss(x, kernels):

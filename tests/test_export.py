@@ -40,7 +40,7 @@ def theirs(folder, ids=IDS, change=None):
 
   transformers.utils.logging.disable_progress_bar()
   model, info = transformers.AutoModelForCausalLM.from_pretrained(
-      folder, dtype=torch.float32, output_loading_info=True
+    folder, dtype=torch.float32, output_loading_info=True
   )
   assert not any(info.values()), info
   with torch.no_grad():
@@ -55,8 +55,11 @@ def test_transformers_loads_the_export_with_the_same_logits(tmp_path):
   export.save_model(model, out, source=origin, dtype=jnp.float32)
   np.testing.assert_allclose(ours(model), theirs(out), atol=2e-5)
   assert sorted(os.listdir(out)) == [
-      'config.json', 'generation_config.json', 'model.safetensors',
-      'tokenizer.json', 'tokenizer_config.json',
+    'config.json',
+    'generation_config.json',
+    'model.safetensors',
+    'tokenizer.json',
+    'tokenizer_config.json',
   ]
   # Loadable by other users of the machine, as far as the umask goes.
   mask = os.umask(0)
@@ -70,19 +73,23 @@ def test_borrowed_template_goes_with_the_export(tmp_path):
 
   origin, model = start(tmp_path, template='{{ "own" }}')
   (origin.directory / 'chat_template.json').write_text(
-      json.dumps({'chat_template': '{{ "older" }}'})
+    json.dumps({'chat_template': '{{ "older" }}'})
   )
   hf = transformers.AutoTokenizer.from_pretrained(origin.directory)
   template, _ = chat.find_template(hf, 'chatml')
   end = hf.convert_tokens_to_ids('<|im_end|>')
   out = tmp_path / 'out'
   export.save_model(
-      model, out, source=origin, dtype=jnp.float32, chat_template=template,
-      stop_ids=(end,),
+    model,
+    out,
+    source=origin,
+    dtype=jnp.float32,
+    chat_template=template,
+    stop_ids=(end,),
   )
   hf = transformers.AutoTokenizer.from_pretrained(out)
   text = hf.apply_chat_template(
-      [{'role': 'user', 'content': 'hi'}], tokenize=False
+    [{'role': 'user', 'content': 'hi'}], tokenize=False
   )
   assert '<|im_start|>user\nhi<|im_end|>' in text
   config = transformers.GenerationConfig.from_pretrained(out)
@@ -91,20 +98,18 @@ def test_borrowed_template_goes_with_the_export(tmp_path):
 
 def test_generation_config_of_the_start_is_kept(tmp_path):
   origin, model = start(tmp_path)
-  (origin.directory / 'generation_config.json').write_text(json.dumps(
-      {'eos_token_id': [7, 8], 'temperature': 0.7, 'do_sample': True}
-  ))
-  out = tmp_path / 'out'
-  export.save_model(
-      model, out, source=origin, dtype=jnp.float32, stop_ids=(8,)
+  (origin.directory / 'generation_config.json').write_text(
+    json.dumps({'eos_token_id': [7, 8], 'temperature': 0.7, 'do_sample': True})
   )
+  out = tmp_path / 'out'
+  export.save_model(model, out, source=origin, dtype=jnp.float32, stop_ids=(8,))
   written = json.loads((out / 'generation_config.json').read_text())
   assert written['eos_token_id'] == [8, 7]
   assert written['temperature'] == 0.7
 
 
 def test_an_export_takes_the_place_of_an_older_one_in_one_step(
-    tmp_path, monkeypatch
+  tmp_path, monkeypatch
 ):
   origin, model = start(tmp_path)
   out = tmp_path / 'out'
@@ -133,7 +138,7 @@ def adapted(model, rank=3, alpha=6.0):
     if path[-1].endswith('_lora_b'):
       value = variable.get_value()
       variable.set_value(
-          jnp.asarray(0.1 * rng.standard_normal(value.shape), value.dtype)
+        jnp.asarray(0.1 * rng.standard_normal(value.shape), value.dtype)
       )
       nnx.update(model, nnx.from_flat_state({path: variable}))
   return model
@@ -144,8 +149,11 @@ def test_adapter_is_what_peft_adds_to_the_weights(tmp_path, case):
   origin, base = start(tmp_path, case)
   model = adapted(base)
   export.save_adapter(
-      model, tmp_path / 'adapter', base=str(origin.directory), rank=3,
-      alpha=6.0,
+    model,
+    tmp_path / 'adapter',
+    base=str(origin.directory),
+    rank=3,
+    alpha=6.0,
   )
   config = json.loads((tmp_path / 'adapter/adapter_config.json').read_text())
   assert config['base_model_name_or_path'] == str(origin.directory)
@@ -169,5 +177,5 @@ def test_adapter_of_a_fused_family_is_refused(tmp_path):
   _, model = start(tmp_path, 'gpt2')
   with pytest.raises(ValueError, match='gpt2 keeps query, key and value'):
     export.save_adapter(
-        adapted(model), tmp_path / 'adapter', base='x', rank=3, alpha=6.0
+      adapted(model), tmp_path / 'adapter', base='x', rank=3, alpha=6.0
     )

@@ -14,14 +14,14 @@ ANSWER = 'def add(a, b):\n    return a + b'
 # Shipped template -> a tokenizer that knows its markers, and the text that
 # ends an answer.
 TAILS = {
-    'chatml': ('qwen', '<|im_end|>'),
-    'qwen3': ('qwen', '<|im_end|>'),
-    'deepseek-coder': ('deepseek', '\n<|EOT|>'),
-    'llama3': ('llama3', '<|eot_id|>'),
-    'llama3.1': ('llama3', '<|eot_id|>'),
-    'mistral': ('mistral', '</s>'),
-    'gemma': ('gemma', '<end_of_turn>'),
-    'plain': ('gpt2', '<|endoftext|>'),
+  'chatml': ('qwen', '<|im_end|>'),
+  'qwen3': ('qwen', '<|im_end|>'),
+  'deepseek-coder': ('deepseek', '\n<|EOT|>'),
+  'llama3': ('llama3', '<|eot_id|>'),
+  'llama3.1': ('llama3', '<|eot_id|>'),
+  'mistral': ('mistral', '</s>'),
+  'gemma': ('gemma', '<end_of_turn>'),
+  'plain': ('gpt2', '<|endoftext|>'),
 }
 
 
@@ -36,7 +36,7 @@ def _encoder(tmp_path, template, style=None, **options):
 
 def _render(encoder, samples, **options):
   return examples.make_examples(
-      samples, encoder, examples.TrainingOptions(**options)
+    samples, encoder, examples.TrainingOptions(**options)
   )
 
 
@@ -47,7 +47,7 @@ def test_every_shipped_template_is_tested():
 @pytest.mark.parametrize('template', TAILS)
 @pytest.mark.parametrize('system', [None, 'You add numbers.'])
 def test_answer_and_end_of_turn_are_trained_and_nothing_else(
-    tmp_path, template, system
+  tmp_path, template, system
 ):
   encoder = _encoder(tmp_path, template)
   sample = _sample(system=system)
@@ -58,9 +58,7 @@ def test_answer_and_end_of_turn_are_trained_and_nothing_else(
   assert encoder.tokenizer.decode(example.ids[scored:]) == TAILS[template][1]
   answer = next(s for s in forward.spans if s[0] == 'a_given_q')
   trained = np.flatnonzero(example.weights)
-  np.testing.assert_array_equal(
-      trained, np.arange(answer[1], len(example.ids))
-  )
+  np.testing.assert_array_equal(trained, np.arange(answer[1], len(example.ids)))
   assert set(example.weights[trained]) == {1.0}
   # The whole ends as the template renders it, but for what follows the end.
   text = encoder.rendered(sample)[0] + TAILS[template][1]
@@ -70,11 +68,11 @@ def test_answer_and_end_of_turn_are_trained_and_nothing_else(
 def test_weights_are_as_configured(tmp_path):
   encoder = _encoder(tmp_path, 'chatml')
   (example,) = _render(
-      encoder, [_sample()], prompt_weight=0.25, response_weight=2.0
+    encoder, [_sample()], prompt_weight=0.25, response_weight=2.0
   ).examples
   (default,) = _render(encoder, [_sample()]).examples
   np.testing.assert_array_equal(
-      example.weights, np.where(default.weights > 0, 2.0, 0.25)
+    example.weights, np.where(default.weights > 0, 2.0, 0.25)
   )
   assert example.weights.dtype == np.float32
 
@@ -82,7 +80,7 @@ def test_weights_are_as_configured(tmp_path):
 def test_system_prompt_of_the_row_goes_before_the_config(tmp_path):
   encoder = _encoder(tmp_path, 'chatml', system_prompt='From the config.')
   own, config = _render(
-      encoder, [_sample(system='From the row.'), _sample()]
+    encoder, [_sample(system='From the row.'), _sample()]
   ).examples
   decode = encoder.tokenizer.decode
   assert 'From the row.' in decode(own.ids)
@@ -95,7 +93,7 @@ def test_template_without_a_final_marker_ends_with_eos(tmp_path):
   (example,) = _render(encoder, [_sample()]).examples
   assert example.ids[-1] == encoder.tokenizer.hf.eos_token_id
   answer = encoder.tokenizer.plain.encode(ANSWER)
-  np.testing.assert_array_equal(example.ids[-1 - len(answer):-1], answer)
+  np.testing.assert_array_equal(example.ids[-1 - len(answer) : -1], answer)
 
 
 def test_no_end_of_turn_at_all_is_an_error(tmp_path):
@@ -125,9 +123,7 @@ def test_truncated_answers_lose_their_tail_and_end_of_turn(tmp_path):
   (whole,) = _render(encoder, [_sample()]).examples
   prompt = int(np.argmax(whole.weights > 0))
   for size in (prompt + 1, len(whole.ids) - 1):
-    found = _render(
-        encoder, [_sample()], max_length=size, on_long='truncate'
-    )
+    found = _render(encoder, [_sample()], max_length=size, on_long='truncate')
     (cut,) = found.examples
     np.testing.assert_array_equal(cut.ids, whole.ids[:size])
     np.testing.assert_array_equal(cut.weights, whole.weights[:size])
@@ -139,22 +135,32 @@ def test_truncated_answers_lose_their_tail_and_end_of_turn(tmp_path):
 
 def test_rows_that_are_not_ok_are_counted(tmp_path):
   encoder = _encoder(tmp_path, 'plain')
-  found = _render(encoder, [
-      _sample(0, status='invalid'), _sample(1), _sample(2, status='empty'),
+  found = _render(
+    encoder,
+    [
+      _sample(0, status='invalid'),
+      _sample(1),
+      _sample(2, status='empty'),
       _sample(3, query=''),
-  ])
+    ],
+  )
   assert [e.row for e in found.examples] == [1]
   assert found.skipped == {
-      'invalid': 1, 'empty': 1, 'no tokens in the query or the answer': 1
+    'invalid': 1,
+    'empty': 1,
+    'no tokens in the query or the answer': 1,
   }
 
 
-@pytest.mark.parametrize('options, message', [
+@pytest.mark.parametrize(
+  'options, message',
+  [
     ({'on_long': 'cut'}, 'on_long'),
     ({'max_length': 1}, 'max_length'),
     ({'prompt_weight': -1.0}, 'prompt_weight'),
     ({'response_weight': 0.0}, 'response_weight'),
-])
+  ],
+)
 def test_impossible_options_are_refused(options, message):
   with pytest.raises(ValueError, match=message):
     examples.TrainingOptions(**options)

@@ -49,10 +49,11 @@ def test_padded_and_packed_learn_the_same(tmp_path):
 @pytest.mark.parametrize('name', ['adamw', 'muon'])
 def test_training_learns(tmp_path, name):
   rig.fit(
-      tmp_path, options=_options(epochs=6, eval_every=48, save_every=0),
-      optimizer_options=optimizer.OptimizerOptions(
-          name=name, learning_rate=0.02, schedule='wsd', warmup_ratio=0.1
-      ),
+    tmp_path,
+    options=_options(epochs=6, eval_every=48, save_every=0),
+    optimizer_options=optimizer.OptimizerOptions(
+      name=name, learning_rate=0.02, schedule='wsd', warmup_ratio=0.1
+    ),
   )
   losses = [x['loss'] for x in _lines(tmp_path) if 'loss' in x]
   assert losses[0] > 2.5
@@ -64,7 +65,7 @@ def test_lines_have_rates_and_the_schedule(tmp_path):
   lines = [x for x in _lines(tmp_path) if 'loss' in x]
   for line in lines:
     assert line['learning_rate'] == optimizer.learning_rate(
-        rig.OPTIMIZER, line['step'] - 1, 24
+      rig.OPTIMIZER, line['step'] - 1, 24
     )
     assert line['tokens_per_second'] > 0 and 0 < line['mfu'] < 1
   assert [x['seconds'] for x in lines] == sorted(x['seconds'] for x in lines)
@@ -78,18 +79,19 @@ def test_loss_of_a_line_is_the_mean_of_its_updates(tmp_path):
   low, high = min(x['loss'] for x in each), max(x['loss'] for x in each)
   assert len(each) == 6 and low < six['loss'] < high
   assert six['grad_norm'] == pytest.approx(
-      np.mean([x['grad_norm'] for x in each])
+    np.mean([x['grad_norm'] for x in each])
   )
 
 
 def test_samples_and_measures_are_written_at_evaluations(tmp_path):
   rig.fit(
-      tmp_path, options=_options(max_steps=8),
-      sample_fn=lambda state: [{'query': 'q', 'step': int(state.step)}],
-      measure_fn=lambda state: {'auroc': 0.5},
+    tmp_path,
+    options=_options(max_steps=8),
+    sample_fn=lambda state: [{'query': 'q', 'step': int(state.step)}],
+    measure_fn=lambda state: {'auroc': 0.5},
   )
   assert _lines(tmp_path, 'samples.jsonl') == [
-      {'step': n, 'samples': [{'query': 'q', 'step': n}]} for n in (6, 8)
+    {'step': n, 'samples': [{'query': 'q', 'step': n}]} for n in (6, 8)
   ]
   found = [x for x in _lines(tmp_path) if 'validation_loss' in x]
   assert [x['auroc'] for x in found] == [0.5, 0.5]
@@ -98,9 +100,7 @@ def test_samples_and_measures_are_written_at_evaluations(tmp_path):
 def test_without_validation_the_last_is_the_best(tmp_path):
   result = rig.fit(tmp_path, options=_options(max_steps=8), validation=())
   assert (result.best_step, result.best_loss) == (8, None)
-  jax.tree.map(
-      np.testing.assert_array_equal, result.load_best(), result.state
-  )
+  jax.tree.map(np.testing.assert_array_equal, result.load_best(), result.state)
 
 
 def test_non_finite_loss_names_update_and_rows(tmp_path):
@@ -110,16 +110,16 @@ def test_non_finite_loss_names_update_and_rows(tmp_path):
   with pytest.raises(loop.NonFiniteError) as caught:
     rig.fit(tmp_path, data=data, options=options)
   from qaq_jax.finetune import batches
+
   number = next(
-      n for n in range(8)
-      if 17 in batches.indices(60, 8, seed=0, step=n)
+    n for n in range(8) if 17 in batches.indices(60, 8, seed=0, step=n)
   )
   assert number > 1  # or there would be no checkpoint to look for
   message = str(caught.value)
   assert f'at update {number + 1},' in message
   rows = message.split('rows ')[1].split('. ')[0].split(', ')
   assert sorted(map(int, rows)) == sorted(
-      batches.indices(60, 8, seed=0, step=number).tolist()
+    batches.indices(60, 8, seed=0, step=number).tolist()
   )
   saved = sorted(int(p.name) for p in (tmp_path / 'checkpoints').iterdir())
   assert saved == [number - 1, number]  # the last two good ones
@@ -153,10 +153,13 @@ def test_full_disk_is_refused_before_the_first_update(tmp_path, monkeypatch):
   assert not (tmp_path / 'run' / 'metrics.jsonl').exists()
 
 
-@pytest.mark.parametrize('change, message', [
+@pytest.mark.parametrize(
+  'change, message',
+  [
     ({'data': []}, 'no examples'),
     ({'options': _options(max_length=8)}, 'row .* has .* tokens.*max_length=8'),
-])
+  ],
+)
 def test_impossible_data_is_refused(tmp_path, change, message):
   with pytest.raises(ValueError, match=message):
     rig.fit(tmp_path, **change)
@@ -173,22 +176,21 @@ def test_a_second_run_compiles_nothing(tmp_path):
   """Other data, other length, other rate: the same programs."""
   rig.fit(tmp_path / 'one')
   sizes = [
-      getattr(step, name)._cache_size() for name in (
-          '_update', '_gradient', '_add_gradient', '_apply', '_evaluate'
-      )
+    getattr(step, name)._cache_size()
+    for name in ('_update', '_gradient', '_add_gradient', '_apply', '_evaluate')
   ]
   assert sum(sizes) <= 5 * 4  # four kinds of runs in this file
   rig.fit(
-      tmp_path / 'two', data=rig.examples(33, seed=5),
-      options=_options(epochs=2, seed=3),
-      optimizer_options=dataclasses.replace(
-          rig.OPTIMIZER, learning_rate=0.01, schedule='linear'
-      ),
+    tmp_path / 'two',
+    data=rig.examples(33, seed=5),
+    options=_options(epochs=2, seed=3),
+    optimizer_options=dataclasses.replace(
+      rig.OPTIMIZER, learning_rate=0.01, schedule='linear'
+    ),
   )
   assert sizes == [
-      getattr(step, name)._cache_size() for name in (
-          '_update', '_gradient', '_add_gradient', '_apply', '_evaluate'
-      )
+    getattr(step, name)._cache_size()
+    for name in ('_update', '_gradient', '_add_gradient', '_apply', '_evaluate')
   ]
 
 
@@ -197,9 +199,12 @@ def test_the_plan_is_told(tmp_path):
   rig.fit(tmp_path, options=_options(max_steps=6), say=said.append, name='x')
   text = '\n'.join(said)
   for part in (
-      'x: 60 examples', '6 updates of 8 examples, 8 per epoch',
-      'packed micro-batches (rows x tokens): 2 x 32', '% full',
-      'MiB free', 'TFLOP/s (float32 product of matrices measured on cpu)',
+    'x: 60 examples',
+    '6 updates of 8 examples, 8 per epoch',
+    'packed micro-batches (rows x tokens): 2 x 32',
+    '% full',
+    'MiB free',
+    'TFLOP/s (float32 product of matrices measured on cpu)',
   ):
     assert part in text
   said.clear()
@@ -215,25 +220,26 @@ def test_operations_are_those_of_a_hand_count():
   # One sequence of 10 tokens: scores and values of 5 keys on average.
   attention = 2 * 2 * 32 * 5 * 10 * 2
   assert flops.training_flops(config, 10, 100) == (
-      6 * weights * 10 + 3 * attention
+    6 * weights * 10 + 3 * attention
   )
   assert flops.training_flops(config, 10, 100, lora_params=1000) == (
-      4 * weights * 10 + 6 * 1000 * 10 + 3 * attention
+    4 * weights * 10 + 6 * 1000 * 10 + 3 * attention
   )
   # Two sequences of 5 attend over half as much.
   assert flops.training_flops(config, 10, 50) == (
-      6 * weights * 10 + 3 * attention / 2
+    6 * weights * 10 + 3 * attention / 2
   )
 
 
 def test_window_limits_the_counted_keys():
   config = rig.model().config
-  short = dataclasses.replace(config, layers=tuple(
-      dataclasses.replace(kind, window=4) for kind in config.layers
-  ))
+  short = dataclasses.replace(
+    config,
+    layers=tuple(dataclasses.replace(kind, window=4) for kind in config.layers),
+  )
   full = flops.forward_flops(config, 10, 100)[1]
   assert flops.forward_flops(short, 10, 100)[1] == pytest.approx(
-      full * (4 - 16 / 20) / 5
+    full * (4 - 16 / 20) / 5
   )
 
 
@@ -243,11 +249,19 @@ class _Device:
   platform: str = 'tpu'
 
 
-@pytest.mark.parametrize('kind, tflops', [
-    ('TPU v4', 275), ('TPU v5 lite', 197), ('TPU v5p', 459), ('TPU v5', 459),
-    ('TPU v6 lite', 918), ('NVIDIA A100-SXM4-80GB', 312),
-    ('NVIDIA H100 80GB HBM3', 989), ('NVIDIA H200', 989),
-])
+@pytest.mark.parametrize(
+  'kind, tflops',
+  [
+    ('TPU v4', 275),
+    ('TPU v5 lite', 197),
+    ('TPU v5p', 459),
+    ('TPU v5', 459),
+    ('TPU v6 lite', 918),
+    ('NVIDIA A100-SXM4-80GB', 312),
+    ('NVIDIA H100 80GB HBM3', 989),
+    ('NVIDIA H200', 989),
+  ],
+)
 def test_peaks_of_known_devices(kind, tflops):
   peak, origin = mfu.peak_flops('bfloat16', [_Device(kind)] * 4)
   assert peak == 4 * tflops * 1e12
@@ -273,7 +287,10 @@ def test_journal_drops_lines_behind_the_checkpoint_and_half_lines(tmp_path):
   journal.write(step=3, text='again')
   journal.close()
   assert [(x['step'], x['text']) for x in _lines(tmp_path)] == [
-      (1, 'é'), (2, 'é'), (2, 'é'), (3, 'again')
+    (1, 'é'),
+    (2, 'é'),
+    (2, 'é'),
+    (3, 'again'),
   ]
 
 
@@ -305,17 +322,17 @@ def test_tensorboard_has_the_curve(tmp_path):
   pytest.importorskip('tensorboard')
   from tensorboard.backend.event_processing import event_accumulator
   from tensorboard.util import tensor_util
+
   rig.fit(tmp_path, options=_options(trackers=('tensorboard',)))
   events = event_accumulator.EventAccumulator(str(tmp_path / 'tensorboard'))
   events.Reload()
   for key in ('loss', 'validation_loss', 'learning_rate'):
     found = [
-        (e.step, tensor_util.make_ndarray(e.tensor_proto).item())
-        for e in events.Tensors(key)
+      (e.step, tensor_util.make_ndarray(e.tensor_proto).item())
+      for e in events.Tensors(key)
     ]
     assert found == [
-        (x['step'], pytest.approx(x[key])) for x in _lines(tmp_path)
-        if key in x
+      (x['step'], pytest.approx(x[key])) for x in _lines(tmp_path) if key in x
     ]
 
 
@@ -331,8 +348,15 @@ def test_wandb_has_the_curve(tmp_path, monkeypatch):
 def test_curve_counts_alike_without_writing(tmp_path):
   """What processes other than the first do."""
   run = curve.Run(
-      name='', steps=2, per_epoch=2, tokens_left=10, log_every=1,
-      flops=lambda batch: 1.0, peak=1.0, settings={}, show=False,
+    name='',
+    steps=2,
+    per_epoch=2,
+    tokens_left=10,
+    log_every=1,
+    flops=lambda batch: 1.0,
+    peak=1.0,
+    settings={},
+    show=False,
   )
   made = curve.Curve(tmp_path, run, step=0, progress=None, write=False)
   made.evaluated(1, {'validation_loss': 1.0})

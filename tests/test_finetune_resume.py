@@ -26,17 +26,20 @@ _TIMES = ('seconds', 'tokens_per_second', 'mfu')
 def _curve(folder):
   lines = (folder / 'metrics.jsonl').read_text().splitlines()
   return [
-      {k: v for k, v in json.loads(line).items() if k not in _TIMES}
-      for line in lines
+    {k: v for k, v in json.loads(line).items() if k not in _TIMES}
+    for line in lines
   ]
 
 
 def _child(folder, *arguments, devices=1):
   flags = f'--xla_force_host_platform_device_count={devices}'
   return subprocess.run(
-      [sys.executable, ROOT / 'tests' / 'finetune_rig.py', folder, *arguments],
-      cwd=ROOT, capture_output=True, text=True, timeout=300,
-      env={**os.environ, 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': flags},
+    [sys.executable, ROOT / 'tests' / 'finetune_rig.py', folder, *arguments],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    timeout=300,
+    env={**os.environ, 'PYTHONPATH': str(ROOT), 'XLA_FLAGS': flags},
   )
 
 
@@ -87,7 +90,12 @@ def test_curve_has_every_line_once(tmp_path):
   assert last['tokens'] == result.tokens == tokens
   assert last['loss'] < 0.5 * curve[0]['loss']
   assert set(curve[0]) == {
-      'step', 'epoch', 'loss', 'grad_norm', 'learning_rate', 'tokens'
+    'step',
+    'epoch',
+    'loss',
+    'grad_norm',
+    'learning_rate',
+    'tokens',
   }
   # A finished run, started again, does nothing and gives the same.
   before = (tmp_path / 'metrics.jsonl').read_bytes()
@@ -103,8 +111,8 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(tmp_path, how):
   before = signal.getsignal(number)  # a shell's background job ignores SIGINT
   with pytest.raises(signals.Interrupted) as caught:
     rig.fit(
-        tmp_path,
-        measure_fn=lambda state: os.kill(os.getpid(), number) or {},
+      tmp_path,
+      measure_fn=lambda state: os.kill(os.getpid(), number) or {},
     )
   assert caught.value.code == 128 + number
   # The signal came in the evaluation after update 6; update 7 was made.
@@ -120,10 +128,12 @@ def test_asked_to_stop_it_saves_and_says_how_to_go_on(tmp_path, how):
 
 def _stop_after(number):
   """A measure_fn that stops a run after the evaluation of an update."""
+
   def measure(state):
     if int(state.step) >= number:
       os.kill(os.getpid(), signal.SIGTERM)
     return {}
+
   return measure
 
 
@@ -140,7 +150,7 @@ def test_goes_on_with_other_devices_on_the_same_curve(tmp_path):
     for a, b in zip(_curve(folder), one, strict=True):
       assert a == pytest.approx(b, rel=1e-4)
     devices = {
-        len(x.sharding.device_set) for x in jax.tree.leaves(result.state.params)
+      len(x.sharding.device_set) for x in jax.tree.leaves(result.state.params)
     }
     assert devices == {1 if after is None else 8}
 
@@ -177,12 +187,15 @@ def test_two_processes_stop_together_and_go_on(tmp_path):
     port = str(free.getsockname()[1])
   path = os.pathsep.join((str(ROOT), str(ROOT / 'tests')))
   processes = [
-      subprocess.Popen(
-          [sys.executable, '-c', _PROCESS, tmp_path / 'two', port, str(index)],
-          cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-          env={**os.environ, 'PYTHONPATH': path, 'XLA_FLAGS': ''},
-      )
-      for index in range(2)
+    subprocess.Popen(
+      [sys.executable, '-c', _PROCESS, tmp_path / 'two', port, str(index)],
+      cwd=ROOT,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      env={**os.environ, 'PYTHONPATH': path, 'XLA_FLAGS': ''},
+    )
+    for index in range(2)
   ]
   for process in processes:
     out, err = process.communicate(timeout=300)
@@ -190,7 +203,7 @@ def test_two_processes_stop_together_and_go_on(tmp_path):
     assert 'stopped 143' in out and 'finished 24' in out
   rig.fit(tmp_path / 'one')
   for a, b in zip(
-      _curve(tmp_path / 'two'), _curve(tmp_path / 'one'), strict=True
+    _curve(tmp_path / 'two'), _curve(tmp_path / 'one'), strict=True
   ):
     assert a == pytest.approx(b, rel=1e-4)
 
@@ -201,29 +214,31 @@ def test_other_settings_are_refused_with_the_difference(tmp_path):
   data = rig.examples()
   data[3].ids[2] += 1
   changes = {
-      r'options.batch_size: 8 -> 4': {
-          'options': dataclasses.replace(
-              rig.OPTIONS, max_steps=4, batch_size=4)},
-      r'options.max_steps: 4 -> 0': {'options': rig.OPTIONS},
-      r'optimizer.learning_rate: 0.02 -> 0.01': {
-          'optimizer_options': dataclasses.replace(
-              rig.OPTIMIZER, learning_rate=0.01)},
-      r'examples: ': {'data': data},
-      r'validation: ': {'validation': ()},
-      r'given.model: \(absent\) -> "other"': {
-          'fingerprint': {'model': 'other'}},
+    r'options.batch_size: 8 -> 4': {
+      'options': dataclasses.replace(rig.OPTIONS, max_steps=4, batch_size=4)
+    },
+    r'options.max_steps: 4 -> 0': {'options': rig.OPTIONS},
+    r'optimizer.learning_rate: 0.02 -> 0.01': {
+      'optimizer_options': dataclasses.replace(
+        rig.OPTIMIZER, learning_rate=0.01
+      )
+    },
+    r'examples: ': {'data': data},
+    r'validation: ': {'validation': ()},
+    r'given.model: \(absent\) -> "other"': {'fingerprint': {'model': 'other'}},
   }
   for message, change in changes.items():
-    change.setdefault(
-        'options', dataclasses.replace(rig.OPTIONS, max_steps=4)
-    )
+    change.setdefault('options', dataclasses.replace(rig.OPTIONS, max_steps=4))
     with pytest.raises(files.StoreError, match=message):
       rig.fit(tmp_path, **change)
   assert (tmp_path / 'metrics.jsonl').read_bytes() == before
   # What changes no number may change.
-  rig.fit(tmp_path, options=dataclasses.replace(
+  rig.fit(
+    tmp_path,
+    options=dataclasses.replace(
       rig.OPTIONS, max_steps=4, keep=1, save_every=1, tokens_per_device=32
-  ))
+    ),
+  )
 
 
 def test_checkpoints_of_an_unknown_run_are_refused(tmp_path):
@@ -268,24 +283,26 @@ def test_best_checkpoint_stays_and_is_what_load_best_reads(tmp_path):
     return {}
 
   options = dataclasses.replace(
-      rig.OPTIONS, epochs=4, eval_every=2, save_every=0, keep=1
+    rig.OPTIONS, epochs=4, eval_every=2, save_every=0, keep=1
   )
   wrong = [
-      dataclasses.replace(e, ids=e.ids[::-1].copy())
-      for e in rig.examples(20, seed=1)
+    dataclasses.replace(e, ids=e.ids[::-1].copy())
+    for e in rig.examples(20, seed=1)
   ]
   result = rig.fit(
-      tmp_path, options=options, validation=wrong, measure_fn=measure
+    tmp_path, options=options, validation=wrong, measure_fn=measure
   )
   losses = {
-      x['step']: x['validation_loss'] for x in _curve(tmp_path)
-      if 'validation_loss' in x
+    x['step']: x['validation_loss']
+    for x in _curve(tmp_path)
+    if 'validation_loss' in x
   }
   best = min(losses, key=losses.get)
   assert best < max(losses) - 4  # newer ones came, and it is still there
   assert (result.best_step, result.best_loss) == (best, losses[best])
   assert sorted(int(p.name) for p in (tmp_path / 'checkpoints').iterdir()) == [
-      best, 32
+    best,
+    32,
   ]
   _equal(result.load_best().params, found[best])
   # Also when the run is only looked at again.

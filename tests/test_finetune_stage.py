@@ -23,13 +23,12 @@ WORDS = ['add', 'numbers', 'print', 'user', 'code', 'two', 'hello', 'world']
 def records(count, seed):
   rng = np.random.default_rng(seed)
   return [
-      {
-          'instruction': ' '.join(rng.choice(WORDS, 6)) + f' {seed}.{i}',
-          'output': f'def f{i}(a, b):\n    return ' + ' + '.join(
-              rng.choice(WORDS, 1 + i % 7)
-          ),
-      }
-      for i in range(count)
+    {
+      'instruction': ' '.join(rng.choice(WORDS, 6)) + f' {seed}.{i}',
+      'output': f'def f{i}(a, b):\n    return '
+      + ' + '.join(rng.choice(WORDS, 1 + i % 7)),
+    }
+    for i in range(count)
   ]
 
 
@@ -43,16 +42,14 @@ def inputs(tmp_path_factory):
   """Two models with tokenizers, samples, held-out samples."""
   folder = tmp_path_factory.mktemp('inputs')
   out = {
-      'data': write_jsonl(folder / 'pairs.jsonl', records(40, 0)),
-      'held_out': write_jsonl(folder / 'held_out.jsonl', records(12, 1)),
+    'data': write_jsonl(folder / 'pairs.jsonl', records(40, 0)),
+    'held_out': write_jsonl(folder / 'held_out.jsonl', records(12, 1)),
   }
   for number, name in enumerate(('strong', 'weak')):
     config = tiny_models.hf_config('qwen2') | {'vocab_size': 448}
-    directory = pathlib.Path(
-        tiny_tokenizers.make(folder / name, 'qwen')
-    )
+    directory = pathlib.Path(tiny_tokenizers.make(folder / name, 'qwen'))
     model = checkpoint.random_init(
-        model_config.from_hf(config), mesh=None, seed=number
+      model_config.from_hf(config), mesh=None, seed=number
     )
     checkpoint.save_hf(model, directory, dtype=jnp.float32)
     out[name] = str(directory)
@@ -64,7 +61,7 @@ def make_config(inputs, **finetune):
   c.data.path = inputs['data']
   for name in ('strong', 'weak'):
     config_lib.add_model(
-        c, name, inputs[name], dtype='float32', chat_template='chatml'
+      c, name, inputs[name], dtype='float32', chat_template='chatml'
     )
   c.score.max_shapes = 2
   c.stages = ('prepare', 'score', 'select')
@@ -129,19 +126,24 @@ def test_another_selection_than_the_config_makes_is_refused(inputs, scored):
 
 
 def test_the_best_checkpoint_by_validation_is_exported(
-    inputs, tmp_path, capsys
+  inputs, tmp_path, capsys
 ):
   c = make_config(
-      inputs, data='all', validation_rows=8, epochs=3, eval_every=2,
-      batch_size=8,
+    inputs,
+    data='all',
+    validation_rows=8,
+    epochs=3,
+    eval_every=2,
+    batch_size=8,
   )
   c.finetune.optimizer.learning_rate = 0.3  # too high: it gets worse again
   c.finetune.optimizer.schedule = 'constant'
   c.stages = ('prepare', 'finetune')
   pipeline.run('run', c, str(tmp_path / 'w'))
   validated = {
-      line['step']: line['validation_loss']
-      for line in curve(tmp_path / 'w') if 'validation_loss' in line
+    line['step']: line['validation_loss']
+    for line in curve(tmp_path / 'w')
+    if 'validation_loss' in line
   }
   best = min(validated, key=validated.get)
   result = json.loads((tmp_path / 'w/finetune/result.json').read_text())
@@ -162,18 +164,25 @@ def test_lora_exports_an_adapter_and_the_merged_model(inputs, tmp_path):
   adapter = json.loads((folder / 'adapter/adapter_config.json').read_text())
   assert adapter['base_model_name_or_path'] == inputs['strong']
   assert adapter['target_modules'] == [
-      'down_proj', 'gate_proj', 'k_proj', 'o_proj', 'q_proj', 'up_proj',
-      'v_proj',
+    'down_proj',
+    'gate_proj',
+    'k_proj',
+    'o_proj',
+    'q_proj',
+    'up_proj',
+    'v_proj',
   ]
   merged = checkpoint.load(folder / 'model', mesh=None)
   base = checkpoint.load(inputs['strong'], mesh=None)
   np.testing.assert_array_equal(merged.embedding[...], base.embedding[...])
   assert not np.allclose(
-      merged.stacks[0].q_kernel[...], base.stacks[0].q_kernel[...]
+    merged.stacks[0].q_kernel[...], base.stacks[0].q_kernel[...]
   )
 
 
-@pytest.mark.parametrize('change, words', [
+@pytest.mark.parametrize(
+  'change, words',
+  [
     ({'model': 'middle'}, "config.finetune.model is 'middle'"),
     ({'max_length': 5000}, 'max_length=5000 is more than the 4096 positions'),
     ({'validation_rows': 40}, 'leaves nothing of 40 samples'),
@@ -184,7 +193,8 @@ def test_lora_exports_an_adapter_and_the_merged_model(inputs, tmp_path):
     ({'on_long': 'cut'}, 'on_long'),
     ({'lora': {'rank': -1}}, 'config.finetune.lora.rank is -1'),
     ({'packing': 'tight'}, 'packing'),
-])
+  ],
+)
 def test_settings_that_cannot_be_are_named(inputs, tmp_path, change, words):
   c = make_config(inputs, **({'data': 'all'} | change))
   pipeline.run('prepare', c, str(tmp_path))
@@ -197,16 +207,16 @@ def compare_config(inputs, **finetune):
   c.select.budget.share = 0.25
   c.compare.held_out = inputs['held_out']
   c.compare.table = (
-      ('random', 'share', 0.25, 2),
-      ('rmi_top', 'share', 0.25, 1),
-      ('r_ifd', 'rows', 10, 1),
-      ('random', 'token_share', 0.25, 1),
+    ('random', 'share', 0.25, 2),
+    ('rmi_top', 'share', 0.25, 1),
+    ('r_ifd', 'rows', 10, 1),
+    ('random', 'token_share', 0.25, 1),
   )
   return c
 
 
 def test_compare_makes_each_cell_once_and_goes_on(
-    inputs, scored, tmp_path, monkeypatch
+  inputs, scored, tmp_path, monkeypatch
 ):
   work = shutil.copytree(scored, tmp_path / 'work')
   c = compare_config(inputs)
@@ -231,7 +241,10 @@ def test_compare_makes_each_cell_once_and_goes_on(
   assert not [cell for cell in cells if (cell / 'checkpoints').exists()]
   results = json.loads((work / 'compare' / 'results.json').read_text())
   assert [line['rule'] for line in results['lines']] == [
-      'random', 'rmi_top', 'r_ifd', 'random'
+    'random',
+    'rmi_top',
+    'r_ifd',
+    'random',
   ]
   first = results['lines'][0]
   assert len(first['by_seed']) == 2 and first['steps'] == 2
@@ -251,7 +264,7 @@ def test_compare_makes_each_cell_once_and_goes_on(
 
 
 def test_compare_refuses_held_out_rows_that_are_trained_on(
-    inputs, scored, tmp_path
+  inputs, scored, tmp_path
 ):
   work = shutil.copytree(scored, tmp_path / 'work')
   c = compare_config(inputs)
@@ -280,7 +293,7 @@ def test_compare_evaluates_the_models_of_its_cells(inputs, scored, tmp_path):
   c.compare.evaluate = True
   c.evaluate.benchmarks = ('humaneval_plus',)
   c.evaluate.files.humaneval = str(
-      pathlib.Path(__file__).parent / 'fixtures/benchmarks/humaneval_plus.jsonl'
+    pathlib.Path(__file__).parent / 'fixtures/benchmarks/humaneval_plus.jsonl'
   )
   c.evaluate.max_new_tokens = 16
   c.evaluate.dtype = 'float32'
@@ -294,9 +307,7 @@ def test_compare_evaluates_the_models_of_its_cells(inputs, scored, tmp_path):
   assert 'humaneval_plus pass@1' in (work / 'compare/results.md').read_text()
 
 
-def test_compare_judges_by_the_likelihoods_of_scoring(
-    inputs, scored, tmp_path
-):
+def test_compare_judges_by_the_likelihoods_of_scoring(inputs, scored, tmp_path):
   work = shutil.copytree(scored, tmp_path / 'work')
   c = compare_config(inputs)
   c.compare.table = (('random', 'rows', 4, 1),)

@@ -24,17 +24,22 @@ RATES = (1e-2, 3e-3, 1e-2)
 # Epsilon far above rounding: Adam makes the sign of a gradient that is zero
 # but for rounding (GPT-2's key biases) count as much as any other.
 OPTIONS = optimizer_lib.OptimizerOptions(
-    weight_decay=0.1, b2=0.98, eps=1e-4, clip=0.5
+  weight_decay=0.1, b2=0.98, eps=1e-4, clip=0.5
 )
 FAMILIES = (
-    'llama', 'qwen2', 'qwen3', 'gemma2', 'gpt2', 'qwen3_moe',
-    pytest.param('llama_linear', marks=pytest.mark.slow),
-    pytest.param('mistral', marks=pytest.mark.slow),
-    pytest.param('mixtral', marks=pytest.mark.slow),
-    pytest.param('qwen3_moe_window', marks=pytest.mark.slow),
-    pytest.param('starcoder2', marks=pytest.mark.slow),
-    pytest.param('gemma', marks=pytest.mark.slow),
-    pytest.param('gemma3', marks=pytest.mark.slow),
+  'llama',
+  'qwen2',
+  'qwen3',
+  'gemma2',
+  'gpt2',
+  'qwen3_moe',
+  pytest.param('llama_linear', marks=pytest.mark.slow),
+  pytest.param('mistral', marks=pytest.mark.slow),
+  pytest.param('mixtral', marks=pytest.mark.slow),
+  pytest.param('qwen3_moe_window', marks=pytest.mark.slow),
+  pytest.param('starcoder2', marks=pytest.mark.slow),
+  pytest.param('gemma', marks=pytest.mark.slow),
+  pytest.param('gemma3', marks=pytest.mark.slow),
 )
 
 
@@ -50,9 +55,9 @@ def micro_batch(vocab_size, rows=8, length=20, seed=0, packed=True):
     segments[0, 15:] = 0
     weights[segments == 0] = 0
   return {
-      'tokens': rng.integers(0, vocab_size, (rows, length)).astype(np.int32),
-      'segment_ids': segments,
-      'weights': weights,
+    'tokens': rng.integers(0, vocab_size, (rows, length)).astype(np.int32),
+    'segment_ids': segments,
+    'weights': weights,
   }
 
 
@@ -70,7 +75,7 @@ def random_model(case='qwen2', mesh=None, dtype=jnp.float32):
 
 def trainer_of(model, options=OPTIONS, **kwargs):
   return step_lib.Trainer(
-      model, optimizer_lib.make(options), step_lib.StepOptions(**kwargs)
+    model, optimizer_lib.make(options), step_lib.StepOptions(**kwargs)
   )
 
 
@@ -80,8 +85,11 @@ def assert_trees_close(got, want, limit):
   for name, x in want.items():
     x = np.asarray(x, np.float32)
     np.testing.assert_allclose(
-        np.asarray(got[name]), x, rtol=0, err_msg=name,
-        atol=limit * np.abs(x).max() + 1e-7,
+      np.asarray(got[name]),
+      x,
+      rtol=0,
+      err_msg=name,
+      atol=limit * np.abs(x).max() + 1e-7,
     )
 
 
@@ -98,17 +106,20 @@ def torch_updates(directory, case, batch):
   import transformers
 
   model = transformers.AutoModelForCausalLM.from_pretrained(
-      directory, dtype=torch.float32
+    directory, dtype=torch.float32
   ).eval()  # no dropout
   decayed = set(transformers.Trainer.get_decay_parameter_names(None, model))
   named = dict(model.named_parameters())
   optimizer = torch.optim.AdamW(
-      [
-          {'params': [p for n, p in named.items() if (n in decayed) == decay],
-           'weight_decay': OPTIONS.weight_decay * decay}
-          for decay in (True, False)
-      ],
-      betas=(OPTIONS.b1, OPTIONS.b2), eps=OPTIONS.eps,
+    [
+      {
+        'params': [p for n, p in named.items() if (n in decayed) == decay],
+        'weight_decay': OPTIONS.weight_decay * decay,
+      }
+      for decay in (True, False)
+    ],
+    betas=(OPTIONS.b1, OPTIONS.b2),
+    eps=OPTIONS.eps,
   )
   ids = torch.tensor(batch['tokens'], dtype=torch.long)
   weights = torch.tensor(batch['weights'])[:, 1:]
@@ -134,7 +145,7 @@ def torch_updates(directory, case, batch):
 def by_expert(arrays, case):
   """transformers stacks experts in memory, but not in files."""
   home, template, *names = {
-      'mixtral': ('block_sparse_moe', '{}', 'w1', 'w3', 'w2'),
+    'mixtral': ('block_sparse_moe', '{}', 'w1', 'w3', 'w2'),
   }.get(case, ('mlp', '{}_proj', 'gate', 'up', 'down'))
   out = {}
   for name, x in arrays.items():
@@ -168,21 +179,19 @@ def test_updates_equal_torch(case, tmp_path):
   sums = trainer.gradient(state, batch)
   mean = jax.tree.map(lambda g: g / sums.weight, sums.gradient)
   assert_trees_close(
-      exported(trainer, state, mean, tmp_path / 'gradient'), gradient, 2e-5
+    exported(trainer, state, mean, tmp_path / 'gradient'), gradient, 2e-5
   )
   np.testing.assert_allclose(
-      sums.weight, batch['weights'][:, 1:].sum(), rtol=1e-6
+    sums.weight, batch['weights'][:, 1:].sum(), rtol=1e-6
   )
   for rate, want in zip(RATES, metrics, strict=True):
     state, got = trainer.apply(state, trainer.gradient(state, batch), rate)
-    np.testing.assert_allclose(
-        (got['loss'], got['grad_norm']), want, rtol=2e-5
-    )
+    np.testing.assert_allclose((got['loss'], got['grad_norm']), want, rtol=2e-5)
   got = exported(trainer, state, state.params, tmp_path / 'updated')
   assert set(got) == set(weights)
   for name, want in weights.items():
     np.testing.assert_allclose(
-        got[name], want, rtol=0, atol=2e-3 * max(RATES), err_msg=name
+      got[name], want, rtol=0, atol=2e-3 * max(RATES), err_msg=name
     )
 
 
@@ -211,7 +220,9 @@ def run(case, sizes):
   return sums, losses, jax.device_get(state.params)
 
 
-@pytest.mark.parametrize('case,sizes', [
+@pytest.mark.parametrize(
+  'case,sizes',
+  [
     ('qwen2', (8, 1, 1)),
     ('qwen2', (2, 2, 2)),  # 14 query heads, 2 key/value heads
     ('qwen3', (1, 1, 8)),  # 2 key/value heads for 8 devices
@@ -219,7 +230,8 @@ def run(case, sizes):
     pytest.param('qwen2', (1, 8, 1), marks=pytest.mark.slow),
     pytest.param('gemma2', (1, 4, 2), marks=pytest.mark.slow),
     pytest.param('gpt2', (2, 1, 4), marks=pytest.mark.slow),
-])
+  ],
+)
 def test_meshes_give_the_update_of_one_device(case, sizes):
   want, want_losses, want_params = alone(case)
   sums, losses, params = run(case, sizes)
@@ -229,7 +241,7 @@ def test_meshes_give_the_update_of_one_device(case, sizes):
   np.testing.assert_allclose(losses, want_losses, rtol=5e-6)
   for name, x in want_params.items():
     np.testing.assert_allclose(
-        params[name], x, rtol=0, atol=2e-3 * max(RATES), err_msg=name
+      params[name], x, rtol=0, atol=2e-3 * max(RATES), err_msg=name
     )
 
 
@@ -253,7 +265,7 @@ def test_micro_batches_add_up():
     np.testing.assert_allclose(metrics[name], want_metrics[name], rtol=1e-5)
   for name, x in want.params.items():
     np.testing.assert_allclose(
-        state.params[name], x, rtol=0, atol=2e-5, err_msg=name
+      state.params[name], x, rtol=0, atol=2e-5, err_msg=name
     )
 
 
@@ -266,9 +278,9 @@ def test_packed_equals_unpacked(case):
   parts = [rng.integers(0, 100, 9), rng.integers(100, 200, 11)]
   weights = [rng.uniform(0.5, 1.5, len(p)) for p in parts]
   packed = {
-      'tokens': np.zeros((1, 24), np.int32),
-      'segment_ids': np.zeros((1, 24), np.int32),
-      'weights': np.zeros((1, 24), np.float32),
+    'tokens': np.zeros((1, 24), np.int32),
+    'segment_ids': np.zeros((1, 24), np.int32),
+    'weights': np.zeros((1, 24), np.float32),
   }
   apart = {k: np.zeros((2, 12), v.dtype) for k, v in packed.items()}
   at = 0
@@ -284,7 +296,7 @@ def test_packed_equals_unpacked(case):
   want = trainer.gradient(trainer.state, apart)
   # A segment's first token is nobody's target, whatever its weight.
   np.testing.assert_allclose(
-      got.weight, sum(w[1:].sum() for w in weights), rtol=1e-6
+    got.weight, sum(w[1:].sum() for w in weights), rtol=1e-6
   )
   np.testing.assert_allclose(got.loss, want.loss, rtol=5e-6)
   np.testing.assert_allclose(got.weight, want.weight, rtol=1e-6)
@@ -299,8 +311,7 @@ def test_packed_equals_unpacked(case):
 def test_remat_gives_the_same():
   batch = micro_batch(211)
   plain, remat = (
-      trainer_of(random_model('gemma2'), remat=remat)
-      for remat in (False, True)
+    trainer_of(random_model('gemma2'), remat=remat) for remat in (False, True)
   )
   want = plain.gradient(plain.state, batch)
   got = remat.gradient(remat.state, batch)
@@ -313,8 +324,8 @@ def test_bfloat16_computes_from_float32_masters():
   exact = trainer_of(random_model())
   want = exact.gradient(exact.state, batch)
   trainer = trainer_of(
-      random_model(dtype=jnp.bfloat16),
-      optimizer_lib.OptimizerOptions(eps=1e-12, clip=0.0),
+    random_model(dtype=jnp.bfloat16),
+    optimizer_lib.OptimizerOptions(eps=1e-12, clip=0.0),
   )
   state = trainer.state
   first = jax.device_get(state.params)
@@ -322,8 +333,8 @@ def test_bfloat16_computes_from_float32_masters():
   assert {x.dtype for x in jax.tree.leaves(sums)} == {jnp.dtype('float32')}
   np.testing.assert_allclose(sums.loss, want.loss, rtol=5e-3)
   flat = [
-      np.concatenate([np.ravel(s.gradient[k]) for k in sorted(s.gradient)])
-      for s in (sums, want)
+    np.concatenate([np.ravel(s.gradient[k]) for k in sorted(s.gradient)])
+    for s in (sums, want)
   ]
   assert np.dot(*flat) / np.prod([np.linalg.norm(x) for x in flat]) > 0.999
   rate = 1e-6  # of weights of 0.1: 1 / 400 of what bfloat16 tells apart
@@ -331,8 +342,9 @@ def test_bfloat16_computes_from_float32_masters():
     state, _ = trainer.update(state, batch, rate)
   for name, x in state.params.items():
     assert x.dtype == jnp.float32, name
-  moved = np.abs(state.params['stacks/0/up_kernel']
-                 - first['stacks/0/up_kernel'])
+  moved = np.abs(
+    state.params['stacks/0/up_kernel'] - first['stacks/0/up_kernel']
+  )
   assert np.median(moved) > 2 * rate
   assert trainer.model(state).dtype == jnp.bfloat16
 
@@ -351,8 +363,7 @@ def test_gradient_of_a_frequent_token_is_summed_in_float32():
 def test_logits_are_never_whole():
   """Temporary memory of loss and gradient stays far below [B, T, V]."""
   config = config_lib.from_hf(
-      tiny_models.hf_config('qwen3')
-      | {'vocab_size': 20000, 'hidden_size': 32}
+    tiny_models.hf_config('qwen3') | {'vocab_size': 20000, 'hidden_size': 32}
   )
   rows, length = 8, 256
   trainer = trainer_of(checkpoint.random_init(config, mesh=None), head_rows=64)
@@ -368,8 +379,8 @@ def test_one_compilation_for_rates_and_equal_trainers():
   before = step_lib._update._cache_size()
   for rate, schedule in ((1e-3, 'cosine'), (2e-3, 'linear')):
     trainer = trainer_of(
-        random_model('gpt2'),
-        optimizer_lib.OptimizerOptions(learning_rate=rate, schedule=schedule),
+      random_model('gpt2'),
+      optimizer_lib.OptimizerOptions(learning_rate=rate, schedule=schedule),
     )
     state = trainer.state
     for number in range(3):
@@ -397,8 +408,9 @@ def test_wrong_micro_batches_are_named():
   batch = micro_batch(211, 3)
   trainer = trainer_of(random_model())
   with pytest.raises(ValueError, match='without segment_ids.*tokens'):
-    trainer.gradient(trainer.state, {'tokens': batch['tokens'],
-                                     'weights': batch['weights']})
+    trainer.gradient(
+      trainer.state, {'tokens': batch['tokens'], 'weights': batch['weights']}
+    )
   trainer = trainer_of(random_model(mesh=sharding.make_mesh(4, 2, 1)))
   with pytest.raises(ValueError, match='3 rows.*8 devices.*multiple of 8'):
     trainer.gradient(trainer.state, batch)
@@ -443,23 +455,29 @@ def test_schedules_equal_transformers(name, ratio):
   warmup = int(np.ceil(ratio * steps))
   decay = int(np.ceil(0.3 * steps))
   options = optimizer_lib.OptimizerOptions(
-      learning_rate=3e-4, schedule=name, warmup_ratio=ratio, decay_ratio=0.3
+    learning_rate=3e-4, schedule=name, warmup_ratio=ratio, decay_ratio=0.3
   )
   optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=3e-4)
   if name == 'constant':
     theirs = transformers.get_constant_schedule_with_warmup(optimizer, warmup)
   elif name == 'wsd':
     theirs = transformers.get_wsd_schedule(
-        optimizer, warmup, decay, num_training_steps=steps,
-        decay_type='linear',
+      optimizer,
+      warmup,
+      decay,
+      num_training_steps=steps,
+      decay_type='linear',
     )
   else:
     make = getattr(transformers, f'get_{name}_schedule_with_warmup')
     theirs = make(optimizer, warmup, steps)
   for step in range(steps):
     np.testing.assert_allclose(
-        optimizer_lib.learning_rate(options, step, steps),
-        theirs.get_last_lr()[0], rtol=1e-6, atol=1e-12, err_msg=str(step),
+      optimizer_lib.learning_rate(options, step, steps),
+      theirs.get_last_lr()[0],
+      rtol=1e-6,
+      atol=1e-12,
+      err_msg=str(step),
     )
     optimizer.step()
     theirs.step()
@@ -468,7 +486,7 @@ def test_schedules_equal_transformers(name, ratio):
 @pytest.mark.parametrize('name', ['cosine', 'linear', 'wsd'])
 def test_final_ratio_is_the_floor(name):
   options = optimizer_lib.OptimizerOptions(
-      learning_rate=2.0, schedule=name, final_ratio=0.1
+    learning_rate=2.0, schedule=name, final_ratio=0.1
   )
   rates = [optimizer_lib.learning_rate(options, s, 50) for s in range(60)]
   assert rates[0] == 2.0
@@ -476,9 +494,9 @@ def test_final_ratio_is_the_floor(name):
   np.testing.assert_allclose(rates[50:], 0.2)
 
 
-@pytest.mark.parametrize('field,value', [
-    ('name', 'sgd'), ('schedule', 'step'), ('warmup_ratio', 1.5)
-])
+@pytest.mark.parametrize(
+  'field,value', [('name', 'sgd'), ('schedule', 'step'), ('warmup_ratio', 1.5)]
+)
 def test_wrong_options_are_named(field, value):
   with pytest.raises(ValueError, match=f'optimizer.{field} is .*{value}'):
     optimizer_lib.OptimizerOptions(**{field: value})

@@ -27,16 +27,21 @@ from qaq_jax.models.hf import checkpoint
 
 SLOW = ('gemma', 'llama_linear', 'qwen2_yarn')  # each has a near relative
 CASES = [
-    pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c
-    for c in sorted(tiny_models.CASES)
+  pytest.param(c, marks=pytest.mark.slow) if c in SLOW else c
+  for c in sorted(tiny_models.CASES)
 ]
 LENGTHS = (3, 17, 48, 60)  # of prompts; windows are 23 to 41 tokens
 NEW = 40
 MARGIN = 1e-4
 SEED = {'qwen3_moe': 6}  # of prompts: 5 gives a lead of 8e-5
 # Of test models whose tied, scaled embedding would only repeat the last token.
-EMBEDDING_SCALE = {'gemma': 0.1, 'gemma2': 0.05, 'gemma3': 0.05,
-                   'starcoder2': 0.3, 'gpt2': 0.5}
+EMBEDDING_SCALE = {
+  'gemma': 0.1,
+  'gemma2': 0.05,
+  'gemma3': 0.05,
+  'starcoder2': 0.3,
+  'gpt2': 0.5,
+}
 
 
 @pytest.fixture(scope='module')
@@ -77,10 +82,14 @@ def mesh_of(sizes):
 
 
 def generator(directory, *, sizes=None, dtype=jnp.float32, **options):
-  options = {'max_new_tokens': NEW, 'batch_size': 4, 'chunk': 16,
-             'prompt_lengths': (64,)} | options
+  options = {
+    'max_new_tokens': NEW,
+    'batch_size': 4,
+    'chunk': 16,
+    'prompt_lengths': (64,),
+  } | options
   return Generator(
-      model_of(directory, dtype, sizes), mesh=mesh_of(sizes), **options
+    model_of(directory, dtype, sizes), mesh=mesh_of(sizes), **options
   )
 
 
@@ -91,15 +100,19 @@ def torch_greedy(directory, prompt, new=NEW, **options):
 
   transformers.utils.logging.disable_progress_bar()
   model = transformers.AutoModelForCausalLM.from_pretrained(
-      directory, dtype=torch.float32
+    directory, dtype=torch.float32
   )
   ids = torch.tensor(prompt[None], dtype=torch.long)
   options = {'eos_token_id': None, 'pad_token_id': 0} | options
   with torch.inference_mode():
     out = model.generate(
-        ids, attention_mask=torch.ones_like(ids), do_sample=False,
-        max_new_tokens=new, output_logits=True, return_dict_in_generate=True,
-        **options,
+      ids,
+      attention_mask=torch.ones_like(ids),
+      do_sample=False,
+      max_new_tokens=new,
+      output_logits=True,
+      return_dict_in_generate=True,
+      **options,
     )
   best = torch.cat(out.logits).topk(2, dim=-1).values
   lead = float((best[:, 0] - best[:, 1]).min())
@@ -138,7 +151,7 @@ def test_neighbours_and_padding_change_nothing(folder, case):
     np.testing.assert_array_equal(alone.generate([prompt])[0].ids, ids)
   padded = generator(directory, prompt_lengths=(128,), chunk=7)
   for generation, ids in zip(
-      padded.generate(prompts[::-1]), expected[::-1], strict=True
+    padded.generate(prompts[::-1]), expected[::-1], strict=True
   ):
     np.testing.assert_array_equal(generation.ids, ids)
 
@@ -147,7 +160,7 @@ def test_neighbours_and_padding_change_nothing(folder, case):
 def test_cached_steps_of_stacked_layers(case):
   """A decoder that is not unrolled too has the hidden states of the whole."""
   model = checkpoint.random_init(
-      config_lib.from_hf(tiny_models.hf_config(case)), mesh=None
+    config_lib.from_hf(tiny_models.hf_config(case)), mesh=None
   )
   text_BT = jnp.asarray(tiny_models.tokens(case)[:2, :70])
   graphdef, params = nnx.split(model)
@@ -156,7 +169,7 @@ def test_cached_steps_of_stacked_layers(case):
   @jax.jit
   def step(params, tokens_BT, segments_BT, cache):
     return nnx.merge(graphdef, params)(
-        tokens_BT, None, segments_BT, cache=cache
+      tokens_BT, None, segments_BT, cache=cache
     )
 
   padding = (0, 9)
@@ -166,30 +179,36 @@ def test_cached_steps_of_stacked_layers(case):
     prompt[row, pad:] = text_BT[row, : 50 - pad]
     segments[row, pad:] = 1
   cache = cache_lib.empty(
-      model.config, 2, 64, dtype=jnp.float32, rules=model.rules
+    model.config, 2, 64, dtype=jnp.float32, rules=model.rules
   )
   hidden, cache = step(params, prompt, segments, cache)
   for row, pad in enumerate(padding):
     np.testing.assert_allclose(
-        hidden[row, pad:], whole_BTD[row, : 50 - pad], atol=2e-5
+      hidden[row, pad:], whole_BTD[row, : 50 - pad], atol=2e-5
     )
   for at in range(50, 60):
     next_B1 = np.array([[text_BT[r, at - p]] for r, p in enumerate(padding)])
     hidden, cache = step(params, next_B1, None, cache)
     for row, pad in enumerate(padding):
       np.testing.assert_allclose(
-          hidden[row, 0], whole_BTD[row, at - pad], atol=2e-5
+        hidden[row, 0], whole_BTD[row, at - pad], atol=2e-5
       )
 
 
 MESHES = [('qwen2', (2, 2, 2))]
-SLOW_MESHES = [('qwen3', (1, 1, 8)), ('gpt2', (1, 2, 4)), ('llama', (8, 1, 1)),
-               ('gemma2', (1, 8, 1)), ('gemma3', (4, 1, 2))]
+SLOW_MESHES = [
+  ('qwen3', (1, 1, 8)),
+  ('gpt2', (1, 2, 4)),
+  ('llama', (8, 1, 1)),
+  ('gemma2', (1, 8, 1)),
+  ('gemma3', (4, 1, 2)),
+]
 
 
-@pytest.mark.parametrize('case, sizes', [
-    *MESHES, *(pytest.param(*m, marks=pytest.mark.slow) for m in SLOW_MESHES)
-])
+@pytest.mark.parametrize(
+  'case, sizes',
+  [*MESHES, *(pytest.param(*m, marks=pytest.mark.slow) for m in SLOW_MESHES)],
+)
 def test_meshes_give_the_same_tokens(folder, case, sizes):
   """qwen2 has 14/2 heads; qwen3 has fewer key/value heads than devices."""
   directory = folder(case)
@@ -210,7 +229,7 @@ def test_samples_depend_on_their_own_seed_alone(folder):
   expected = [g.ids for g in one.generate(prompts, options, seeds=seeds)]
   order = [4, 0, 5, 2]
   some = one.generate(
-      [prompts[i] for i in order], options, seeds=[seeds[i] for i in order]
+    [prompts[i] for i in order], options, seeds=[seeds[i] for i in order]
   )
   for i, generation in zip(order, some, strict=True):
     np.testing.assert_array_equal(generation.ids, expected[i])
@@ -234,8 +253,9 @@ def test_first_tokens_follow_the_softmax(folder):
   model = model_of(directory)
   logits_V = model.logits(hidden_states(model, prompt[None])[0, -1])
   p_V = np.asarray(jax.nn.softmax(logits_V / 1.5))
-  one = generator(directory, max_new_tokens=1, batch_size=256,
-                  prompt_lengths=(20,))
+  one = generator(
+    directory, max_new_tokens=1, batch_size=256, prompt_lengths=(20,)
+  )
   found = one.generate([prompt] * 1024, Sampling(temperature=1.5))
   seen_V = np.bincount([g.ids[0] for g in found], minlength=len(p_V))
   often = p_V * 1024 >= 5
@@ -270,7 +290,7 @@ def talker(tmp_path_factory):
   folder = tiny_tokenizers.make(tmp_path_factory.mktemp('talker'), 'qwen')
   tokenizer = tokenization.load(folder)
   config = config_lib.from_hf(
-      tiny_models.hf_config('llama') | {'vocab_size': len(tokenizer.hf)}
+    tiny_models.hf_config('llama') | {'vocab_size': len(tokenizer.hf)}
   )
   return tokenizer, checkpoint.random_init(config, mesh=None, seed=1)
 
@@ -278,8 +298,10 @@ def talker(tmp_path_factory):
 def test_stop_strings_cut_the_text_exactly(talker):
   tokenizer, model = talker
   one = Generator(model, tokenizer, max_new_tokens=60, batch_size=4, chunk=16)
-  prompts = [tokenizer.plain.encode(t) for t in
-             ('def add(a, b):', 'Hello', 'for i in range(3):\n  ', 'sum')]
+  prompts = [
+    tokenizer.plain.encode(t)
+    for t in ('def add(a, b):', 'Hello', 'for i in range(3):\n  ', 'sum')
+  ]
   options = Sampling(temperature=1.0, seed=2)
   free = one.generate(prompts, options)
   # Five letters that several tokens spell, in the later part of two texts.
@@ -288,8 +310,9 @@ def test_stop_strings_cut_the_text_exactly(talker):
   ours = one.generate(prompts, options, stop_strings=strings)
   stopped = 0
   for before, generation in zip(free, ours, strict=True):
-    at = min((i for i in map(before.text.find, strings) if i >= 0),
-             default=None)
+    at = min(
+      (i for i in map(before.text.find, strings) if i >= 0), default=None
+    )
     assert generation.text == before.text[:at]
     number = len(generation.ids)
     np.testing.assert_array_equal(generation.ids, before.ids[:number])
@@ -317,16 +340,26 @@ def test_a_stop_token_is_not_in_the_text(talker):
 def test_few_programs_for_many_lengths(folder, caplog):
   """Two lengths of prompts and two sizes of the cache, whatever comes."""
   directory = folder('starcoder2')
-  one = generator(directory, max_new_tokens=250, prompt_lengths=(16, 32),
-                  batch_size=2, chunk=32)
+  one = generator(
+    directory,
+    max_new_tokens=250,
+    prompt_lengths=(16, 32),
+    batch_size=2,
+    chunk=32,
+  )
   rng = np.random.default_rng(0)
   prompts = [rng.integers(0, 211, n) for n in rng.integers(1, 33, 12)]
   with jax.log_compiles():
     ours = one.generate(prompts[:4])
     one.generate(prompts, stop_ids=[5])
     one.generate(prompts[3:6], stop_ids=[7, 8, 9], seeds=[1, 2, 3])
-    other = generator(directory, max_new_tokens=60, prompt_lengths=(16, 32),
-                      batch_size=2, chunk=32).generate(prompts[:2])
+    other = generator(
+      directory,
+      max_new_tokens=60,
+      prompt_lengths=(16, 32),
+      batch_size=2,
+      chunk=32,
+    ).generate(prompts[:2])
   np.testing.assert_array_equal(other[0].ids, ours[0].ids[:60])
   compiled = [r.getMessage() for r in caplog.records]
   for program in ('prefill', 'decode'):
@@ -365,9 +398,9 @@ def test_positions_end(folder):
   assert lead > MARGIN
   np.testing.assert_array_equal(both[1].ids, theirs)
   for prompt, message in (
-      (rng.integers(0, 257, 300), 'prompt 1 has 300 tokens.*300 positions'),
-      ([], 'prompt 1 has no tokens'),
-      ([3, 257], 'prompt 1 has the id 257, but the vocabulary has 257'),
+    (rng.integers(0, 257, 300), 'prompt 1 has 300 tokens.*300 positions'),
+    ([], 'prompt 1 has no tokens'),
+    ([3, 257], 'prompt 1 has the id 257, but the vocabulary has 257'),
   ):
     with pytest.raises(ValueError, match=message):
       one.generate([short, prompt])
@@ -389,7 +422,7 @@ def test_unrolled_is_the_same_model_in_the_compute_dtype(folder):
   assert len(flat.stacks) == 5
   tokens_BT = jnp.asarray(tiny_models.tokens('gemma3')[:2, :40])
   np.testing.assert_allclose(
-      hidden_states(flat, tokens_BT), hidden_states(model, tokens_BT), atol=2e-5
+    hidden_states(flat, tokens_BT), hidden_states(model, tokens_BT), atol=2e-5
   )
   model.dtype = jnp.dtype(jnp.bfloat16)
   half = unrolled.unrolled(model)

@@ -21,8 +21,10 @@ ARGUMENTS = ['run', '--config=a.py:x', '--config.data.path=two words; $HOME']
 def dry(*arguments, **environment):
   """The commands that tpu_pod.sh would execute, as lists of words."""
   done = subprocess.run(
-      [LAUNCH / 'tpu_pod.sh', '--dry-run', *arguments], text=True,
-      capture_output=True, env=os.environ | {'ZONE': 'z1'} | environment,
+    [LAUNCH / 'tpu_pod.sh', '--dry-run', *arguments],
+    text=True,
+    capture_output=True,
+    env=os.environ | {'ZONE': 'z1'} | environment,
   )
   assert not done.returncode, done.stderr
   return [shlex.split(_plain(line)) for line in done.stdout.splitlines()]
@@ -30,18 +32,29 @@ def dry(*arguments, **environment):
 
 def _plain(line):
   """bash writes a word with line feeds as $'...'; shlex doesn't know that."""
-  line = subprocess.run(
+  line = (
+    subprocess.run(
       ['bash', '-c', f'printf "%s\\0" {line}'], capture_output=True, check=True
-  ).stdout.decode().split('\0')[:-1]
+    )
+    .stdout.decode()
+    .split('\0')[:-1]
+  )
   return shlex.join(line)
 
 
 def test_slices_are_made_and_deleted():
   [create] = dry('create', NAME='n1', TYPE='v5p-32', RUNTIME='v2-alpha-tpuv5')
   assert create == [
-      'gcloud', 'compute', 'tpus', 'queued-resources', 'create', 'n1',
-      '--node-id=n1', '--accelerator-type=v5p-32',
-      '--runtime-version=v2-alpha-tpuv5', '--zone=z1',
+    'gcloud',
+    'compute',
+    'tpus',
+    'queued-resources',
+    'create',
+    'n1',
+    '--node-id=n1',
+    '--accelerator-type=v5p-32',
+    '--runtime-version=v2-alpha-tpuv5',
+    '--zone=z1',
   ]
   assert '--spot' in dry('create', SPOT='1')[0]
   assert dry('status')[0][4:6] == ['describe', 'qaq']
@@ -68,11 +81,11 @@ def test_the_same_command_runs_on_every_host_and_can_be_stopped(tmp_path):
   qaq = tmp_path / 'qaq_jax' / '.venv' / 'bin' / 'qaq'
   qaq.parent.mkdir(parents=True)
   qaq.write_text(
-      '#!/usr/bin/env python3\n'
-      'import json, signal, sys, time\n'
-      'signal.signal(signal.SIGINT, lambda *_: sys.exit(print("stopped")))\n'
-      'print(json.dumps(sys.argv[1:]), flush=True)\n'
-      'time.sleep(60)\n'
+    '#!/usr/bin/env python3\n'
+    'import json, signal, sys, time\n'
+    'signal.signal(signal.SIGINT, lambda *_: sys.exit(print("stopped")))\n'
+    'print(json.dumps(sys.argv[1:]), flush=True)\n'
+    'time.sleep(60)\n'
   )
   qaq.chmod(0o755)
   log = tmp_path / 'qaq_jax' / 'qaq.log'
@@ -95,14 +108,21 @@ def test_the_same_command_runs_on_every_host_and_can_be_stopped(tmp_path):
   assert '--worker=3' in dry('logs', WORKER='3')[0]
 
 
-@pytest.mark.parametrize('arguments, environment', [
-    ([], {'ZONE': 'z1'}), (['crate'], {'ZONE': 'z1'}),
-    (['run'], {'ZONE': 'z1'}), (['create'], {'ZONE': ''}),
-])
+@pytest.mark.parametrize(
+  'arguments, environment',
+  [
+    ([], {'ZONE': 'z1'}),
+    (['crate'], {'ZONE': 'z1'}),
+    (['run'], {'ZONE': 'z1'}),
+    (['create'], {'ZONE': ''}),
+  ],
+)
 def test_mistakes_start_nothing(arguments, environment):
   done = subprocess.run(
-      [LAUNCH / 'tpu_pod.sh', *arguments], text=True, capture_output=True,
-      env={'PATH': os.environ['PATH'], **environment},
+    [LAUNCH / 'tpu_pod.sh', *arguments],
+    text=True,
+    capture_output=True,
+    env={'PATH': os.environ['PATH'], **environment},
   )
   assert done.returncode and not done.stdout
   assert 'create' in done.stderr or 'set ZONE' in done.stderr
@@ -115,15 +135,18 @@ def test_slurm_passes_the_command_on(tmp_path):
   srun.chmod(0o755)
   script = LAUNCH / 'slurm.sbatch'
   found = subprocess.run(
-      ['bash', script, *ARGUMENTS], text=True, capture_output=True, check=True,
-      env={'PATH': f'{tmp_path}:{os.environ["PATH"]}'},
+    ['bash', script, *ARGUMENTS],
+    text=True,
+    capture_output=True,
+    check=True,
+    env={'PATH': f'{tmp_path}:{os.environ["PATH"]}'},
   ).stdout.splitlines()
-  assert found[found.index('qaq'):] == ['qaq', *ARGUMENTS]
+  assert found[found.index('qaq') :] == ['qaq', *ARGUMENTS]
   assert subprocess.run(['bash', script], capture_output=True).returncode
   options = dict(
-      line.removeprefix('#SBATCH --').split('=')
-      for line in script.read_text().splitlines()
-      if line.startswith('#SBATCH --') and '=' in line
+    line.removeprefix('#SBATCH --').split('=')
+    for line in script.read_text().splitlines()
+    if line.startswith('#SBATCH --') and '=' in line
   )
   # jax takes the GPU of the task's local number.
   assert options['ntasks-per-node'] == options['gpus-per-node']
@@ -152,6 +175,6 @@ def test_the_jobset_fills_its_slice():
 def test_shellcheck_finds_nothing():
   scripts = [LAUNCH / 'tpu_pod.sh', LAUNCH / 'slurm.sbatch']
   done = subprocess.run(
-      ['shellcheck', *scripts], text=True, capture_output=True
+    ['shellcheck', *scripts], text=True, capture_output=True
   )
   assert not done.returncode, done.stdout

@@ -35,18 +35,24 @@ TOLERANCE = dict(rtol=2e-6, atol=1e-5)
 
 def tiny_config(**changes):
   hf = dict(
-      model_type='qwen2', vocab_size=VOCAB, hidden_size=32,
-      intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-      num_key_value_heads=2, max_position_embeddings=512, rms_norm_eps=1e-6,
-      rope_theta=10000.0, tie_word_embeddings=True, hidden_act='silu',
+    model_type='qwen2',
+    vocab_size=VOCAB,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=512,
+    rms_norm_eps=1e-6,
+    rope_theta=10000.0,
+    tie_word_embeddings=True,
+    hidden_act='silu',
   )
   return config_lib.from_hf(hf | changes)
 
 
 def tiny_model(mesh=None, config=None):
-  model = decoder.Decoder(
-      config or tiny_config(), rngs=nnx.Rngs(3), mesh=mesh
-  )
+  model = decoder.Decoder(config or tiny_config(), rngs=nnx.Rngs(3), mesh=mesh)
   for _, value in nnx.iter_graph(model):
     if isinstance(value, nnx.Param) and value[...].ndim > 1:
       value[...] = value[...] * 4  # embeddings of 0.02 predict next to nothing
@@ -68,20 +74,21 @@ def make_batch(seed, lengths, width, *, pad=0):
 @functools.cache
 def _jitted(graphdef, chunks, outputs):
   return jax.jit(
-      functools.partial(
-          likelihood.batch_likelihood, graphdef, chunks=chunks, outputs=outputs
-      )
+    functools.partial(
+      likelihood.batch_likelihood, graphdef, chunks=chunks, outputs=outputs
+    )
   )
 
 
-def run(model, tokens, spans, lengths, *, mesh=None, chunks=CHUNKS,
-        outputs=ALL):
+def run(
+  model, tokens, spans, lengths, *, mesh=None, chunks=CHUNKS, outputs=ALL
+):
   graphdef, params = nnx.split(model)
   function = _jitted(graphdef, chunks, outputs)
   if mesh is None:
     return jax.device_get(function(params, tokens, spans, lengths))
   rows = jax.sharding.NamedSharding(
-      mesh, jax.sharding.PartitionSpec(('data', 'fsdp'))
+    mesh, jax.sharding.PartitionSpec(('data', 'fsdp'))
   )
   with jax.set_mesh(mesh):
     args = [jax.device_put(x, rows) for x in (tokens, spans, lengths)]
@@ -110,7 +117,7 @@ def plain_logp(model, sequences):
   logits = logits[:, :, :VOCAB]
   logp = logits - special.logsumexp(logits, axis=2, keepdims=True)
   return [
-      logp[b, np.arange(len(s) - 1), s[1:]] for b, s in enumerate(sequences)
+    logp[b, np.arange(len(s) - 1), s[1:]] for b, s in enumerate(sequences)
   ]
 
 
@@ -155,7 +162,7 @@ def test_logp_is_zero_outside_the_spans_and_sums_to_nll(batch, result):
     for s, (start, stop) in enumerate(spans[b]):
       inside[start:stop] = True
       np.testing.assert_allclose(
-          -logp[b, start:stop].sum(), result['nll_BS'][b, s], **TOLERANCE
+        -logp[b, start:stop].sum(), result['nll_BS'][b, s], **TOLERANCE
       )
     assert (logp[b, ~inside] == 0).all()
     assert (logp[b, inside] < 0).all()
@@ -170,7 +177,7 @@ def test_no_span_is_zero_and_edges_are_scored(model):
   spans[2] = [[1, 8], [8, 64]]
   got = run(model, tokens, spans, lengths)
   np.testing.assert_allclose(
-      got['nll_BS'], expected(model, tokens, spans, lengths), **TOLERANCE
+    got['nll_BS'], expected(model, tokens, spans, lengths), **TOLERANCE
   )
   assert (got['nll_BS'][3:] == 0).all()
   nothing = run(model, tokens, spans * 0, lengths)
@@ -183,20 +190,23 @@ def test_composition_bucket_and_order_do_not_matter(model, batch, result):
   order = np.random.default_rng(5).permutation(len(lengths))
   wider = np.full((len(lengths), 96), 7, np.int32)  # other padding ids too
   wider[:, : tokens.shape[1]] = np.where(
-      np.arange(tokens.shape[1]) < lengths[:, None], tokens, 7
+    np.arange(tokens.shape[1]) < lengths[:, None], tokens, 7
   )
   alone = run(model, tokens[:1, :60], spans[:1], lengths[:1])
   for got, want in (
-      (run(model, tokens[order], spans[order], lengths[order]),
-       {k: v[order] for k, v in result.items()}),
-      (run(model, wider, spans, lengths), result),
-      (run(model, *batch, chunks=head_lib.HeadChunks(67, 200)), result),
-      (alone, {k: v[:1] for k, v in result.items()}),
+    (
+      run(model, tokens[order], spans[order], lengths[order]),
+      {k: v[order] for k, v in result.items()},
+    ),
+    (run(model, wider, spans, lengths), result),
+    (run(model, *batch, chunks=head_lib.HeadChunks(67, 200)), result),
+    (alone, {k: v[:1] for k, v in result.items()}),
   ):
     np.testing.assert_allclose(got['nll_BS'], want['nll_BS'], **TOLERANCE)
     np.testing.assert_allclose(
-        got['embedding_BD'].astype(np.float32),
-        want['embedding_BD'].astype(np.float32), atol=2e-3,
+      got['embedding_BD'].astype(np.float32),
+      want['embedding_BD'].astype(np.float32),
+      atol=2e-3,
     )
 
 
@@ -216,7 +226,7 @@ def test_two_sequences_equal_four_separate_passes(model):
   """NLL(Q) of [head Q mid A] is that of [head Q] alone: nothing looks ahead."""
   rng = np.random.default_rng(8)
   head, mid, query, answer, other = (
-      rng.integers(0, VOCAB, n).astype(np.int32) for n in (5, 4, 11, 23, 6)
+    rng.integers(0, VOCAB, n).astype(np.int32) for n in (5, 4, 11, 23, 6)
   )
 
   def pieces(*parts):
@@ -235,12 +245,11 @@ def test_two_sequences_equal_four_separate_passes(model):
   got = run(model, tokens, spans, lengths)['nll_BS']
   passes = (forward[: f[1]], forward, reverse[: r[2]], reverse)
   q, a_given_q, a, q_given_a = (
-      -logp[-n:].sum()
-      for logp, n in zip(plain_logp(model, passes), (11, 23, 23, 11),
-                         strict=True)
+    -logp[-n:].sum()
+    for logp, n in zip(plain_logp(model, passes), (11, 23, 23, 11), strict=True)
   )
   np.testing.assert_allclose(
-      got[:2], [[q, a_given_q], [a, q_given_a]], **TOLERANCE
+    got[:2], [[q, a_given_q], [a, q_given_a]], **TOLERANCE
   )
   # And by the scorer itself: the query without what followed it.
   tokens[0, f[1] :] = 0
@@ -258,7 +267,7 @@ def test_two_sequences_equal_four_passes_of_transformers(tmp_path):
   QAQ_WRITE_REFERENCE=1.
   """
   model = checkpoint.load(
-      tiny_models.write('qwen2', tmp_path / 'm'), mesh=None, dtype=jnp.float32
+    tiny_models.write('qwen2', tmp_path / 'm'), mesh=None, dtype=jnp.float32
   )
   rng = np.random.default_rng(11)
   tokens, spans = np.zeros((8, 64), np.int32), np.zeros((8, 2, 2), np.int32)
@@ -279,24 +288,32 @@ def test_two_sequences_equal_four_passes_of_transformers(tmp_path):
   if importlib.util.find_spec('torch'):
     logp = tiny_models.torch_logp(tmp_path / 'm', passes)
     want = [
-        -float(logp[i, start - 1 : stop - 1].astype(np.float64).sum())
-        for i, (start, stop) in enumerate(spans.reshape(16, 2))
+      -float(logp[i, start - 1 : stop - 1].astype(np.float64).sum())
+      for i, (start, stop) in enumerate(spans.reshape(16, 2))
     ]
     np.testing.assert_allclose(got, want, **TOLERANCE)
     if os.environ.get('QAQ_WRITE_REFERENCE'):
       reference.write_text(json.dumps([round(x, 5) for x in want]) + '\n')
   np.testing.assert_allclose(
-      got, json.loads(reference.read_text()), **TOLERANCE
+    got, json.loads(reference.read_text()), **TOLERANCE
   )
 
 
 @pytest.mark.parametrize(
-    'changes',
-    [dict(tie_word_embeddings=False), dict(model_type='gemma2', head_dim=8,
-     final_logit_softcapping=3.0, attn_logit_softcapping=50.0,
-     query_pre_attn_scalar=8, sliding_window=64,
-     hidden_activation='gelu_pytorch_tanh')],
-    ids=['own head', 'soft cap'],
+  'changes',
+  [
+    dict(tie_word_embeddings=False),
+    dict(
+      model_type='gemma2',
+      head_dim=8,
+      final_logit_softcapping=3.0,
+      attn_logit_softcapping=50.0,
+      query_pre_attn_scalar=8,
+      sliding_window=64,
+      hidden_activation='gelu_pytorch_tanh',
+    ),
+  ],
+  ids=['own head', 'soft cap'],
 )
 def test_other_heads(changes, batch):
   model = tiny_model(config=tiny_config(**changes))
@@ -304,9 +321,7 @@ def test_other_heads(changes, batch):
   np.testing.assert_allclose(got, expected(model, *batch), **TOLERANCE)
 
 
-@pytest.mark.parametrize(
-    'sizes', [(2, 2, 2), (1, 2, 4)], ids=str
-)
+@pytest.mark.parametrize('sizes', [(2, 2, 2), (1, 2, 4)], ids=str)
 def test_sharded_equals_unsharded(sizes, batch, result):
   mesh = sharding.make_mesh(*sizes)
   model = tiny_model(mesh)
@@ -314,8 +329,9 @@ def test_sharded_equals_unsharded(sizes, batch, result):
   np.testing.assert_allclose(got['nll_BS'], result['nll_BS'], **TOLERANCE)
   np.testing.assert_allclose(got['logp_BT'], result['logp_BT'], **TOLERANCE)
   np.testing.assert_allclose(
-      got['embedding_BD'].astype(np.float32),
-      result['embedding_BD'].astype(np.float32), atol=2e-3,
+    got['embedding_BD'].astype(np.float32),
+    result['embedding_BD'].astype(np.float32),
+    atol=2e-3,
   )
 
 
@@ -340,8 +356,9 @@ def test_embedding_is_the_weighted_mean_of_the_last_layer(model, batch, result):
   for b, n in enumerate(lengths):
     mean = (hidden[b, :n] * np.arange(1, n + 1)[:, None]).sum(0)
     np.testing.assert_allclose(
-        result['embedding_BD'][b].astype(np.float64),
-        mean / np.linalg.norm(mean), atol=1e-3,
+      result['embedding_BD'][b].astype(np.float64),
+      mean / np.linalg.norm(mean),
+      atol=1e-3,
     )
   assert result['embedding_BD'].dtype == np.float16
 
@@ -357,17 +374,20 @@ def test_temporary_memory_does_not_grow_with_vocabulary_times_length():
     config = tiny_config(vocab_size=vocab)
     model = decoder.Decoder(config, rngs=None)
     shapes = [
-        jax.ShapeDtypeStruct((rows, length, config.hidden_size), jnp.float32),
-        jax.ShapeDtypeStruct((rows, length), jnp.int32),
-        jax.ShapeDtypeStruct((rows, 2, 2), jnp.int32),
+      jax.ShapeDtypeStruct((rows, length, config.hidden_size), jnp.float32),
+      jax.ShapeDtypeStruct((rows, length), jnp.int32),
+      jax.ShapeDtypeStruct((rows, 2, 2), jnp.int32),
     ]
     graphdef, params = nnx.split(model)
 
     def logp(params, hidden, tokens, spans):
       model = nnx.merge(graphdef, params)
       return head_lib.scored_logp(
-          model, hidden, tokens, spans,
-          head_lib.HeadChunks.for_platform('cpu'),
+        model,
+        hidden,
+        tokens,
+        spans,
+        head_lib.HeadChunks.for_platform('cpu'),
       )
 
     compiled = jax.jit(logp).lower(params, *shapes).compile()
@@ -386,7 +406,7 @@ def test_unscored_positions_cost_no_head(model):
   """Chunks run only for scored positions: counted by a debug callback."""
   calls = []
   head = head_lib._Head(
-      head_lib.HeadChunks(16, 512), VOCAB, None, None, None, ()
+    head_lib.HeadChunks(16, 512), VOCAB, None, None, None, ()
   )
 
   class Counting(head_lib._Head):
@@ -394,14 +414,15 @@ def test_unscored_positions_cost_no_head(model):
       jax.debug.callback(lambda n: calls.append(int(n)), hidden_CD.shape[0])
       return head_lib._Head._chunk(self, hidden_CD, target_C, table_VD)
 
-  counting = Counting(**{f: getattr(head, f) for f in
-                         head.__dataclass_fields__})
+  counting = Counting(
+    **{f: getattr(head, f) for f in head.__dataclass_fields__}
+  )
   tokens, spans, _ = make_batch(2, [64] * 4, 64)
   spans[:] = 0
   spans[0, 0] = (1, 39)  # 38 positions: 3 chunks of 16
   hidden = model(jnp.asarray(tokens))
   jax.block_until_ready(
-      jax.jit(counting)(hidden, tokens, spans, model.embedding[...])
+    jax.jit(counting)(hidden, tokens, spans, model.embedding[...])
   )
   jax.effects_barrier()
   assert calls == [16, 16, 16]  # not 16, as for all 256 positions

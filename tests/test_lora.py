@@ -24,9 +24,9 @@ from qaq_jax.models import sharding
 from qaq_jax.models.hf import checkpoint
 
 TARGETS = {
-    'qwen2': ('q', 'k', 'v', 'o', 'gate', 'up', 'down'),
-    'gpt2': ('q', 'k', 'v', 'o', 'up', 'down'),
-    'qwen3_moe': ('q', 'k', 'v', 'o'),
+  'qwen2': ('q', 'k', 'v', 'o', 'gate', 'up', 'down'),
+  'gpt2': ('q', 'k', 'v', 'o', 'up', 'down'),
+  'qwen3_moe': ('q', 'k', 'v', 'o'),
 }
 
 
@@ -51,8 +51,8 @@ def logits(model, tokens):
 def test_zero_b_is_the_base_model():
   tokens = micro_batch(211, 2)['tokens']
   np.testing.assert_array_equal(
-      logits(adapted('qwen2', random_b=False), tokens),
-      logits(random_model('qwen2'), tokens),
+    logits(adapted('qwen2', random_b=False), tokens),
+    logits(random_model('qwen2'), tokens),
   )
 
 
@@ -122,7 +122,7 @@ def test_meshes_give_the_update_of_one_device():
   assert_trees_close(got, want, 2e-5)
   for name, x in want_params.items():
     np.testing.assert_allclose(
-        got_params[name], x, rtol=0, atol=2e-5, err_msg=name
+      got_params[name], x, rtol=0, atol=2e-5, err_msg=name
     )
 
 
@@ -132,8 +132,9 @@ def test_only_adapters_are_trained_and_kept():
   state = trainer.state
   for arrays in (state.params, state.opt_state):
     names = {
-        jax.tree_util.keystr(path)
-        for path, x in jax.tree_util.tree_leaves_with_path(arrays) if x.ndim
+      jax.tree_util.keystr(path)
+      for path, x in jax.tree_util.tree_leaves_with_path(arrays)
+      if x.ndim
     }
     assert names and all('_lora_' in name for name in names)
   assert {x.dtype for x in state.params.values()} == {jnp.dtype('float32')}
@@ -155,11 +156,11 @@ def test_only_adapters_are_trained_and_kept():
 def test_frozen_weights_get_no_gradient():
   """The step's temporary memory is far below the weights."""
   config = config_lib.from_hf(
-      tiny_models.hf_config('qwen3')
-      | {'vocab_size': 8192, 'hidden_size': 256, 'intermediate_size': 1024}
+    tiny_models.hf_config('qwen3')
+    | {'vocab_size': 8192, 'hidden_size': 256, 'intermediate_size': 1024}
   )
   model = lora.add(
-      checkpoint.random_init(config, mesh=None), lora.LoraOptions(4)
+    checkpoint.random_init(config, mesh=None), lora.LoraOptions(4)
   )
   trainer = trainer_of(model, OPTIONS, head_rows=16)
   batch = micro_batch(211, 1, 16)
@@ -175,9 +176,7 @@ def test_wrong_adapters_are_named(tmp_path):
     lora.add(random_model('gpt2'), lora.LoraOptions(targets=('gate',)))
   for target in ('router', 'experts_up'):
     with pytest.raises(ValueError, match='a qwen3_moe layer has q, k, v, o$'):
-      lora.add(
-          random_model('qwen3_moe'), lora.LoraOptions(targets=(target,))
-      )
+      lora.add(random_model('qwen3_moe'), lora.LoraOptions(targets=(target,)))
   with pytest.raises(ValueError, match='rank 0'):
     lora.LoraOptions(0)
   model = adapted('gpt2')

@@ -38,9 +38,10 @@ def bucket():
   server.start()
   host, port = server.get_host_and_port()
   given = {
-      'AWS_ACCESS_KEY_ID': 'a', 'AWS_SECRET_ACCESS_KEY': 'b',
-      'AWS_DEFAULT_REGION': 'us-east-1',
-      'AWS_ENDPOINT_URL': f'http://{host}:{port}',
+    'AWS_ACCESS_KEY_ID': 'a',
+    'AWS_SECRET_ACCESS_KEY': 'b',
+    'AWS_DEFAULT_REGION': 'us-east-1',
+    'AWS_ENDPOINT_URL': f'http://{host}:{port}',
   }
   with pytest.MonkeyPatch.context() as patch:
     for name, value in given.items():
@@ -54,8 +55,11 @@ def make_config(folder):
   c = config_lib.get_default()
   c.data.path = str(folder / 'in.jsonl')
   config_lib.add_model(
-      c, 'strong', config_lib.embedded_model('strong'), dtype='float32',
-      chat_template='plain',
+    c,
+    'strong',
+    config_lib.embedded_model('strong'),
+    dtype='float32',
+    chat_template='plain',
   )
   c.roles.weak = ''
   c.stages = ('prepare', 'score', 'select', 'report')
@@ -73,7 +77,7 @@ def names(system, root):
 
 
 def test_a_run_in_a_store_is_the_run_in_a_folder(
-    memory, tmp_path, monkeypatch, capsys
+  memory, tmp_path, monkeypatch, capsys
 ):
   several.make_data(tmp_path / 'in.jsonl', rows=40)
   config = make_config(tmp_path)
@@ -83,12 +87,16 @@ def test_a_run_in_a_store_is_the_run_in_a_folder(
   assert 'stored in memory://bucket/run' in capsys.readouterr().out
   plain = tmp_path / 'plain'
   wanted = {
-      p.relative_to(plain).as_posix() for p in plain.rglob('*')
-      if p.is_file() and p.name != '.lock'
+    p.relative_to(plain).as_posix()
+    for p in plain.rglob('*')
+    if p.is_file() and p.name != '.lock'
   }
   assert names(memory, '/bucket/run') == wanted
-  for name in ('scores.parquet', 'selected.jsonl',
-               'scores/strong/part-000001.parquet'):
+  for name in (
+    'scores.parquet',
+    'selected.jsonl',
+    'scores/strong/part-000001.parquet',
+  ):
     assert memory.cat(f'/bucket/run/{name}') == (plain / name).read_bytes()
   # Another machine has nothing but the store.
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'b'))
@@ -96,9 +104,10 @@ def test_a_run_in_a_store_is_the_run_in_a_folder(
   memory.rm('/bucket/run/scores.parquet')
   pipeline.run('score', config, 'memory://bucket/run')
   assert names(memory, '/bucket/run') == wanted
-  assert memory.cat('/bucket/run/scores.parquet') == (
-      plain / 'scores.parquet'
-  ).read_bytes()
+  assert (
+    memory.cat('/bucket/run/scores.parquet')
+    == (plain / 'scores.parquet').read_bytes()
+  )
   log = memory.cat('/bucket/run/run.log').decode().splitlines()
   results = [r for r in map(json.loads, log) if r['event'] == 'result']
   assert [r['stage'] for r in results] == [*config.stages, 'score']
@@ -115,8 +124,13 @@ def test_stages_on_a_real_s3_server(bucket, tmp_path, monkeypatch):
   pipeline.run('run', config, f'{bucket}/x')
   s3 = fsspec.filesystem('s3')
   found = names(s3, 'runs/x')
-  assert {'scores.parquet', 'selected.jsonl', 'report/index.html', 'run.log',
-          'samples/samples.json'} <= found
+  assert {
+    'scores.parquet',
+    'selected.jsonl',
+    'report/index.html',
+    'run.log',
+    'samples/samples.json',
+  } <= found
   assert '.lease' not in found
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'b'))
   s3.rm('runs/x/scores/strong/part-000002.parquet')
@@ -139,7 +153,7 @@ def test_of_two_runs_on_s3_one_may_write(bucket, tmp_path, monkeypatch):
 
 
 def test_each_part_is_stored_as_soon_as_it_is_written(
-    memory, tmp_path, monkeypatch
+  memory, tmp_path, monkeypatch
 ):
   """A run that stops after a part leaves it, its plan and no lease."""
   several.make_data(tmp_path / 'in.jsonl', rows=40)
@@ -156,8 +170,9 @@ def test_each_part_is_stored_as_soon_as_it_is_written(
   monkeypatch.setattr(store.ScoreStore, 'write', stops)
   with pytest.raises(KeyboardInterrupt):
     pipeline.run('run', config, 'memory://bucket/run')
-  parts = [{n for n in found if 'part-' in n and 'scores' in n}
-           for found in seen]
+  parts = [
+    {n for n in found if 'part-' in n and 'scores' in n} for found in seen
+  ]
   assert [len(p) for p in parts] == [1, 2]
   assert 'scores/strong/plan.json' in seen[0]
   assert '.lease' in seen[0]
@@ -224,7 +239,7 @@ def test_what_refers_to_a_file_is_stored_after_it(memory, tmp_path):
 
 
 def test_a_folder_is_fetched_without_those_whose_names_begin_alike(
-    memory, tmp_path
+  memory, tmp_path
 ):
   """Of models `strong` and `strong2` each has its own folder of parts."""
   a = mirror.Mirror('memory://bucket/m', tmp_path / 'a')
@@ -275,14 +290,17 @@ def test_a_run_whose_lease_was_taken_over_writes_no_more(memory, tmp_path):
 def test_a_missing_client_is_told_with_its_extra(tmp_path):
   """In a process where the client cannot be imported."""
   program = (
-      'import sys\n'
-      'sys.modules["s3fs"] = None\n'
-      'from qaq_jax import mirror\n'
-      f'mirror.Mirror("s3://b/x", {str(tmp_path)!r})\n'
+    'import sys\n'
+    'sys.modules["s3fs"] = None\n'
+    'from qaq_jax import mirror\n'
+    f'mirror.Mirror("s3://b/x", {str(tmp_path)!r})\n'
   )
   done = subprocess.run(
-      [sys.executable, '-c', program], capture_output=True, text=True,
-      cwd=ROOT, env=os.environ | {'PYTHONPATH': str(ROOT)},
+    [sys.executable, '-c', program],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    env=os.environ | {'PYTHONPATH': str(ROOT)},
   )
   assert "pip install '.[s3]'" in done.stderr, done.stderr
 

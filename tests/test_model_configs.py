@@ -20,29 +20,29 @@ FIXTURES = pathlib.Path(__file__).parent / 'fixtures' / 'hf_configs'
 
 # Published counts of the language model's parameters, a tied head counted once.
 PUBLISHED = {
-    'Qwen--Qwen2.5-Coder-0.5B': 494_032_768,
-    'Qwen--Qwen2.5-Coder-1.5B': 1_543_714_304,
-    'Qwen--Qwen2.5-Coder-7B': 7_615_616_512,
-    'Qwen--Qwen2.5-Coder-7B-Instruct': 7_615_616_512,
-    'Qwen--Qwen2.5-Coder-32B': 32_763_876_352,
-    'Qwen--Qwen2.5-Math-1.5B-Instruct': 1_543_714_304,
-    'Qwen--Qwen2.5-Math-7B-Instruct': 7_615_616_512,
-    'Qwen--Qwen3-0.6B': 596_049_920,
-    'Qwen--Qwen3-Coder-30B-A3B-Instruct': 30_532_122_624,
-    'bigcode--starcoder2-3b': 3_030_371_328,
-    'codellama--CodeLlama-7b-hf': 6_738_546_688,
-    'deepseek-ai--deepseek-coder-6.7b-base': 6_740_512_768,
-    'google--codegemma-2b': 2_506_172_416,
-    'google--codegemma-7b': 8_537_680_896,
-    'google--gemma-2-2b': 2_614_341_888,
-    'google--gemma-3-1b-it': 999_885_952,
-    # 4,300,079,472 less the vision tower and projector, 419,816,304
-    'google--gemma-3-4b-it': 3_880_263_168,
-    'meta-llama--Llama-3.1-8B': 8_030_261_248,
-    'mistralai--Mistral-7B-v0.1': 7_241_732_096,
-    'mistralai--Mistral-7B-v0.3': 7_248_023_552,
-    'mistralai--Mixtral-8x7B-v0.1': 46_702_792_704,
-    'openai-community--gpt2': 124_439_808,
+  'Qwen--Qwen2.5-Coder-0.5B': 494_032_768,
+  'Qwen--Qwen2.5-Coder-1.5B': 1_543_714_304,
+  'Qwen--Qwen2.5-Coder-7B': 7_615_616_512,
+  'Qwen--Qwen2.5-Coder-7B-Instruct': 7_615_616_512,
+  'Qwen--Qwen2.5-Coder-32B': 32_763_876_352,
+  'Qwen--Qwen2.5-Math-1.5B-Instruct': 1_543_714_304,
+  'Qwen--Qwen2.5-Math-7B-Instruct': 7_615_616_512,
+  'Qwen--Qwen3-0.6B': 596_049_920,
+  'Qwen--Qwen3-Coder-30B-A3B-Instruct': 30_532_122_624,
+  'bigcode--starcoder2-3b': 3_030_371_328,
+  'codellama--CodeLlama-7b-hf': 6_738_546_688,
+  'deepseek-ai--deepseek-coder-6.7b-base': 6_740_512_768,
+  'google--codegemma-2b': 2_506_172_416,
+  'google--codegemma-7b': 8_537_680_896,
+  'google--gemma-2-2b': 2_614_341_888,
+  'google--gemma-3-1b-it': 999_885_952,
+  # 4,300,079,472 less the vision tower and projector, 419,816,304
+  'google--gemma-3-4b-it': 3_880_263_168,
+  'meta-llama--Llama-3.1-8B': 8_030_261_248,
+  'mistralai--Mistral-7B-v0.1': 7_241_732_096,
+  'mistralai--Mistral-7B-v0.3': 7_248_023_552,
+  'mistralai--Mixtral-8x7B-v0.1': 46_702_792_704,
+  'openai-community--gpt2': 124_439_808,
 }
 
 
@@ -66,8 +66,8 @@ def test_published_models_resolve(name):
   padding = config.padded_vocab_size - config.vocab_size
   tables = 1 if config.tie_embeddings else 2
   assert (
-      sum(math.prod(x.shape) for x in leaves)
-      == count + tables * padding * config.hidden_size
+    sum(math.prod(x.shape) for x in leaves)
+    == count + tables * padding * config.hidden_size
   )
 
 
@@ -101,18 +101,24 @@ def test_details_of_published_models():
 
 def without(case, *keys, **changes):
   config = tiny_models.hf_config(case) | changes
-  return config_lib.from_hf({
-      k: v for k, v in config.items() if k not in (*keys, 'layer_types')
-  })
+  return config_lib.from_hf(
+    {k: v for k, v in config.items() if k not in (*keys, 'layer_types')}
+  )
 
 
 def test_an_absent_key_is_the_familys_default_and_null_is_not():
   """Expected values: the configuration classes of transformers."""
   heads = {'num_attention_heads': 32, 'head_dim': 8}
   for case, default in (
-      ('gemma', 16), ('gemma2', 4), ('llama', 32), ('mistral', 8),
-      ('qwen2', 32), ('qwen3', 32), ('starcoder2', 2), ('mixtral', 8),
-      ('qwen3_moe', 4),
+    ('gemma', 16),
+    ('gemma2', 4),
+    ('llama', 32),
+    ('mistral', 8),
+    ('qwen2', 32),
+    ('qwen3', 32),
+    ('starcoder2', 2),
+    ('mixtral', 8),
+    ('qwen3_moe', 4),
   ):
     got = without(case, **heads, num_key_value_heads=None)
     assert got.num_kv_heads == 32, case
@@ -120,8 +126,12 @@ def test_an_absent_key_is_the_familys_default_and_null_is_not():
     assert got.num_kv_heads == default, case
   windows = {'use_sliding_window': True, 'max_window_layers': 0}
   for case, default in (
-      ('mistral', 4096), ('qwen2', 4096), ('qwen3', 4096),
-      ('qwen3_moe', 4096), ('mixtral', None), ('starcoder2', None),
+    ('mistral', 4096),
+    ('qwen2', 4096),
+    ('qwen3', 4096),
+    ('qwen3_moe', 4096),
+    ('mixtral', None),
+    ('starcoder2', None),
   ):
     got = without(case, 'sliding_window', **windows)
     assert {k.window for k in got.layers} == {default}, case
@@ -141,51 +151,67 @@ def test_written_configs_read_back(case):
 
 
 @pytest.mark.parametrize(
-    'change,message',
-    [
-        ({'model_type': 'mamba'}, "'model_type' is 'mamba'.*gemma2.*qwen3"),
-        ({'hidden_size': None}, "my.json: 'hidden_size' is missing"),
-        ({'num_hidden_layers': '2'}, "'num_hidden_layers' is '2', expected"),
-        ({'num_key_value_heads': 4}, "'num_key_value_heads' is 4.*6 query"),
-        ({'hidden_act': 'relu6'}, "'hidden_act' is 'relu6'; supported"),
-        ({'layer_types': ['full_attention']}, "'layer_types' has 1 entries"),
-        ({'layer_types': ['full_attention', 'x']}, "'layer_types' has .'x'."),
-        (
-            {'rope_parameters': {'rope_type': 'dynamic', 'factor': 2.0}},
-            "'rope_parameters' asks for 'dynamic'; supported: default, linear",
-        ),
-        (
-            {'rope_parameters': {'rope_type': 'linear'}},
-            "my.json \\(rope scaling\\): 'factor' is missing",
-        ),
-        (
-            {'quantization_config': {'quant_method': 'gptq', 'bits': 4}},
-            "'quantization_config'.*gptq.*use the original checkpoint",
-        ),
-    ],
+  'change,message',
+  [
+    ({'model_type': 'mamba'}, "'model_type' is 'mamba'.*gemma2.*qwen3"),
+    ({'hidden_size': None}, "my.json: 'hidden_size' is missing"),
+    ({'num_hidden_layers': '2'}, "'num_hidden_layers' is '2', expected"),
+    ({'num_key_value_heads': 4}, "'num_key_value_heads' is 4.*6 query"),
+    ({'hidden_act': 'relu6'}, "'hidden_act' is 'relu6'; supported"),
+    ({'layer_types': ['full_attention']}, "'layer_types' has 1 entries"),
+    ({'layer_types': ['full_attention', 'x']}, "'layer_types' has .'x'."),
+    (
+      {'rope_parameters': {'rope_type': 'dynamic', 'factor': 2.0}},
+      "'rope_parameters' asks for 'dynamic'; supported: default, linear",
+    ),
+    (
+      {'rope_parameters': {'rope_type': 'linear'}},
+      "my.json \\(rope scaling\\): 'factor' is missing",
+    ),
+    (
+      {'quantization_config': {'quant_method': 'gptq', 'bits': 4}},
+      "'quantization_config'.*gptq.*use the original checkpoint",
+    ),
+  ],
 )
 def test_wrong_configs_name_key_and_file(change, message):
   config = tiny_models.hf_config('qwen2') | {
-      'num_attention_heads': 6, 'hidden_size': 48
+    'num_attention_heads': 6,
+    'hidden_size': 48,
   }
   with pytest.raises(ValueError, match=message):
     config_lib.from_hf(config | change, 'my.json')
 
 
-@pytest.mark.parametrize('case,change,message', [
-    ('qwen3_moe', {'decoder_sparse_step': 2},
-     "my.json: 'decoder_sparse_step' is 2, which is not supported"),
+@pytest.mark.parametrize(
+  'case,change,message',
+  [
+    (
+      'qwen3_moe',
+      {'decoder_sparse_step': 2},
+      "my.json: 'decoder_sparse_step' is 2, which is not supported",
+    ),
     ('qwen3_moe', {'mlp_only_layers': [0]}, "'mlp_only_layers' is .0., which"),
-    ('qwen3_moe', {'num_experts_per_tok': 25},
-     "'num_experts_per_tok' is 25, of 24 experts"),
-    ('qwen3_moe', {'moe_intermediate_size': None},
-     "'moe_intermediate_size' is missing"),
-    ('qwen3_moe', {'layer_types': ['full_attention', 'sliding_attention']},
-     "'layer_types' is not 'full_attention' 2 times"),
+    (
+      'qwen3_moe',
+      {'num_experts_per_tok': 25},
+      "'num_experts_per_tok' is 25, of 24 experts",
+    ),
+    (
+      'qwen3_moe',
+      {'moe_intermediate_size': None},
+      "'moe_intermediate_size' is missing",
+    ),
+    (
+      'qwen3_moe',
+      {'layer_types': ['full_attention', 'sliding_attention']},
+      "'layer_types' is not 'full_attention' 2 times",
+    ),
     ('qwen3_moe', {'mlp_bias': True}, "'mlp_bias' is True, which"),
     ('mixtral', {'num_local_experts': None}, "'num_local_experts' is missing"),
-    ('mixtral', {'num_experts_per_tok': 0}, "is 0, of 4 experts"),
-])
+    ('mixtral', {'num_experts_per_tok': 0}, 'is 0, of 4 experts'),
+  ],
+)
 def test_wrong_experts_are_told(case, change, message):
   with pytest.raises(ValueError, match=message):
     config_lib.from_hf(tiny_models.hf_config(case) | change, 'my.json')

@@ -74,17 +74,21 @@ class Hub(http.server.BaseHTTPRequestHandler):
         return self.fail(404, 'RevisionNotFound')
       if '/tree/' in path:
         body = [
-            {'type': 'file', 'path': n, 'size': len(b), 'oid': _oid(b)}
-            for n, b in files.items()
+          {'type': 'file', 'path': n, 'size': len(b), 'oid': _oid(b)}
+          for n, b in files.items()
         ]
       else:
         body = {
-            'id': repo, 'sha': COMMIT, 'private': False, 'tags': [],
-            'downloads': 0, 'likes': 0,
-            'siblings': [{'rfilename': n} for n in files],
+          'id': repo,
+          'sha': COMMIT,
+          'private': False,
+          'tags': [],
+          'downloads': 0,
+          'likes': 0,
+          'siblings': [{'rfilename': n} for n in files],
         }
       return self.answer(
-          json.dumps(body).encode(), Content_Type='application/json'
+        json.dumps(body).encode(), Content_Type='application/json'
       )
     repo, _, rest = path[1:].partition('/resolve/')
     name = rest.partition('/')[2]
@@ -92,8 +96,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
     if body is None:
       return self.fail(404, 'EntryNotFound')
     return self.answer(
-        body, ETag=f'"{_oid(body)}"', X_Repo_Commit=COMMIT,
-        Accept_Ranges='bytes',
+      body,
+      ETag=f'"{_oid(body)}"',
+      X_Repo_Commit=COMMIT,
+      Accept_Ranges='bytes',
     )
 
   do_HEAD = do_GET
@@ -109,14 +115,15 @@ def hub(tmp_path_factory):
   good = {p.name: p.read_bytes() for p in directory.iterdir()}
   config = {'config.json': good['config.json']}
   Hub.repositories = {
-      'maker/good': good | {
-          'tokenizer.json': b'{}',
-          'pytorch_model.bin': b'pickle',
-          'modeling_own.py': b'raise SystemExit',
-          'onnx/model.safetensors': b'x',
-      },
-      'maker/pickles': config | {'pytorch_model.bin': b'pickle'},
-      'maker/llamacpp': config | {'model-Q4.gguf': b'x'},
+    'maker/good': good
+    | {
+      'tokenizer.json': b'{}',
+      'pytorch_model.bin': b'pickle',
+      'modeling_own.py': b'raise SystemExit',
+      'onnx/model.safetensors': b'x',
+    },
+    'maker/pickles': config | {'pytorch_model.bin': b'pickle'},
+    'maker/llamacpp': config | {'model-Q4.gguf': b'x'},
   }
   server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Hub)
   threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -130,13 +137,21 @@ def resolve(hub, wanted, **environment):
   root = pathlib.Path(__file__).parent.parent
   kept = {k: v for k, v in os.environ.items() if not k.startswith('HF_')}
   done = subprocess.run(
-      [sys.executable, '-c', CLIENT, json.dumps(wanted)],
-      env=kept | {
-          'HF_ENDPOINT': endpoint, 'HF_HOME': str(home),
-          'HF_HUB_OFFLINE': '0', 'HF_HUB_DISABLE_XET': '1',
-          'NO_PROXY': '*', 'PYTHONPATH': str(root), **environment,
-      },
-      capture_output=True, text=True, timeout=240, check=True,
+    [sys.executable, '-c', CLIENT, json.dumps(wanted)],
+    env=kept
+    | {
+      'HF_ENDPOINT': endpoint,
+      'HF_HOME': str(home),
+      'HF_HUB_OFFLINE': '0',
+      'HF_HUB_DISABLE_XET': '1',
+      'NO_PROXY': '*',
+      'PYTHONPATH': str(root),
+      **environment,
+    },
+    capture_output=True,
+    text=True,
+    timeout=240,
+    check=True,
   )
   return [json.loads(line) for line in done.stdout.splitlines()]
 
@@ -144,26 +159,27 @@ def resolve(hub, wanted, **environment):
 def test_hub_ids(hub):
   Hub.asked.clear()
   found = resolve(
-      hub,
-      [
-          ('maker/good', 'v1'), ('maker/gated', None), ('maker/none', None),
-          ('maker/good', 'v9'), ('maker/pickles', None),
-          ('maker/llamacpp', None),
-      ],
-      HF_TOKEN='hf_secret',
+    hub,
+    [
+      ('maker/good', 'v1'),
+      ('maker/gated', None),
+      ('maker/none', None),
+      ('maker/good', 'v9'),
+      ('maker/pickles', None),
+      ('maker/llamacpp', None),
+    ],
+    HF_TOKEN='hf_secret',
   )
   good, gated, none, revision, pickles, gguf = found
   assert good['commit'] == COMMIT and good['revision'] == 'v1'
   # No code, no pickles, no other format's copy.
-  assert good['files'] == [
-      'config.json', 'model.safetensors', 'tokenizer.json'
-  ]
+  assert good['files'] == ['config.json', 'model.safetensors', 'tokenizer.json']
   assert good['hashes'][1] == _oid(
-      Hub.repositories['maker/good']['model.safetensors']
+    Hub.repositories['maker/good']['model.safetensors']
   )
   assert ('HEAD' in {a[0] for a in Hub.asked}) and all(
-      'pytorch_model' not in path and '.py' not in path
-      for _, path, _ in Hub.asked
+    'pytorch_model' not in path and '.py' not in path
+    for _, path, _ in Hub.asked
   )
   assert 'Bearer hf_secret' in {a[2] for a in Hub.asked}
   assert gated['error'] == 'PermissionError'
@@ -180,7 +196,7 @@ def test_hub_ids(hub):
   # The same again without a network: what is cached is found, the rest named.
   Hub.asked.clear()
   again, missing = resolve(
-      hub, [('maker/good', 'v1'), ('maker/other', None)], HF_HUB_OFFLINE='1'
+    hub, [('maker/good', 'v1'), ('maker/other', None)], HF_HUB_OFFLINE='1'
   )
   assert again == good
   assert missing['error'] == 'FileNotFoundError'
@@ -190,7 +206,7 @@ def test_hub_ids(hub):
 
 def test_no_network(hub):
   (found,) = resolve(
-      (f'http://127.0.0.1:{_closed_port()}', hub[1]), [('maker/x', None)]
+    (f'http://127.0.0.1:{_closed_port()}', hub[1]), [('maker/x', None)]
   )
   assert found['error'] == 'ConnectionError'
   assert 'could not be reached' in found['message']

@@ -33,16 +33,16 @@ CASES = sorted(tiny_models.CASES)
 ONE = (1, 1, 1)
 # All eight devices: each family on one mix, two of them on many.
 MIXES = [
-    (case, [(2, 2, 2), (1, 4, 2), (4, 1, 2), (1, 8, 1)][i % 4])
-    for i, case in enumerate(CASES)
+  (case, [(2, 2, 2), (1, 4, 2), (4, 1, 2), (1, 8, 1)][i % 4])
+  for i, case in enumerate(CASES)
 ] + [
-    ('qwen2', (8, 1, 1)),
-    ('qwen3', (1, 1, 8)),  # 2 key/value heads for 8 devices
-    ('qwen3', (1, 2, 4)),
-    ('gemma2', (2, 2, 2)),
-    ('mixtral', (1, 2, 2)),  # experts over tensor
-    ('mixtral', (1, 1, 8)),  # 4 experts for 8 devices: each is split
-    ('qwen3_moe', (2, 1, 4)),
+  ('qwen2', (8, 1, 1)),
+  ('qwen3', (1, 1, 8)),  # 2 key/value heads for 8 devices
+  ('qwen3', (1, 2, 4)),
+  ('gemma2', (2, 2, 2)),
+  ('mixtral', (1, 2, 2)),  # experts over tensor
+  ('mixtral', (1, 1, 8)),  # 4 experts for 8 devices: each is split
+  ('qwen3_moe', (2, 1, 4)),
 ]
 
 
@@ -109,9 +109,7 @@ def test_older_files_are_the_same_model(folder, case, tmp_path):
 @pytest.mark.parametrize('case,sizes', MIXES)
 def test_sharded_equals_unsharded(folder, case, sizes):
   ours = our_logp(folder(case), tiny_models.tokens(case), sizes)
-  np.testing.assert_allclose(
-      ours, unsharded(folder, case), rtol=0, atol=5e-5
-  )
+  np.testing.assert_allclose(ours, unsharded(folder, case), rtol=0, atol=5e-5)
 
 
 @pytest.mark.parametrize('case', ['gemma3', 'llama', 'qwen2'])
@@ -127,7 +125,7 @@ def test_long_rows_match(folder, case):
     np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
   else:
     stored = np.asarray(
-        json.loads(tiny_models.REFERENCE.read_text())[f'{case}_long']
+      json.loads(tiny_models.REFERENCE.read_text())[f'{case}_long']
     )
     np.testing.assert_allclose(ours[0, -400:], stored, rtol=0, atol=1e-4)
 
@@ -142,9 +140,7 @@ def test_bfloat16_stays_near(folder, case):
   deviate by 0.7 to 2.4 nats.
   """
   exact = unsharded(folder, case)
-  rounded = our_logp(
-      folder(case), tiny_models.tokens(case), dtype=jnp.bfloat16
-  )
+  rounded = our_logp(folder(case), tiny_models.tokens(case), dtype=jnp.bfloat16)
   difference = rounded - exact
   assert 1e-4 < np.abs(difference).mean() < 0.06
   assert (np.abs(difference) >= 0.7).mean() < (0.01 if 'moe' in case else 1e-9)

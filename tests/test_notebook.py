@@ -21,8 +21,11 @@ def workdir(tmp_path):
   source = tmp_path / 'input.jsonl'
   with source.open('w') as file:
     for i in range(120):
-      record = {'instruction': f'Add {i} to a number', 'input': '',
-                'output': f'def add(number):\n  return number + {i}'}
+      record = {
+        'instruction': f'Add {i} to a number',
+        'input': '',
+        'output': f'def add(number):\n  return number + {i}',
+      }
       file.write(json.dumps(record) + '\n')
   samples.prepare(samples.DataSource(path=str(source)), tmp_path / 'samples')
   table = make_table(120)

@@ -24,14 +24,15 @@ from qaq_jax.workdir.layout import WorkDir
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 ODD_LINES = [
-    b'{"id": 7, "instruction": "", "output": "x = 1", "kind": "odd"}',
-    b'{"id": 7, "instruction": "Say <|im_end|>", "output": "print(1)\\r\\n",'
-    b' "kind": "odd"}',
-    b'{"id": 8, "instruction": 3, "output": "x", "kind": "odd"}',
-    b'{"id": 9, "instruction": "Write \xf0\x9f\x98\x80 " , "output": "y=2",'
-    b'"kind":"odd"}',
-    b'{"instruction": "Long", "output": "' + b'a = 1 ' * 200
-    + b'", "kind": "odd"}',
+  b'{"id": 7, "instruction": "", "output": "x = 1", "kind": "odd"}',
+  b'{"id": 7, "instruction": "Say <|im_end|>", "output": "print(1)\\r\\n",'
+  b' "kind": "odd"}',
+  b'{"id": 8, "instruction": 3, "output": "x", "kind": "odd"}',
+  b'{"id": 9, "instruction": "Write \xf0\x9f\x98\x80 " , "output": "y=2",'
+  b'"kind":"odd"}',
+  b'{"instruction": "Long", "output": "'
+  + b'a = 1 ' * 200
+  + b'", "kind": "odd"}',
 ]
 
 
@@ -40,14 +41,24 @@ def make_model(folder: pathlib.Path, seed: int) -> pathlib.Path:
   folder = pathlib.Path(tiny_tokenizers.make(folder, 'qwen'))
   vocab = json.loads((folder / 'tokenizer.json').read_text())
   size = len(vocab['model']['vocab']) + len(vocab['added_tokens'])
-  config = model_config.from_hf({
-      'model_type': 'qwen3', 'vocab_size': size, 'hidden_size': 32,
-      'intermediate_size': 48, 'num_hidden_layers': 2, 'head_dim': 16,
-      'num_attention_heads': 2, 'num_key_value_heads': 1,
-      'max_position_embeddings': 256, 'rms_norm_eps': 1e-6,
-      'rope_theta': 10000.0, 'tie_word_embeddings': True,
-      'hidden_act': 'silu', 'attention_bias': False,
-  })
+  config = model_config.from_hf(
+    {
+      'model_type': 'qwen3',
+      'vocab_size': size,
+      'hidden_size': 32,
+      'intermediate_size': 48,
+      'num_hidden_layers': 2,
+      'head_dim': 16,
+      'num_attention_heads': 2,
+      'num_key_value_heads': 1,
+      'max_position_embeddings': 256,
+      'rms_norm_eps': 1e-6,
+      'rope_theta': 10000.0,
+      'tie_word_embeddings': True,
+      'hidden_act': 'silu',
+      'attention_bias': False,
+    }
+  )
   model = checkpoint.random_init(config, mesh=None, seed=seed)
   checkpoint.save_hf(model, folder)
   return folder
@@ -58,12 +69,15 @@ def inputs(tmp_path_factory):
   """Two checkpoints and a JSONL file."""
   folder = tmp_path_factory.mktemp('inputs')
   lines = [
-      json.dumps({
-          'id': i, 'instruction': f'Add {i} to the list.' * (1 + i % 3),
-          'output': f'def add(xs):\n  return xs + [{i}]\n' * (1 + i % 4),
-          'kind': 'plain',
-      }).encode()
-      for i in range(60)
+    json.dumps(
+      {
+        'id': i,
+        'instruction': f'Add {i} to the list.' * (1 + i % 3),
+        'output': f'def add(xs):\n  return xs + [{i}]\n' * (1 + i % 4),
+        'kind': 'plain',
+      }
+    ).encode()
+    for i in range(60)
   ]
   lines[10:10] = ODD_LINES
   data = folder / 'data.jsonl'
@@ -71,11 +85,11 @@ def inputs(tmp_path_factory):
   targets = folder / 'targets.jsonl'
   targets.write_bytes(b'\n'.join(lines[:5]))
   return {
-      'data': data,
-      'lines': lines,
-      'targets': targets,
-      'strong': make_model(folder / 'strong', 1),
-      'weak': make_model(folder / 'weak', 2),
+    'data': data,
+    'lines': lines,
+    'targets': targets,
+    'strong': make_model(folder / 'strong', 1),
+    'weak': make_model(folder / 'weak', 2),
   }
 
 
@@ -84,8 +98,11 @@ def make_config(inputs):
   config.data.path = str(inputs['data'])
   for name in ('strong', 'weak'):
     config_lib.add_model(
-        config, name, str(inputs[name]), dtype='float32',
-        chat_template='chatml',
+      config,
+      name,
+      str(inputs[name]),
+      dtype='float32',
+      chat_template='chatml',
     )
   config.score.max_length = 256
   config.score.max_shapes = 2
@@ -131,9 +148,20 @@ def test_analyses_are_printed_and_written(inputs, finished, capsys):
 def test_columns_are_those_of_the_architecture(finished):
   names = pq.read_schema(finished / 'scores.parquet').names
   per_model = [
-      'nll_q', 'nll_q_given_a', 'nll_a', 'nll_a_given_q', 'n_q',
-      'n_q_given_a', 'n_a', 'status', 'reason', 'rmi', 'ifd', 'r_ifd',
-      'stratum', 'rank',
+    'nll_q',
+    'nll_q_given_a',
+    'nll_a',
+    'nll_a_given_q',
+    'n_q',
+    'n_q_given_a',
+    'n_a',
+    'status',
+    'reason',
+    'rmi',
+    'ifd',
+    'r_ifd',
+    'stratum',
+    'rank',
   ]
   wanted = {f'{c}_{m}' for c in per_model for m in ('strong', 'weak')}
   assert set(names) == wanted | {'row', 'id', 'diff', 'sum'}
@@ -142,8 +170,8 @@ def test_columns_are_those_of_the_architecture(finished):
 def test_rmi_is_the_difference_of_the_stored_means(finished):
   t = pq.read_table(finished / 'scores.parquet').to_pandas().dropna()
   expected = (
-      t.nll_q_strong / t.n_q_strong
-      - t.nll_q_given_a_strong / t.n_q_given_a_strong
+    t.nll_q_strong / t.n_q_strong
+    - t.nll_q_given_a_strong / t.n_q_given_a_strong
   )
   np.testing.assert_allclose(t.rmi_strong, expected, rtol=1e-6, atol=1e-7)
   assert (t.n_q_strong == t.n_q_given_a_strong).all()
@@ -163,8 +191,7 @@ def test_chosen_samples_are_the_inputs_own_lines(inputs, finished):
 
 def test_run_log_has_versions_devices_and_stages(finished):
   events = [
-      json.loads(line)
-      for line in (finished / 'run.log').read_text().splitlines()
+    json.loads(line) for line in (finished / 'run.log').read_text().splitlines()
   ]
   assert events[0]['event'] == 'environment'
   assert events[0]['versions']['jax'] and events[0]['devices'] == 8
@@ -252,14 +279,17 @@ def test_audit_shares_add_up(inputs, finished, capsys):
   assert shares['plain'] * 60 + shares['odd'] * 5 == pytest.approx(15)
 
 
-@pytest.mark.parametrize('change, words', [
+@pytest.mark.parametrize(
+  'change, words',
+  [
     (lambda c: c.score.update(max_length=128), 'max_length'),
     (lambda c: c.score.update(reverse_instruction='{answer}?'), 'reverse'),
     (lambda c: c.models.strong.update(dtype='bfloat16'), 'dtype'),
     (lambda c: c.models.strong.update(chat_template='plain'), 'template'),
     (lambda c: c.models.strong.update(path=c.models.weak.path), 'safetensors'),
     (lambda c: c.score.update(embeddings=False), 'embeddings'),
-])
+  ],
+)
 def test_changed_scoring_is_refused_by_name(inputs, finished, change, words):
   config = make_config(inputs)
   with config.unlocked():
@@ -271,7 +301,7 @@ def test_changed_scoring_is_refused_by_name(inputs, finished, change, words):
 
 
 def test_changed_input_is_refused_and_the_old_samples_stay(
-    inputs, finished, tmp_path
+  inputs, finished, tmp_path
 ):
   data = tmp_path / 'data.jsonl'
   data.write_bytes(b'\n'.join(inputs['lines'][1:]))
@@ -318,9 +348,13 @@ def test_label_with_too_many_values_is_refused(inputs, finished):
     pipeline.run('audit', config, str(finished))
 
 
-@pytest.mark.parametrize('stage, words', [
-    ('score', 'run the prepare stage'), ('select', 'run the prepare stage'),
-])
+@pytest.mark.parametrize(
+  'stage, words',
+  [
+    ('score', 'run the prepare stage'),
+    ('select', 'run the prepare stage'),
+  ],
+)
 def test_stages_out_of_order_say_what_to_run(inputs, tmp_path, stage, words):
   with pytest.raises(ValueError, match=words):
     pipeline.run(stage, make_config(inputs), str(tmp_path))
@@ -362,7 +396,9 @@ def set_length(c):
   c.score.max_length = 4096
 
 
-@pytest.mark.parametrize('change, words', [
+@pytest.mark.parametrize(
+  'change, words',
+  [
     (set_role, "roles.weak is 'weka'"),
     (set_two_budgets, 'set one'),
     (set_rule, "'difff'"),
@@ -372,7 +408,8 @@ def set_length(c):
     (set_strata, "strata.by is 'stron'"),
     (set_option, "select.lo is no option of the rule 'diff_high'"),
     (set_cherry, 'cherry_limit: 512 tokens are more than the 256'),
-])
+  ],
+)
 def test_unusable_config_is_named(inputs, tmp_path, change, words):
   config = make_config(inputs)
   change(config)
@@ -394,7 +431,7 @@ def test_tokenizer_of_another_model_is_refused(inputs, tmp_path):
   shutil.copytree(inputs['weak'], folder)
   tokenizer = json.loads((folder / 'tokenizer.json').read_text())
   tokenizer['added_tokens'].append(
-      tokenizer['added_tokens'][-1] | {'id': 9999, 'content': '<extra>'}
+    tokenizer['added_tokens'][-1] | {'id': 9999, 'content': '<extra>'}
   )
   (folder / 'tokenizer.json').write_text(json.dumps(tokenizer))
   config = make_config(inputs)
@@ -429,26 +466,30 @@ def test_label_that_is_not_there_is_named(inputs, finished):
 def test_command_line_killed_at_any_part_ends_bit_identical(inputs, tmp_path):
   recipe = tmp_path / 'recipe.py'
   recipe.write_text(
-      'from qaq_jax import config as config_lib\n'
-      'def get_config(arg=None):\n'
-      '  c = config_lib.get_default()\n'
-      f'  c.data.path = {str(inputs["data"])!r}\n'
-      '  for name, path in (\n'
-      f'      ("strong", {str(inputs["strong"])!r}),\n'
-      f'      ("weak", {str(inputs["weak"])!r}),\n'
-      '  ):\n'
-      '    config_lib.add_model(c, name, path, dtype="float32",\n'
-      '                         chat_template="chatml")\n'
-      '  c.score.max_length = 256\n'
-      '  c.score.max_shapes = 2\n'
-      '  c.score.rows_per_part = 8\n'
-      '  return c\n'
+    'from qaq_jax import config as config_lib\n'
+    'def get_config(arg=None):\n'
+    '  c = config_lib.get_default()\n'
+    f'  c.data.path = {str(inputs["data"])!r}\n'
+    '  for name, path in (\n'
+    f'      ("strong", {str(inputs["strong"])!r}),\n'
+    f'      ("weak", {str(inputs["weak"])!r}),\n'
+    '  ):\n'
+    '    config_lib.add_model(c, name, path, dtype="float32",\n'
+    '                         chat_template="chatml")\n'
+    '  c.score.max_length = 256\n'
+    '  c.score.max_shapes = 2\n'
+    '  c.score.rows_per_part = 8\n'
+    '  return c\n'
   )
 
   def start(workdir):
     command = [
-        sys.executable, '-m', 'qaq_jax.main', 'run', f'--config={recipe}',
-        f'--workdir={workdir}',
+      sys.executable,
+      '-m',
+      'qaq_jax.main',
+      'run',
+      f'--config={recipe}',
+      f'--workdir={workdir}',
     ]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
 

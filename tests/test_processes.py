@@ -29,8 +29,8 @@ def make_data(path, rows=90, longest=40):
   with open(path, 'w') as file:
     for i in range(rows):
       record = {
-          'instruction': ' '.join(rng.choices(words, k=rng.randint(2, 12))),
-          'output': ' '.join(rng.choices(words, k=rng.randint(3, longest))),
+        'instruction': ' '.join(rng.choices(words, k=rng.randint(2, 12))),
+        'output': ' '.join(rng.choices(words, k=rng.randint(3, longest))),
       }
       if i == 4:
         record['output'] = ' '
@@ -43,21 +43,21 @@ def recipe(folder):
   """A recipe with one small model."""
   path = folder / 'one.py'
   path.write_text(
-      'from qaq_jax import config as lib\n\n'
-      'def get_config():\n'
-      '  c = lib.get_default()\n'
-      f'  c.data.path = {str(folder / "in.jsonl")!r}\n'
-      '  lib.add_model(c, "strong", lib.embedded_model("strong"),\n'
-      '                dtype="float32", chat_template="plain")\n'
-      '  c.roles.weak = ""\n'
-      '  c.stages = ("prepare", "score", "select")\n'
-      '  c.select.rule = "rmi_top"\n'
-      '  c.score.max_length = 256\n'
-      '  c.score.max_shapes = 2\n'
-      '  c.score.tokens_per_batch = 256\n'
-      '  c.score.rows_per_part = 16\n'
-      '  c.score.length_multiple = 16\n'
-      '  return c\n'
+    'from qaq_jax import config as lib\n\n'
+    'def get_config():\n'
+    '  c = lib.get_default()\n'
+    f'  c.data.path = {str(folder / "in.jsonl")!r}\n'
+    '  lib.add_model(c, "strong", lib.embedded_model("strong"),\n'
+    '                dtype="float32", chat_template="plain")\n'
+    '  c.roles.weak = ""\n'
+    '  c.stages = ("prepare", "score", "select")\n'
+    '  c.select.rule = "rmi_top"\n'
+    '  c.score.max_length = 256\n'
+    '  c.score.max_shapes = 2\n'
+    '  c.score.tokens_per_batch = 256\n'
+    '  c.score.rows_per_part = 16\n'
+    '  c.score.length_multiple = 16\n'
+    '  return c\n'
   )
   return path
 
@@ -74,38 +74,48 @@ def start(folder, number, devices, *flags, out='work'):
   started = []
   for index in range(number):
     environment = os.environ | {
-        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-        'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT),
-        'PYTHONUNBUFFERED': '1',
+      'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+      'JAX_PLATFORMS': 'cpu',
+      'PYTHONPATH': str(ROOT),
+      'PYTHONUNBUFFERED': '1',
     }
     if number > 1:
       environment |= {
-          'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
-          'JAX_NUM_PROCESSES': str(number), 'JAX_PROCESS_ID': str(index),
+        'JAX_COORDINATOR_ADDRESS': f'localhost:{port}',
+        'JAX_NUM_PROCESSES': str(number),
+        'JAX_PROCESS_ID': str(index),
       }
     log = open(folder / f'{out}-{index}.log', 'w')  # noqa: SIM115
-    started.append(subprocess.Popen(
+    started.append(
+      subprocess.Popen(
         [
-            sys.executable, '-m', 'qaq_jax.main', 'run',
-            f'--config={recipe(folder)}', f'--workdir={folder / out}', *flags,
+          sys.executable,
+          '-m',
+          'qaq_jax.main',
+          'run',
+          f'--config={recipe(folder)}',
+          f'--workdir={folder / out}',
+          *flags,
         ],
-        env=environment, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT,
-    ))
+        env=environment,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        cwd=ROOT,
+      )
+    )
   return started
 
 
 def finish(started, folder, out='work', timeout=300):
   """Waits; returns exit codes and outputs."""
   codes = [process.wait(timeout) for process in started]
-  texts = [
-      (folder / f'{out}-{i}.log').read_text() for i in range(len(started))
-  ]
+  texts = [(folder / f'{out}-{i}.log').read_text() for i in range(len(started))]
   return codes, texts
 
 
 def run(folder, number, devices, *flags, out='work'):
   codes, texts = finish(
-      start(folder, number, devices, *flags, out=out), folder, out
+    start(folder, number, devices, *flags, out=out), folder, out
   )
   assert codes == [0] * number, '\n'.join(texts)
   return texts
@@ -151,13 +161,16 @@ def test_two_processes_make_the_table_of_one(single, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('number, devices, mesh', [
+@pytest.mark.parametrize(
+  'number, devices, mesh',
+  [
     (2, 2, {}),
     (2, 2, {'fsdp': 4}),
     (2, 4, {'data': 2, 'fsdp': 2, 'tensor': 2}),
     (4, 1, {'fsdp': 2, 'data': 2}),
     (4, 2, {'data': 2, 'fsdp': 2, 'tensor': 2}),
-])
+  ],
+)
 def test_every_mesh_across_processes(number, devices, mesh, single, tmp_path):
   """And bit for bit the table of one process with as many devices."""
   make_data(tmp_path / 'in.jsonl')
@@ -204,10 +217,17 @@ def wait_for_parts(folder, started, most=120):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('number, victim, signum', [
-    (2, 1, signal.SIGKILL), (2, 1, signal.SIGSTOP), (2, 0, signal.SIGSTOP),
-    (2, 0, signal.SIGKILL), (4, 2, signal.SIGKILL), (4, 3, signal.SIGSTOP),
-])
+@pytest.mark.parametrize(
+  'number, victim, signum',
+  [
+    (2, 1, signal.SIGKILL),
+    (2, 1, signal.SIGSTOP),
+    (2, 0, signal.SIGSTOP),
+    (2, 0, signal.SIGKILL),
+    (4, 2, signal.SIGKILL),
+    (4, 3, signal.SIGSTOP),
+  ],
+)
 def test_the_others_name_the_lost_process(number, victim, signum, tmp_path):
   """Within 60 s; nothing written is lost, and a restart completes."""
   make_data(tmp_path / 'in.jsonl', rows=1200, longest=120)
@@ -285,18 +305,22 @@ def together(program, number=2, **environment):
   """Runs a program in several processes; returns codes, outputs, errors."""
   port = free_port()
   plain = {
-      k: v for k, v in os.environ.items()
-      if not k.startswith(('SLURM_', 'OMPI_', 'JAX_', 'XLA_'))
+    k: v
+    for k, v in os.environ.items()
+    if not k.startswith(('SLURM_', 'OMPI_', 'JAX_', 'XLA_'))
   }
   started = [
-      subprocess.Popen(
-          [sys.executable, '-c', program], stdout=subprocess.PIPE,
-          stderr=subprocess.PIPE, text=True, cwd=ROOT,
-          env=plain | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
-          | {k: v.format(index=index, port=port)
-             for k, v in environment.items()},
-      )
-      for index in range(number)
+    subprocess.Popen(
+      [sys.executable, '-c', program],
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      cwd=ROOT,
+      env=plain
+      | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}
+      | {k: v.format(index=index, port=port) for k, v in environment.items()},
+    )
+    for index in range(number)
   ]
   try:
     ends = [process.communicate(timeout=120) for process in started]
@@ -306,29 +330,35 @@ def together(program, number=2, **environment):
   return [p.returncode for p in started], *zip(*ends, strict=True)
 
 
-@pytest.mark.parametrize('how, own', [
-    ('watch.fail(ValueError("broken"))', 1), ('os.kill(os.getpid(), 9)', -9),
-])
+@pytest.mark.parametrize(
+  'how, own',
+  [
+    ('watch.fail(ValueError("broken"))', 1),
+    ('os.kill(os.getpid(), 9)', -9),
+  ],
+)
 def test_all_name_the_lost_one_whoever_looks_first(how, own):
   """Process 0 finds out before process 1, and has the common store."""
   program = (
-      'import os, time\n'
-      'import jax\n'
-      'from qaq_jax import processes\n'
-      'processes.LOST_SECONDS = 6.0\n'
-      'index = int(os.environ["INDEX"])\n'
-      'jax.distributed.initialize(num_processes=3, process_id=index)\n'
-      'processes.barrier("begin")\n'
-      'time.sleep((1.2, 0.0, 0.5)[index])\n'
-      'watch = processes.Watch(processes.client(), index, 3)\n'
-      'watch.start()\n'
-      'time.sleep(3.0)\n'
-      f'if index == 2: {how}\n'
-      'time.sleep(60)\n'
+    'import os, time\n'
+    'import jax\n'
+    'from qaq_jax import processes\n'
+    'processes.LOST_SECONDS = 6.0\n'
+    'index = int(os.environ["INDEX"])\n'
+    'jax.distributed.initialize(num_processes=3, process_id=index)\n'
+    'processes.barrier("begin")\n'
+    'time.sleep((1.2, 0.0, 0.5)[index])\n'
+    'watch = processes.Watch(processes.client(), index, 3)\n'
+    'watch.start()\n'
+    'time.sleep(3.0)\n'
+    f'if index == 2: {how}\n'
+    'time.sleep(60)\n'
   )
   codes, _, errors = together(
-      program, number=3, JAX_COORDINATOR_ADDRESS='localhost:{port}',
-      INDEX='{index}',
+    program,
+    number=3,
+    JAX_COORDINATOR_ADDRESS='localhost:{port}',
+    INDEX='{index}',
   )
   assert codes == [3, 3, own], errors
   for text in errors[:2]:
@@ -339,44 +369,50 @@ def test_all_name_the_lost_one_whoever_looks_first(how, own):
 def test_what_the_first_cannot_do_is_an_error_of_all():
   """Also where nobody watches: the others do not wait for ever."""
   program = (
-      'import os\n'
-      'import jax\n'
-      'from qaq_jax import processes\n'
-      'jax.distributed.initialize(\n'
-      '    num_processes=2, process_id=int(os.environ["INDEX"]))\n'
-      'done = processes.by_the_first(lambda: 7, "number")\n'
-      'print(jax.process_index(), done)\n'
-      'try:\n'
-      '  processes.by_the_first(lambda: 1 / 0, "division")\n'
-      'except Exception as e:\n'
-      '  print(type(e).__name__, e)\n'
+    'import os\n'
+    'import jax\n'
+    'from qaq_jax import processes\n'
+    'jax.distributed.initialize(\n'
+    '    num_processes=2, process_id=int(os.environ["INDEX"]))\n'
+    'done = processes.by_the_first(lambda: 7, "number")\n'
+    'print(jax.process_index(), done)\n'
+    'try:\n'
+    '  processes.by_the_first(lambda: 1 / 0, "division")\n'
+    'except Exception as e:\n'
+    '  print(type(e).__name__, e)\n'
   )
   codes, outs, errors = together(
-      program, JAX_COORDINATOR_ADDRESS='localhost:{port}', INDEX='{index}'
+    program, JAX_COORDINATOR_ADDRESS='localhost:{port}', INDEX='{index}'
   )
   assert codes == [0, 0], errors
   assert outs == (
-      '0 7\nZeroDivisionError division by zero\n',
-      '1 None\nFirstFailed process 0 failed: division by zero\n',
+    '0 7\nZeroDivisionError division by zero\n',
+    '1 None\nFirstFailed process 0 failed: division by zero\n',
   )
 
 
 # What the environment says.
 
 
-@pytest.mark.parametrize('variables, found', [
+@pytest.mark.parametrize(
+  'variables, found',
+  [
     ({}, None),
     ({'SLURM_JOB_ID': '7', 'SLURM_NTASKS': '4'}, None),  # a shell in a job
     ({'SLURM_STEP_NUM_TASKS': '1'}, None),
     ({'SLURM_STEP_NUM_TASKS': '4'}, 'SLURM'),
     ({'OMPI_COMM_WORLD_SIZE': '2'}, 'Open MPI'),
     ({'JAX_COORDINATOR_ADDRESS': 'a:1'}, 'JAX_COORDINATOR_ADDRESS'),
-])
+  ],
+)
 def test_the_environment_tells_of_several_processes(
-    variables, found, monkeypatch
+  variables, found, monkeypatch
 ):
-  for name in ('JAX_COORDINATOR_ADDRESS', 'SLURM_STEP_NUM_TASKS',
-               'OMPI_COMM_WORLD_SIZE'):
+  for name in (
+    'JAX_COORDINATOR_ADDRESS',
+    'SLURM_STEP_NUM_TASKS',
+    'OMPI_COMM_WORLD_SIZE',
+  ):
     monkeypatch.delenv(name, raising=False)
   for name, value in variables.items():
     monkeypatch.setenv(name, value)
@@ -384,40 +420,52 @@ def test_the_environment_tells_of_several_processes(
   assert processes.environment() == found
 
 
-@pytest.mark.parametrize('files, platforms, found', [
+@pytest.mark.parametrize(
+  'files, platforms, found',
+  [
     ((), '', None),
     (('/dev/accel0', '/dev/accel1'), '', 'TPU'),
     (('/dev/accel0',), None, 'TPU'),
     (('/dev/vfio/0',), 'tpu,cpu', 'TPU'),
     (('/dev/accel0',), 'cpu', None),
-])
+  ],
+)
 def test_the_chips_of_a_pod_tell_of_several_processes(
-    files, platforms, found, monkeypatch
+  files, platforms, found, monkeypatch
 ):
-  for name in ('JAX_COORDINATOR_ADDRESS', 'SLURM_STEP_NUM_TASKS',
-               'OMPI_COMM_WORLD_SIZE', 'JAX_PLATFORMS'):
+  for name in (
+    'JAX_COORDINATOR_ADDRESS',
+    'SLURM_STEP_NUM_TASKS',
+    'OMPI_COMM_WORLD_SIZE',
+    'JAX_PLATFORMS',
+  ):
     monkeypatch.delenv(name, raising=False)
   if platforms is not None:
     monkeypatch.setenv('JAX_PLATFORMS', platforms)
   monkeypatch.setattr(
-      processes.glob, 'glob',
-      lambda pattern: [f for f in files if fnmatch.fnmatch(f, pattern)],
+    processes.glob,
+    'glob',
+    lambda pattern: [f for f in files if fnmatch.fnmatch(f, pattern)],
   )
   monkeypatch.setattr(
-      processes.importlib.util, 'find_spec', lambda name: name == 'libtpu'
+    processes.importlib.util, 'find_spec', lambda name: name == 'libtpu'
   )
   assert processes.environment() == found
 
 
 SLURM = {
-    'SLURM_JOB_ID': '77', 'SLURM_STEP_NODELIST': 'localhost',
-    'SLURM_NTASKS': '2', 'SLURM_STEP_NUM_TASKS': '2',
-    'SLURM_PROCID': '{index}', 'SLURM_LOCALID': '{index}',
+  'SLURM_JOB_ID': '77',
+  'SLURM_STEP_NODELIST': 'localhost',
+  'SLURM_NTASKS': '2',
+  'SLURM_STEP_NUM_TASKS': '2',
+  'SLURM_PROCID': '{index}',
+  'SLURM_LOCALID': '{index}',
 }
 OPEN_MPI = {
-    'OMPI_MCA_orte_hnp_uri': '1531576320.0;tcp://127.0.0.1:34911',
-    'OMPI_COMM_WORLD_SIZE': '2', 'OMPI_COMM_WORLD_RANK': '{index}',
-    'OMPI_COMM_WORLD_LOCAL_RANK': '{index}',
+  'OMPI_MCA_orte_hnp_uri': '1531576320.0;tcp://127.0.0.1:34911',
+  'OMPI_COMM_WORLD_SIZE': '2',
+  'OMPI_COMM_WORLD_RANK': '{index}',
+  'OMPI_COMM_WORLD_LOCAL_RANK': '{index}',
 }
 
 
@@ -425,15 +473,15 @@ OPEN_MPI = {
 def test_processes_of_a_launcher_find_each_other(launcher):
   """Real processes, with the environment that the launcher would give."""
   program = (
-      'import jax\n'
-      'from qaq_jax import processes\n'
-      'watch = processes.start()\n'
-      'print(jax.process_index(), jax.process_count(), jax.device_count())\n'
-      'processes.barrier("end")\n'
-      'watch.close()\n'
+    'import jax\n'
+    'from qaq_jax import processes\n'
+    'watch = processes.start()\n'
+    'print(jax.process_index(), jax.process_count(), jax.device_count())\n'
+    'processes.barrier("end")\n'
+    'watch.close()\n'
   )
   codes, outs, errors = together(
-      program, **launcher, JAX_COORDINATOR_PORT='{port}'
+    program, **launcher, JAX_COORDINATOR_PORT='{port}'
   )
   assert codes == [0, 0], errors
   for index, out in enumerate(outs):

@@ -17,8 +17,9 @@ from qaq_jax.scoring import likelihood
 from qaq_jax.scoring import programs as programs_lib
 
 CASES = [
-    case for case, config in tiny_models.CASES.items()
-    if 'num_experts_per_tok' not in config
+  case
+  for case, config in tiny_models.CASES.items()
+  if 'num_experts_per_tok' not in config
 ]
 
 
@@ -66,11 +67,12 @@ def rounded_by_hand(folder, path, quantised):
       differ = np.round(w / scale) != whole
       assert differ.sum() <= 2
       np.testing.assert_allclose(
-          np.abs(w / scale - whole)[differ], 0.5, atol=1e-4
+        np.abs(w / scale - whole)[differ], 0.5, atol=1e-4
       )
       np.testing.assert_allclose(
-          np.squeeze(scale, summed), getattr(own, f'{name}_scale')[...],
-          rtol=1e-6,
+        np.squeeze(scale, summed),
+        getattr(own, f'{name}_scale')[...],
+        rtol=1e-6,
       )
       getattr(stack, name)[...] = jnp.asarray(whole * scale)
   checkpoint.save_hf(model, path, dtype=jnp.float32)
@@ -92,7 +94,7 @@ def test_weights_alone_are_the_rounded_model(case, folders, tmp_path):
   assert np.abs(found - exact).max() > 1e-3  # it does round
   pytest.importorskip('torch')
   theirs = tiny_models.torch_logp(
-      tmp_path / 'rounded', tiny_models.tokens(case)[:, :64]
+    tmp_path / 'rounded', tiny_models.tokens(case)[:, :64]
   )
   np.testing.assert_allclose(found, theirs, atol=1e-4)
 
@@ -105,8 +107,8 @@ def test_activations_are_rounded_by_token():
   kernel, scale = quantization.quantize(jnp.asarray(w), 'q_kernel')
   assert kernel.dtype == jnp.int8 and scale.shape == (1, 4, 8)
   model = checkpoint.random_init(
-      dataclasses.replace(model_config('qwen2'), hidden_size=64),
-      mesh=None,
+    dataclasses.replace(model_config('qwen2'), hidden_size=64),
+    mesh=None,
   )
   layer = dataclasses.replace(model._layer, dynamic=True)
   y = layer.einsum('btd,dnk->btnk', jnp.asarray(x), kernel[0])
@@ -123,7 +125,7 @@ def test_dynamic_stays_near_the_exact_model(case, folders):
   folder = saved(case, folders)
   exact = logp(checkpoint.load(folder, mesh=None), case)
   found = logp(
-      checkpoint.load(folder, mesh=None, quantized='int8_dynamic'), case
+    checkpoint.load(folder, mesh=None, quantized='int8_dynamic'), case
   )
   error = np.sqrt(np.mean((found - exact) ** 2)) / exact.std()
   assert 1e-4 < error < 0.1
@@ -138,8 +140,9 @@ def test_sharded_equals_unsharded(scheme, sizes, folders):
   alone = checkpoint.load(folder, mesh=None, quantized=scheme)
   spread = checkpoint.load(folder, mesh=mesh, quantized=scheme)
   for a, b in zip(
-      jax.tree.leaves(nnx.state(alone)), jax.tree.leaves(nnx.state(spread)),
-      strict=True,
+    jax.tree.leaves(nnx.state(alone)),
+    jax.tree.leaves(nnx.state(spread)),
+    strict=True,
   ):
     np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
   with jax.set_mesh(mesh):
@@ -153,14 +156,14 @@ def test_fsdp_gathers_int8_and_a_tpu_multiplies_it():
   """On v5e: int8 arguments, int8 gathers; dynamic: products of int8."""
   pytest.importorskip('libtpu')
   config = dataclasses.replace(
-      model_config('qwen2'), hidden_size=256, intermediate_size=512
+    model_config('qwen2'), hidden_size=256, intermediate_size=512
   )
   where = topology.describe('v5e:2x2')
   mesh = sharding.make_mesh(data=1, fsdp=4, devices=where.devices)
   sizes, texts = {}, {}
   for scheme in quantized.SCHEMES:
     model = checkpoint.abstract(
-        config, mesh=mesh, dtype=jnp.bfloat16, quantized=scheme
+      config, mesh=mesh, dtype=jnp.bfloat16, quantized=scheme
     )
     programs = programs_lib.Programs(model, mesh, outputs=likelihood.Outputs())
     program = programs.program((8, 128))
@@ -169,23 +172,24 @@ def test_fsdp_gathers_int8_and_a_tpu_multiplies_it():
   assert sizes['int8'] < sizes['']
   for scheme in ('int8', 'int8_dynamic'):
     gathers = [
-        line for line in texts[scheme].splitlines() if ' all-gather' in line
+      line for line in texts[scheme].splitlines() if ' all-gather' in line
     ]
     assert any('= s8[' in line or '(s8[' in line for line in gathers)
   assert any(
-      '= s32[' in line and (' convolution(' in line or ' dot(' in line)
-      for line in texts['int8_dynamic'].splitlines()
+    '= s32[' in line and (' convolution(' in line or ' dot(' in line)
+    for line in texts['int8_dynamic'].splitlines()
   )
 
 
-@pytest.mark.parametrize('scheme, words', [
+@pytest.mark.parametrize(
+  'scheme, words',
+  [
     ('int4', "quantization is 'int4'; it is one of"),
-])
+  ],
+)
 def test_an_unknown_scheme_is_told(scheme, words):
   with pytest.raises(ValueError, match=words):
-    checkpoint.abstract(
-        model_config('qwen2'), mesh=None, quantized=scheme
-    )
+    checkpoint.abstract(model_config('qwen2'), mesh=None, quantized=scheme)
 
 
 @pytest.mark.parametrize('case', ['mixtral', 'qwen3_moe'])

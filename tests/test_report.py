@@ -79,10 +79,17 @@ def test_the_page_shows_everything(tmp_path):
   )
   shown = ' '.join(page.text)
   for part in (
-    'Rows and their status', 'Reverse mutual information',
-    'Where the chosen rows lie', 'Per stratum', 'Rank correlations',
-    'Rules side by side', 'Samples at the ends', 'Run', 'sha256:abc',
-    f'{len(selection.rows):,}', selection.report['rows_sha256'],
+    'Rows and their status',
+    'Reverse mutual information',
+    'Where the chosen rows lie',
+    'Per stratum',
+    'Rank correlations',
+    'Rules side by side',
+    'Samples at the ends',
+    'Run',
+    'sha256:abc',
+    f'{len(selection.rows):,}',
+    selection.report['rows_sha256'],
   ):
     assert part in shown, part
   assert page.tags.count('details') == 20
@@ -108,7 +115,10 @@ def test_texts_of_samples_stay_texts(tmp_path):
   nasty = '</pre><script>alert("x")</script>&amp;\x00\x1b[31m\r\nnext\udcff'
   texts = {row: (nasty, nasty) for row in range(4)}
   text, page, _ = write(
-    tmp_path, table, Samples(texts), title='<b>bold</b>',
+    tmp_path,
+    table,
+    Samples(texts),
+    title='<b>bold</b>',
     info={'<i>': '"quoted" & <u>'},
   )
   assert not {'script', 'i', 'u'} & set(page.tags)
@@ -131,9 +141,7 @@ def test_the_examples_are_the_ends_of_rmi(tmp_path):
 def test_long_texts_are_cut_and_said_so(tmp_path):
   table = make_table(2, not_ok=0.0)
   texts = {row: ('q' * 5000, 'a' * 10) for row in range(2)}
-  text, page, _ = write(
-    tmp_path, table, Samples(texts), max_characters=100
-  )
+  text, page, _ = write(tmp_path, table, Samples(texts), max_characters=100)
   assert 'q' * 100 in text and 'q' * 111 not in text  # the closed line: 110
   assert '4,900 more characters are not shown' in text
 
@@ -183,8 +191,10 @@ def test_names_in_backticks_are_code(tmp_path):
   text, _, selection = write(tmp_path, make_table(50), rule='drop_low')
   assert '`drop`' in selection.report['keeps']
   assert '<code>drop</code>' in text and '`drop`' not in text
-  table = {k: np.repeat(v[:1], 50) if k.startswith(('nll', 'n_', 'status'))
-           else v for k, v in make_table(50, not_ok=0).items()}
+  table = {
+    k: np.repeat(v[:1], 50) if k.startswith(('nll', 'n_', 'status')) else v
+    for k, v in make_table(50, not_ok=0).items()
+  }
   text, _, selection = write(tmp_path, table, rule='rmi_top')
   assert any('hash of `row`' in note for note in selection.report['notes'])
   assert 'hash of <code>row</code>' in text
@@ -224,15 +234,19 @@ def test_plots_count_every_row():
   assert counts and total == 501
   assert kept == chosen[np.isfinite(values)].sum()
   cells = svg.share_map(values, values, chosen, 'x', 'y')
-  assert sum(
-    int(n.replace(',', '')) for n in re.findall(r': ([\d,]+) rows', cells)
-  ) == 501
+  assert (
+    sum(int(n.replace(',', '')) for n in re.findall(r': ([\d,]+) rows', cells))
+    == 501
+  )
 
 
-@pytest.mark.parametrize('low, high, expected', [
-  (0.0, 1.0, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
-  (-1.3, 1.3, [-1.0, -0.5, 0.0, 0.5, 1.0]),
-  (0.0, 0.0, [0.0]),
-])
+@pytest.mark.parametrize(
+  'low, high, expected',
+  [
+    (0.0, 1.0, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0]),
+    (-1.3, 1.3, [-1.0, -0.5, 0.0, 0.5, 1.0]),
+    (0.0, 0.0, [0.0]),
+  ],
+)
 def test_ticks_are_round(low, high, expected):
   assert svg.ticks(low, high) == expected

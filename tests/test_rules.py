@@ -24,9 +24,24 @@ from qaq_jax.selection.select import select
 ROOT = pathlib.Path(__file__).parent.parent
 
 SPEC_RULES = {
-  'rmi_top', 'rmi_window', 'diff_high', 'diff_low', 'sum_high', 'sum_low',
-  'drop_low', 'random', 'length_long', 'length_matched', 'ppl_window', 'ifd',
-  'ifd_cherry', 'ifd_superfilter', 'r_ifd', 'rds_plus', 'scar', 'all',
+  'rmi_top',
+  'rmi_window',
+  'diff_high',
+  'diff_low',
+  'sum_high',
+  'sum_low',
+  'drop_low',
+  'random',
+  'length_long',
+  'length_matched',
+  'ppl_window',
+  'ifd',
+  'ifd_cherry',
+  'ifd_superfilter',
+  'r_ifd',
+  'rds_plus',
+  'scar',
+  'all',
 }
 
 
@@ -63,7 +78,11 @@ def test_a_window_up_to_one_includes_one():
 def test_a_window_that_runs_short_says_so_and_does_not_fill_up():
   table = from_ranks({'strong': np.arange(100)}, models=('strong',))
   result = select(
-    table, rule='rmi_window', num_strata=1, lo=0.9, budget={'share': 0.25},
+    table,
+    rule='rmi_window',
+    num_strata=1,
+    lo=0.9,
+    budget={'share': 0.25},
     hi=1.0,
   )
   assert len(result.rows) == 10
@@ -78,7 +97,9 @@ def test_window_options_are_checked():
 
 
 @hypothesis.given(
-  st.integers(0, 10**6), st.integers(1, 12), st.floats(0.05, 1.0),
+  st.integers(0, 10**6),
+  st.integers(1, 12),
+  st.floats(0.05, 1.0),
   st.sampled_from([0.0, 0.2]),
 )
 @hypothesis.settings(max_examples=40, deadline=None)
@@ -89,13 +110,25 @@ def test_swapping_the_models_swaps_high_and_low(
   here = {'strong': 'strong', 'weak': 'weak'}
   swapped = {'strong': 'weak', 'weak': 'strong'}
   for rule, other in (
-    ('diff_high', 'diff_low'), ('diff_low', 'diff_high'),
-    ('sum_high', 'sum_high'), ('sum_low', 'sum_low'),
+    ('diff_high', 'diff_low'),
+    ('diff_low', 'diff_high'),
+    ('sum_high', 'sum_high'),
+    ('sum_low', 'sum_low'),
   ):
-    a = select(table, rule=rule, roles=here, num_strata=num_strata,
-               budget={'share': share})
-    b = select(table, rule=other, roles=swapped, num_strata=num_strata,
-               budget={'share': share})
+    a = select(
+      table,
+      rule=rule,
+      roles=here,
+      num_strata=num_strata,
+      budget={'share': share},
+    )
+    b = select(
+      table,
+      rule=other,
+      roles=swapped,
+      num_strata=num_strata,
+      budget={'share': share},
+    )
     np.testing.assert_array_equal(a.rows, b.rows)
 
 
@@ -138,7 +171,8 @@ def test_drop_low_counts_rows_without_a_score_as_eligible():
   result = select(table, rule='drop_low', num_strata=1)
   assert result.report['counts']['eligible'] == 8
   assert result.report['dropped'] == {
-    'among the lowest 25% of r_s': 2, 'no value': 1
+    'among the lowest 25% of r_s': 2,
+    'no value': 1,
   }
   assert list(result.rows) == [2, 4, 5, 6, 7]
 
@@ -159,9 +193,16 @@ def test_row_budgets_are_exact(seed, rows, hash_seed):
     assert result.report['ran_short'] == (rows > eligible)
 
 
-@pytest.mark.parametrize('share, total, expected', [
-  (0.25, 100, 25), (0.29, 100, 29), (0.25, 10, 2), (1.0, 7, 7), (0.1, 5, 0),
-])
+@pytest.mark.parametrize(
+  'share, total, expected',
+  [
+    (0.25, 100, 25),
+    (0.29, 100, 29),
+    (0.25, 10, 2),
+    (1.0, 7, 7),
+    (0.1, 5, 0),
+  ],
+)
 def test_shares_are_of_the_eligible_rows_rounded_down(share, total, expected):
   table = from_ranks({'strong': np.arange(total + 3)}, models=('strong',))
   table['status_strong'][:3] = 'empty'
@@ -205,24 +246,29 @@ def test_a_threshold_is_not_included():
   ranks = np.arange(11)
   table = from_ranks({'strong': ranks, 'weak': np.zeros(11)})
   # r_w is 0.5 everywhere, r_s is 0, 0.1, ..., 1; r_s - r_w = 0.1 for row 6.
-  result = select(table, rule='diff_high', num_strata=1,
-                  budget={'threshold': 0.1})
+  result = select(
+    table, rule='diff_high', num_strata=1, budget={'threshold': 0.1}
+  )
   assert list(result.rows) == [7, 8, 9, 10]
-  result = select(table, rule='diff_low', num_strata=1,
-                  budget={'threshold': -0.1})
+  result = select(
+    table, rule='diff_low', num_strata=1, budget={'threshold': -0.1}
+  )
   assert list(result.rows) == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize('budget, message', [
-  ({'share': 0.2, 'rows': 3}, 'share and rows: set one'),
-  ({'share': 0}, 'budget.share is 0'),
-  ({'share': 1.5}, 'budget.share is 1.5'),
-  ({'rows': -1}, 'budget.rows is -1'),
-  ({'rows': 2.5}, 'budget.rows is 2.5'),
-  ({'threshold': float('nan')}, 'must be finite'),
-  ({'percent': 3}, "has \\['percent'\\]"),
-  (0.25, 'write a mapping'),
-])
+@pytest.mark.parametrize(
+  'budget, message',
+  [
+    ({'share': 0.2, 'rows': 3}, 'share and rows: set one'),
+    ({'share': 0}, 'budget.share is 0'),
+    ({'share': 1.5}, 'budget.share is 1.5'),
+    ({'rows': -1}, 'budget.rows is -1'),
+    ({'rows': 2.5}, 'budget.rows is 2.5'),
+    ({'threshold': float('nan')}, 'must be finite'),
+    ({'percent': 3}, "has \\['percent'\\]"),
+    (0.25, 'write a mapping'),
+  ],
+)
 def test_bad_budgets_are_refused(budget, message):
   with pytest.raises(ValueError, match=message):
     select(make_table(5), budget=budget)
@@ -235,7 +281,12 @@ def test_a_threshold_needs_a_score():
 
 
 HASHES_SEED_0 = [
-  76703879, 3750347907, 738536722, 1752001566, 3283920312, 2230037608,
+  76703879,
+  3750347907,
+  738536722,
+  1752001566,
+  3283920312,
+  2230037608,
 ]
 HASHES_SEED_42 = [2398037214, 2390466957, 1143613005]
 
@@ -300,9 +351,13 @@ def test_the_documented_sql_makes_the_same_choice():
     db.create_function('floor', 1, math.floor)
     names = [name for name in table if not name.startswith('n_a')]
     kinds = {'status': 'text', 'nll': 'real'}
-    db.execute('create table scores (' + ', '.join(
-      f'{name} {kinds.get(name.split("_")[0], "integer")}' for name in names
-    ) + ')')
+    db.execute(
+      'create table scores ('
+      + ', '.join(
+        f'{name} {kinds.get(name.split("_")[0], "integer")}' for name in names
+      )
+      + ')'
+    )
     db.executemany(
       f'insert into scores values ({", ".join("?" * len(names))})',
       zip(*(table[name].tolist() for name in names), strict=True),
@@ -329,14 +384,29 @@ def test_the_hash_in_sql():
     key = mix((mix(seed) + 2654435769 * stream) & 4294967295)
     for row in (0, 1, 12345, 2**31, 2**32 + 7, 2**45 + 3):
       low = row & 4294967295
-      expected = mix((mix(low + key - 2 * (low & key)) + (row >> 32))
-                     & 4294967295)
+      expected = mix(
+        (mix(low + key - 2 * (low & key)) + (row >> 32)) & 4294967295
+      )
       assert expected == budget_lib.row_hash([row], seed, stream)[0]
 
 
-@hypothesis.given(st.integers(0, 10**6), st.sampled_from(
-  ['diff_high', 'sum_low', 'rmi_window', 'drop_low', 'random', 'ifd',
-   'length_long', 'length_matched', 'ppl_window', 'r_ifd']))
+@hypothesis.given(
+  st.integers(0, 10**6),
+  st.sampled_from(
+    [
+      'diff_high',
+      'sum_low',
+      'rmi_window',
+      'drop_low',
+      'random',
+      'ifd',
+      'length_long',
+      'length_matched',
+      'ppl_window',
+      'r_ifd',
+    ]
+  ),
+)
 @hypothesis.settings(max_examples=60, deadline=None)
 def test_the_order_of_the_table_does_not_matter(seed, rule):
   table = make_table(70, seed=seed)
@@ -377,7 +447,8 @@ def test_length_matched_has_the_lengths_of_the_reference():
   # Make the method prefer short answers, so that matching has work to do.
   rmi = -table['n_a_strong'] / 500.0
   table['nll_q_given_a_strong'] = table['nll_q_strong'] - (
-    rmi * table['n_q_strong'])
+    rmi * table['n_q_strong']
+  )
   reference = select(table, rule='diff_high')
   matched = select(table, rule='length_matched', seed=1)
   random = select(table, rule='random', seed=1)
@@ -390,7 +461,8 @@ def test_length_matched_has_the_lengths_of_the_reference():
   assert np.abs(deciles(matched.rows) - goal).max() < 16  # one of 50 bins
   assert np.abs(deciles(random.rows) - goal).max() > 60
   assert len(np.intersect1d(matched.rows, reference.rows)) < 0.7 * len(
-    reference.rows)
+    reference.rows
+  )
 
 
 def test_length_matched_does_not_repeat_the_random_draw():
@@ -405,8 +477,11 @@ def test_ppl_window_keeps_the_middle(of):
   table = make_table(101, not_ok=0.0)
   kept = select(table, rule='ppl_window', of=of, budget={'rows': 25}).rows
   columns = ScoreColumns(table)
-  log_ppl = columns.log_ppl_q('strong') if of == 'q' else (
-    columns.log_ppl_a_given_q('strong'))
+  log_ppl = (
+    columns.log_ppl_q('strong')
+    if of == 'q'
+    else (columns.log_ppl_a_given_q('strong'))
+  )
   assert set(np.argsort(log_ppl)[38:63]) == set(kept)
 
 
@@ -505,7 +580,13 @@ def test_rds_plus_takes_turns(list_bytes, count):
   candidate = rng.random(60) < 0.9
   rows = np.arange(60)
   picks, cosine = neighbours.take_turns(
-    embeddings, targets, candidate, rows, count=count, seed=9, block_rows=13,
+    embeddings,
+    targets,
+    candidate,
+    rows,
+    count=count,
+    seed=9,
+    block_rows=13,
     list_bytes=list_bytes,
   )
   assert len(picks) == min(count, candidate.sum())
@@ -515,8 +596,12 @@ def test_rds_plus_takes_turns(list_bytes, count):
     cosine, [unit[p] @ goal[i % 7] for i, p in enumerate(picks)], atol=1e-6
   )
   expected = _take_turns_plainly(
-    embeddings.astype(np.float64), targets.astype(np.float64), candidate, rows,
-    count, 9,
+    embeddings.astype(np.float64),
+    targets.astype(np.float64),
+    candidate,
+    rows,
+    count,
+    9,
   )
   np.testing.assert_array_equal(picks, expected)
 
@@ -529,14 +614,21 @@ def test_rds_plus_on_untied_embeddings_equals_the_full_matrix(tmp_path):
   targets = rng.normal(size=(3, 8)).astype(np.float16)
   np.save(tmp_path / 'embeddings.npy', embeddings)
   result = select(
-    table, rule='rds_plus', embeddings=tmp_path / 'embeddings.npy',
-    targets=targets, budget={'rows': 30},
+    table,
+    rule='rds_plus',
+    embeddings=tmp_path / 'embeddings.npy',
+    targets=targets,
+    budget={'rows': 30},
   )
   candidate = (table['status_strong'] == 'ok') & (np.arange(120) != 5)
   with np.errstate(invalid='ignore'):
     expected = _take_turns_plainly(
-      embeddings.astype(np.float64), targets.astype(np.float64), candidate,
-      table['row'], 30, 0,
+      embeddings.astype(np.float64),
+      targets.astype(np.float64),
+      candidate,
+      table['row'],
+      30,
+      0,
     )
   assert list(result.rows) == sorted(expected)
   assert result.report['options']['targets'] == 'array (3, 8)'
@@ -547,8 +639,14 @@ def test_rds_plus_equal_cosines_go_by_the_hash():
   embeddings = np.ones((50, 3), np.float16)
   rows = np.arange(50)
   picks, _ = neighbours.take_turns(
-    embeddings, embeddings[:2], np.ones(50, bool), rows, count=20, seed=4,
-    block_rows=7, list_bytes=60,
+    embeddings,
+    embeddings[:2],
+    np.ones(50, bool),
+    rows,
+    count=20,
+    seed=4,
+    block_rows=7,
+    list_bytes=60,
   )
   expected = np.argsort(budget_lib.row_hash(rows, 4))[:20]
   np.testing.assert_array_equal(picks, expected)
@@ -557,32 +655,49 @@ def test_rds_plus_equal_cosines_go_by_the_hash():
 def test_rds_plus_refuses_what_does_not_fit():
   table = make_table(10)
   with pytest.raises(ValueError, match='9 embeddings for 10 rows'):
-    select(table, rule='rds_plus', embeddings=np.ones((9, 2)),
-           targets=np.ones((1, 2)))
+    select(
+      table,
+      rule='rds_plus',
+      embeddings=np.ones((9, 2)),
+      targets=np.ones((1, 2)),
+    )
   with pytest.raises(FileNotFoundError, match='config.score.embeddings=True'):
-    select(table, rule='rds_plus', embeddings='no.npy',
-           targets=np.ones((1, 2)))
+    select(table, rule='rds_plus', embeddings='no.npy', targets=np.ones((1, 2)))
   with pytest.raises(ValueError, match='2 dimensions, targets 3'):
-    select(table, rule='rds_plus', embeddings=np.ones((10, 2)),
-           targets=np.ones((1, 3)))
+    select(
+      table,
+      rule='rds_plus',
+      embeddings=np.ones((10, 2)),
+      targets=np.ones((1, 3)),
+    )
   with pytest.raises(ValueError, match='target 0 has no finite'):
-    select(table, rule='rds_plus', embeddings=np.ones((10, 2)),
-           targets=np.zeros((1, 2)))
+    select(
+      table,
+      rule='rds_plus',
+      embeddings=np.ones((10, 2)),
+      targets=np.zeros((1, 2)),
+    )
 
 
-@pytest.mark.parametrize('name, text, warns', [
-  ('HumanEval.jsonl', '{}', True),
-  ('targets.jsonl', '{"task_id": "Mbpp/3", "test_list": []}', True),
-  ('targets.jsonl', '{"instruction": "Sort a list", "output": "ok"}', False),
-])
+@pytest.mark.parametrize(
+  'name, text, warns',
+  [
+    ('HumanEval.jsonl', '{}', True),
+    ('targets.jsonl', '{"task_id": "Mbpp/3", "test_list": []}', True),
+    ('targets.jsonl', '{"instruction": "Sort a list", "output": "ok"}', False),
+  ],
+)
 def test_targets_that_look_like_an_evaluation_are_warned_about(
   tmp_path, name, text, warns
 ):
   path = tmp_path / name
   path.write_text(text)
   result = select(
-    make_table(10), rule='rds_plus', embeddings=np.ones((10, 2)),
-    targets=np.ones((1, 2)), targets_path=path,
+    make_table(10),
+    rule='rds_plus',
+    embeddings=np.ones((10, 2)),
+    targets=np.ones((1, 2)),
+    targets_path=path,
   )
   assert any('WARNING' in note for note in result.report['notes']) == warns
 
@@ -608,13 +723,15 @@ def test_scar_scores_come_from_a_file(tmp_path, ending, key):
     with open(path, 'w') as file:
       for line in pa.table(scores).to_pylist():
         file.write(json.dumps(line) + '\n')
-  result = select(table, rule='scar', path=path, column='quality',
-                  budget={'share': 0.25})
+  result = select(
+    table, rule='scar', path=path, column='quality', budget={'share': 0.25}
+  )
   assert list(result.rows) == [1, 5]
   assert result.report['dropped'] == {'no value': 5}
   table = reorder(table, np.arange(8)[::-1])
-  result = select(table, rule='scar', path=path, column='quality',
-                  budget={'share': 0.25})
+  result = select(
+    table, rule='scar', path=path, column='quality', budget={'share': 0.25}
+  )
   assert list(result.rows) == [1, 5]
 
 
@@ -627,8 +744,12 @@ def test_scar_from_a_column_or_the_records():
     def __init__(self, row, raw):
       self.row, self.raw = row, raw
 
-  records = [Record(0, '{"s": 1}'), Record(1, '{"s": null}'), Record(2, 'bad'),
-             Record(3, '{"s": 2.5}')]
+  records = [
+    Record(0, '{"s": 1}'),
+    Record(1, '{"s": null}'),
+    Record(2, 'bad'),
+    Record(3, '{"s": 2.5}'),
+  ]
   scores = external.scores_of_samples(records, 4, 's')
   np.testing.assert_array_equal(scores, [1, np.nan, np.nan, 2.5])
   kept = select(table, rule='scar', scores=scores, budget={'rows': 1}).rows

@@ -51,8 +51,10 @@ def _line(x):
 
 def prepared(tmp_path, path, name='store', rows_per_part=65536, **options):
   info = prepare(
-      DataSource(str(path), **options), tmp_path / name, rows_per_part,
-      log=lambda text: None,
+    DataSource(str(path), **options),
+    tmp_path / name,
+    rows_per_part,
+    log=lambda text: None,
   )
   return SampleStore.open(tmp_path / name), info
 
@@ -63,11 +65,14 @@ def prepared(tmp_path, path, name='store', rows_per_part=65536, **options):
 def test_alpaca_joins_instruction_and_input(tmp_path):
   blank = {'instruction': ' Add. ', 'input': ' \n', 'output': '\ta + b\n'}
   full = {'instruction': 'Add.', 'input': '1 2 ', 'output': '3'}
-  a, b, c = read_lines(tmp_path, blank, full, {
-      'instruction': 'No input field.', 'output': 'x'
-  })
+  a, b, c = read_lines(
+    tmp_path, blank, full, {'instruction': 'No input field.', 'output': 'x'}
+  )
   assert (a.query, a.answer, a.instruction, a.input) == (
-      'Add.', 'a + b', 'Add.', ''
+    'Add.',
+    'a + b',
+    'Add.',
+    '',
   )
   assert (b.query, b.instruction, b.input) == ('Add.\n1 2', 'Add.', '1 2')
   assert (c.query, c.status) == ('No input field.', 'ok')
@@ -76,9 +81,10 @@ def test_alpaca_joins_instruction_and_input(tmp_path):
 @pytest.mark.parametrize('strip', [True, False])
 @pytest.mark.parametrize('blank', ['', ' \n'])
 def test_alpaca_row_with_a_blank_instruction(tmp_path, blank, strip):
-  row, = read_lines(
-      tmp_path, {'instruction': blank, 'input': ' 1 2', 'output': '3'},
-      strip=strip,
+  (row,) = read_lines(
+    tmp_path,
+    {'instruction': blank, 'input': ' 1 2', 'output': '3'},
+    strip=strip,
   )
   assert row.status == 'ok' and row.instruction == ''
   assert row.query == ('1 2' if strip else f'{blank}\n 1 2')
@@ -87,74 +93,107 @@ def test_alpaca_row_with_a_blank_instruction(tmp_path, blank, strip):
 
 def test_strip_can_be_off(tmp_path):
   row = {'instruction': ' q ', 'input': ' i ', 'output': ' a\n'}
-  sample, = read_lines(tmp_path, row, strip=False)
+  (sample,) = read_lines(tmp_path, row, strip=False)
   assert (sample.query, sample.answer) == (' q \n i ', ' a\n')
   assert sample.instruction == ' q '
 
 
 @pytest.mark.parametrize('answer', ['output', 'response', 'completion'])
 def test_common_answer_names_are_recognised(tmp_path, answer):
-  sample, = read_lines(tmp_path, {'prompt': 'q', answer: 'a', 'meta': 1})
+  (sample,) = read_lines(tmp_path, {'prompt': 'q', answer: 'a', 'meta': 1})
   assert (sample.query, sample.answer) == ('q', 'a')
 
 
-@pytest.mark.parametrize('turns', [
-    [{'role': 'system', 'content': 's'}, {'role': 'user', 'content': 'q'},
-     {'role': 'assistant', 'content': 'a'}],
-    [{'from': 'system', 'value': 's'}, {'from': 'human', 'value': 'q'},
-     {'from': 'gpt', 'value': 'a'}],
-    [{'role': 'system', 'content': 's'},
-     {'role': 'user', 'content': [{'type': 'text', 'text': 'q'}]},
-     {'role': 'assistant', 'content': 'a'}],
-])
+@pytest.mark.parametrize(
+  'turns',
+  [
+    [
+      {'role': 'system', 'content': 's'},
+      {'role': 'user', 'content': 'q'},
+      {'role': 'assistant', 'content': 'a'},
+    ],
+    [
+      {'from': 'system', 'value': 's'},
+      {'from': 'human', 'value': 'q'},
+      {'from': 'gpt', 'value': 'a'},
+    ],
+    [
+      {'role': 'system', 'content': 's'},
+      {'role': 'user', 'content': [{'type': 'text', 'text': 'q'}]},
+      {'role': 'assistant', 'content': 'a'},
+    ],
+  ],
+)
 @pytest.mark.parametrize('column', ['messages', 'conversations'])
 def test_chat_records(tmp_path, turns, column):
-  sample, = read_lines(tmp_path, {column: turns, 'id': 'x1'})
+  (sample,) = read_lines(tmp_path, {column: turns, 'id': 'x1'})
   assert sample.status == 'ok'
   assert (sample.system, sample.query, sample.answer, sample.id) == (
-      's', 'q', 'a', 'x1'
+    's',
+    'q',
+    'a',
+    'x1',
   )
 
 
 def test_more_turns(tmp_path):
   turns = [
-      {'role': r, 'content': c} for r, c in
-      (('user', 'q1'), ('assistant', 'a1'), ('user', 'q2'),
-       ('assistant', 'a2'))
+    {'role': r, 'content': c}
+    for r, c in (
+      ('user', 'q1'),
+      ('assistant', 'a1'),
+      ('user', 'q2'),
+      ('assistant', 'a2'),
+    )
   ]
   row = {'messages': turns}
-  sample, = read_lines(tmp_path, row)
+  (sample,) = read_lines(tmp_path, row)
   assert (sample.status, sample.reason) == ('invalid', 'multi_turn')
-  sample, = read_lines(tmp_path, row, turns='first')
+  (sample,) = read_lines(tmp_path, row, turns='first')
   assert (sample.query, sample.answer) == ('q1', 'a1')
-  sample, = read_lines(tmp_path, row, turns='last')
+  (sample,) = read_lines(tmp_path, row, turns='last')
   assert (sample.query, sample.answer) == ('q2', 'a2')
   history = {**PAIR, 'history': [['q0', 'a0']]}
-  sample, = read_lines(tmp_path, history)
+  (sample,) = read_lines(tmp_path, history)
   assert sample.reason == 'multi_turn'
-  sample, = read_lines(tmp_path, history, turns='first')
+  (sample,) = read_lines(tmp_path, history, turns='first')
   assert (sample.query, sample.answer) == ('q0', 'a0')
-  sample, = read_lines(tmp_path, history, turns='last')
+  (sample,) = read_lines(tmp_path, history, turns='last')
   assert sample.query == 'Add.'
 
 
-@pytest.mark.parametrize('turns, status, reason', [
+@pytest.mark.parametrize(
+  'turns, status, reason',
+  [
     ([], 'empty', 'empty_query'),
     ([('user', 'q')], 'empty', 'empty_answer'),
     ([('assistant', 'a')], 'invalid', 'turn_order'),
-    ([('user', 'q'), ('user', 'q'), ('assistant', 'a')], 'invalid',
-     'turn_order'),
-    ([('user', 'q'), ('assistant', 'a'), ('system', 's')], 'invalid',
-     'turn_order'),
+    (
+      [('user', 'q'), ('user', 'q'), ('assistant', 'a')],
+      'invalid',
+      'turn_order',
+    ),
+    (
+      [('user', 'q'), ('assistant', 'a'), ('system', 's')],
+      'invalid',
+      'turn_order',
+    ),
     ([('user', 'q'), ('tool', 'a')], 'invalid', "unsupported role 'tool'"),
     ([('user', 'q'), ('assistant', 3)], 'invalid', 'wrong type'),
-    ([('user', [{'type': 'image'}]), ('assistant', 'a')], 'invalid',
-     'not text'),
-])
+    (
+      [('user', [{'type': 'image'}]), ('assistant', 'a')],
+      'invalid',
+      'not text',
+    ),
+  ],
+)
 def test_odd_chats_get_a_status(tmp_path, turns, status, reason):
-  good = {'messages': [
-      {'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'a'}
-  ]}
+  good = {
+    'messages': [
+      {'role': 'user', 'content': 'q'},
+      {'role': 'assistant', 'content': 'a'},
+    ]
+  }
   bad = {'messages': [{'role': r, 'content': c} for r, c in turns]}
   ok, sample = read_lines(tmp_path, good, bad)
   assert ok.status == 'ok'
@@ -164,27 +203,41 @@ def test_odd_chats_get_a_status(tmp_path, turns, status, reason):
 
 def test_mapping(tmp_path):
   row = {'q': 'Q', 'extra': 'I', 'a': 'A', 's': 'S', 'key': 7, 'output': 'no'}
-  sample, = read_lines(tmp_path, row, columns={
-      'query': 'q', 'input': 'extra', 'answer': 'a', 'system': 's',
-      'id': 'key', 'messages': '',
-  })
+  (sample,) = read_lines(
+    tmp_path,
+    row,
+    columns={
+      'query': 'q',
+      'input': 'extra',
+      'answer': 'a',
+      'system': 's',
+      'id': 'key',
+      'messages': '',
+    },
+  )
   assert (sample.query, sample.answer, sample.system, sample.id) == (
-      'Q\nI', 'A', 'S', 7
+    'Q\nI',
+    'A',
+    'S',
+    7,
   )
 
 
 def test_half_a_mapping_is_completed(tmp_path):
   row = {'problem': 'Q', 'solution': 'long', 'answer': 'short'}
-  sample, = read_lines(tmp_path, row, columns={'answer': 'solution'})
+  (sample,) = read_lines(tmp_path, row, columns={'answer': 'solution'})
   assert (sample.query, sample.answer) == ('Q', 'long')
 
 
-@pytest.mark.parametrize('row', [
+@pytest.mark.parametrize(
+  'row',
+  [
     {'problem': 'q', 'solution': 's', 'answer': 'a'},
     {'instruction': 'q', 'response': 'a', 'conversations': []},
     {'text': 'q', 'code': 'a'},
     {'instruction': 'q', 'prompt': 'p', 'output': 'a'},
-])
+  ],
+)
 def test_doubtful_columns_are_an_error_with_the_line_to_add(tmp_path, row):
   with pytest.raises(DataError) as e:
     read_lines(tmp_path, row)
@@ -208,27 +261,28 @@ def test_wrong_mapping_names_the_columns(tmp_path):
 
 def test_odd_rows(tmp_path):
   rows = [
-      PAIR,
-      b'{"instruction": "q", "output": "caf\xe9"}',
-      b'{"instruction": "q", "output": ',
-      b'',
-      b'   ',
-      b'[1, 2]',
-      {'instruction': 'q'},
-      {'instruction': 'q', 'output': 3},
-      {'instruction': 'q', 'output': None},
-      {'instruction': ' ', 'output': 'a'},
-      {'instruction': 'q', 'output': ' \n'},
-      b'{"instruction": "q\\ud800", "output": "a"}',
-      b'{"instruction": "nul \\u0000 inside", "output": "a"}',
-      '{"instruction": "\N{GRINNING FACE} \u4f60", "output": "\\ud83d\\ude00"}',
-      b'[' * 100_000,
-      {'instruction': 'q' * 100_001, 'output': 'a' * 300_000},
+    PAIR,
+    b'{"instruction": "q", "output": "caf\xe9"}',
+    b'{"instruction": "q", "output": ',
+    b'',
+    b'   ',
+    b'[1, 2]',
+    {'instruction': 'q'},
+    {'instruction': 'q', 'output': 3},
+    {'instruction': 'q', 'output': None},
+    {'instruction': ' ', 'output': 'a'},
+    {'instruction': 'q', 'output': ' \n'},
+    b'{"instruction": "q\\ud800", "output": "a"}',
+    b'{"instruction": "nul \\u0000 inside", "output": "a"}',
+    '{"instruction": "\N{GRINNING FACE} \u4f60", "output": "\\ud83d\\ude00"}',
+    b'[' * 100_000,
+    {'instruction': 'q' * 100_001, 'output': 'a' * 300_000},
   ]
   samples = read_lines(tmp_path, *rows)
   assert [s.row for s in samples] == list(range(14))  # two blank lines
   got = [(s.status, s.reason) for s in samples]
-  for row, (status, reason) in enumerate([
+  for row, (status, reason) in enumerate(
+    [
       ('ok', ''),
       ('invalid', 'not UTF-8: byte 0xe9 at position 35 of line 2'),
       ('invalid', 'malformed JSON: Expecting value at line 3 column 32'),
@@ -243,7 +297,8 @@ def test_odd_rows(tmp_path):
       ('ok', ''),
       ('invalid', 'malformed JSON: '),
       ('ok', ''),
-  ]):
+    ]
+  ):
     assert got[row][0] == status, (row, got[row])
     assert got[row][1].startswith(reason), (row, got[row])
   assert samples[10].query == 'nul \0 inside'
@@ -261,7 +316,14 @@ def test_ids_may_repeat_and_mix(tmp_path):
   store, info = prepared(tmp_path, path)
   assert info['has_id'] and info['columns']['id'] == 'id'
   assert [s.id for s in store.iter_rows()] == [
-      1, '1', 1, None, '2.5', '["a"]', 'x\\ud800', 'true'
+    1,
+    '1',
+    1,
+    None,
+    '2.5',
+    '["a"]',
+    'x\\ud800',
+    'true',
   ]
 
 
@@ -276,12 +338,15 @@ def test_empty_file_has_no_rows(tmp_path, name, data):
   assert (tmp_path / 'out.jsonl').read_bytes() == b''
 
 
-@pytest.mark.parametrize('data, message', [
+@pytest.mark.parametrize(
+  'data, message',
+  [
     (b'hello\nworld\n', 'not JSON Lines'),
     (b'[\n{"a": 1}\n]\n', 'data.format=json'),
     (b'{"a": 1}\n'.decode().encode('utf-16'), 'UTF-16'),
     (b'\x1f\x8b' + b'\x00' * 30, 'gzip'),
-])
+  ],
+)
 def test_what_is_not_jsonl_is_said(tmp_path, data, message):
   path = tmp_path / 'in.jsonl'
   path.write_bytes(data)
@@ -312,15 +377,18 @@ def test_crlf_bom_and_missing_last_newline(tmp_path):
 
 @pytest.mark.parametrize('indent', [None, 2])
 @pytest.mark.parametrize('zipped', [False, True])
-@pytest.mark.parametrize('wrap', [
+@pytest.mark.parametrize(
+  'wrap',
+  [
     lambda rows: rows,
     lambda rows: {'version': 1, 'tags': ['x'], 'data': rows, 'end': {}},
-])
+  ],
+)
 def test_json_documents(tmp_path, indent, zipped, wrap, monkeypatch):
   monkeypatch.setattr(json_document, '_CHUNK', 7)  # pieces end anywhere
   rows = [
-      {'instruction': f'é {i} \N{GRINNING FACE}', 'output': 'x\n y', 'n': 10**i}
-      for i in range(20)
+    {'instruction': f'é {i} \N{GRINNING FACE}', 'output': 'x\n y', 'n': 10**i}
+    for i in range(20)
   ]
   rows[3] = 3.25
   data = json.dumps(wrap(rows), indent=indent, ensure_ascii=False).encode()
@@ -333,13 +401,16 @@ def test_json_documents(tmp_path, indent, zipped, wrap, monkeypatch):
   assert samples[4].query == 'é 4 \N{GRINNING FACE}'
 
 
-@pytest.mark.parametrize('text, message', [
+@pytest.mark.parametrize(
+  'text, message',
+  [
     ('[{"a": 1}, {"a": ]', 'not valid JSON at character 17'),
     ('[{"a": 1} {"a": 2}]', "expected ','"),
     ('[{"a": 1}', "expected ','"),
     ('{"a": [{"x": 1}], "b": [{"x": 1}]}', "both 'a' and 'b'"),
     ('{"a": {"x": 1}}', 'without a list of records'),
-])
+  ],
+)
 def test_broken_documents_name_the_place(tmp_path, text, message):
   path = tmp_path / 'in.json'
   path.write_text(text)
@@ -351,22 +422,25 @@ def test_broken_documents_name_the_place(tmp_path, text, message):
 def test_bytes_that_are_no_text_spoil_one_element_only(tmp_path):
   path = tmp_path / 'in.json'
   path.write_bytes(
-      b'[{"instruction": "q", "output": "caf\xe9"},\n'
-      b'{"instruction": "q", "output": "a"}]'
+    b'[{"instruction": "q", "output": "caf\xe9"},\n'
+    b'{"instruction": "q", "output": "a"}]'
   )
   bad, good = read(path)
   assert bad.status == 'invalid' and 'UTF-8' in bad.reason
   assert good.status == 'ok'
 
 
-@pytest.mark.parametrize('name, text, form', [
+@pytest.mark.parametrize(
+  'name, text, form',
+  [
     ('a.json', '{"instruction": "q", "output": "a"}\n' * 2, 'jsonl'),
     ('a.json', '{"messages": [{"role": "user", "content": "q"}]}', 'jsonl'),
     ('a.json', '[{"instruction": "q", "output": "a"}]', 'json'),
     ('a.json', '{"data": [{"instruction": "q", "output": "a"}]}', 'json'),
     ('a.json', '{\n "data": [\n  {"instruction": "q"}]}', 'json'),
     ('a.txt', '{"instruction": "q", "output": "a"}', 'jsonl'),
-])
+  ],
+)
 def test_format_is_told_by_content(tmp_path, name, text, form):
   (tmp_path / name).write_text(text)
   assert records.sniff(str(tmp_path / name)) == form
@@ -374,9 +448,7 @@ def test_format_is_told_by_content(tmp_path, name, text, form):
 
 def test_folders_and_globs(tmp_path):
   for i in (2, 0, 1):
-    (tmp_path / f'p{i}.jsonl').write_text(
-        json.dumps({**PAIR, 'id': i}) + '\n'
-    )
+    (tmp_path / f'p{i}.jsonl').write_text(json.dumps({**PAIR, 'id': i}) + '\n')
   (tmp_path / '.hidden.jsonl').write_text('x')
   (tmp_path / 'readme.txt').write_text('x')
   assert [s.id for s in read(tmp_path)] == [0, 1, 2]
@@ -394,9 +466,7 @@ def test_folders_and_globs(tmp_path):
 
 def test_offline_hub_says_what_it_tried(tmp_path, monkeypatch):
   monkeypatch.setattr('huggingface_hub.constants.HF_HUB_OFFLINE', True)
-  monkeypatch.setattr(
-      'huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path)
-  )
+  monkeypatch.setattr('huggingface_hub.constants.HF_HUB_CACHE', str(tmp_path))
   with pytest.raises(DataError, match='no local path, and the hub'):
     read('some-owner/some-data')
 
@@ -428,13 +498,16 @@ def cache(tmp_path, monkeypatch):
 
 def test_cached_hub_data_set_offline(tmp_path, cache):
   for i in range(2):
-    cache(f'data/train-{i:05d}-of-00002.jsonl', _line(
-        {**PAIR, 'instruction': f'q{i}'}) + b'\n')
+    cache(
+      f'data/train-{i:05d}-of-00002.jsonl',
+      _line({**PAIR, 'instruction': f'q{i}'}) + b'\n',
+    )
   cache('data/test-00000-of-00003.jsonl', _line(PAIR) + b'\n')
   for revision in (None, COMMIT):
     rows = read('owner/pairs', revision=revision)
     assert [(r.query, r.answer) for r in rows] == [
-        ('q0', 'a + b'), ('q1', 'a + b')
+      ('q0', 'a + b'),
+      ('q1', 'a + b'),
     ]
   store, info = prepared(tmp_path, 'owner/pairs')
   assert store.num_rows == 2
@@ -453,7 +526,9 @@ def test_cached_parquet_and_configurations_offline(tmp_path, cache):
   cache('en/a.parquet', (tmp_path / 'x').read_bytes())
   pq.write_table(pa.Table.from_pylist([PAIR] * 3), tmp_path / 'x')
   cache('fr/a.parquet', (tmp_path / 'x').read_bytes())
-  cache('README.md', textwrap.dedent('''\
+  cache(
+    'README.md',
+    textwrap.dedent("""\
       ---
       configs:
       - config_name: en
@@ -461,7 +536,8 @@ def test_cached_parquet_and_configurations_offline(tmp_path, cache):
       - config_name: fr
         data_files: fr/*
       ---
-  ''').encode())
+  """).encode(),
+  )
   assert len(read('owner/pairs', name='fr')) == 3
   assert len(read('owner/pairs', name='en')) == 1
   with pytest.raises(DataError, match=r"(?s)data.name=None.*'en', 'fr'"):
@@ -472,17 +548,19 @@ def test_cached_parquet_and_configurations_offline(tmp_path, cache):
 
 
 def parquet_table():
-  return pa.table({
+  return pa.table(
+    {
       'instruction': ['q0', 'q1', None, 'q3'],
       'output': ['a0', '', 'a2', 'a3'],
       'when': [datetime.datetime(2026, 1, 2, 3), None, None, None],
       'price': pa.array(
-          [decimal.Decimal('1.10'), None, None, None], pa.decimal128(5, 2)
+        [decimal.Decimal('1.10'), None, None, None], pa.decimal128(5, 2)
       ),
       'blob': [b'\xff\x00', None, None, None],
       'x': [float('nan'), 1.5, float('inf'), 2.0],
       'tags': [['a'], [], None, ['b', 'c']],
-  })
+    }
+  )
 
 
 def test_parquet_file_and_parts(tmp_path):
@@ -493,8 +571,13 @@ def test_parquet_file_and_parts(tmp_path):
   samples = list(store.iter_rows())
   assert [s.status for s in samples] == ['ok', 'empty', 'empty', 'ok']
   assert json.loads(samples[0].raw) == {
-      'instruction': 'q0', 'output': 'a0', 'when': '2026-01-02T03:00:00',
-      'price': '1.10', 'blob': '/wA=', 'x': None, 'tags': ['a'],
+    'instruction': 'q0',
+    'output': 'a0',
+    'when': '2026-01-02T03:00:00',
+    'price': '1.10',
+    'blob': '/wA=',
+    'x': None,
+    'tags': ['a'],
   }
   write_selected(store, [0, 3], tmp_path / 'out.parquet')
   out = pq.read_table(tmp_path / 'out.parquet')
@@ -524,7 +607,7 @@ def test_saved_data_set(tmp_path):
   samples = read(tmp_path / 'one', split='train')
   assert [json.loads(s.raw) for s in samples] == rows
   datasets.DatasetDict({'train': data, 'test': data.select([4])}).save_to_disk(
-      tmp_path / 'two'
+    tmp_path / 'two'
   )
   assert [s.query for s in read(tmp_path / 'two', split='test')] == ['q4']
   with pytest.raises(DataError, match=r"\['train', 'test'\].*data.split"):
@@ -573,7 +656,7 @@ def test_prepare_prints_what_it_chose(tmp_path):
   write_rows(tmp_path / 'in.jsonl', 2)
   lines = []
   prepare(
-      DataSource(str(tmp_path / 'in.jsonl')), tmp_path / 's', log=lines.append
+    DataSource(str(tmp_path / 'in.jsonl')), tmp_path / 's', log=lines.append
   )
   assert "query = 'instruction'" in lines[0]
   assert "answer = 'output'" in lines[0]
@@ -595,7 +678,9 @@ def test_prepare_says_why_rows_cannot_be_scored(tmp_path):
   rows = [PAIR] * 20 + [b'{"instruction": ', blank, b'[1]', b'{"instruction": ']
   lines, info = prepare_log(tmp_path, *rows)
   assert [(r['rows'], r['first']) for r in info['reasons']] == [
-      (2, 20), (1, 21), (1, 22)
+    (2, 20),
+    (1, 21),
+    (1, 22),
   ]
   # Numbers of one row only are shown.
   assert lines[0].startswith('  2 x malformed JSON') and 'line N' in lines[0]
@@ -616,16 +701,21 @@ def test_a_tenth_of_bad_rows_is_no_warning(tmp_path):
 
 def test_reasons_are_bounded(tmp_path):
   chats = [
-      {'messages': [{'role': f'r{i}', 'content': 'x'}]} for i in range(300)
+    {'messages': [{'role': f'r{i}', 'content': 'x'}]} for i in range(300)
   ]
-  good = {'messages': [
-      {'role': 'user', 'content': 'q'}, {'role': 'assistant', 'content': 'a'}
-  ]}
+  good = {
+    'messages': [
+      {'role': 'user', 'content': 'q'},
+      {'role': 'assistant', 'content': 'a'},
+    ]
+  }
   lines, info = prepare_log(tmp_path, good, *chats)
   assert len(info['reasons']) == 101
   assert sum(r['rows'] for r in info['reasons']) == 300
   assert info['reasons'][0] == {
-      'reason': 'other reasons', 'rows': 200, 'first': 101
+    'reason': 'other reasons',
+    'rows': 200,
+    'first': 101,
   }
   assert len(lines) == 9 and '94 more reasons' in lines[7]
 
@@ -635,7 +725,7 @@ def test_killed_prepare_leaves_the_old_store_and_starts_again(tmp_path):
   write_rows(source, 10)
   _, old = prepared(tmp_path, source)
   write_rows(source, 3000)
-  script = textwrap.dedent(f'''
+  script = textwrap.dedent(f"""
       import os, signal
       from qaq_jax.data import samples, sample_store
       add = sample_store._PartWriter.add
@@ -645,10 +735,12 @@ def test_killed_prepare_leaves_the_old_store_and_starts_again(tmp_path):
           os.kill(os.getpid(), signal.SIGKILL)
       sample_store._PartWriter.add = stop
       samples.prepare(samples.DataSource({str(source)!r}), {str(out)!r}, 1000)
-  ''')
+  """)
   done = subprocess.run(
-      [sys.executable, '-c', script], cwd=os.getcwd(), check=False,
-      env={**os.environ, 'PYTHONPATH': os.getcwd()},
+    [sys.executable, '-c', script],
+    cwd=os.getcwd(),
+    check=False,
+    env={**os.environ, 'PYTHONPATH': os.getcwd()},
   )
   assert done.returncode == -signal.SIGKILL
   assert SampleStore.open(out).info == old
@@ -702,13 +794,16 @@ def test_damaged_samples_are_found_and_written_anew(tmp_path):
   flip(path, raw.data_page_offset + raw.total_compressed_size // 2)
   store = SampleStore.open(tmp_path / 'store')
   assert list(store.iter_rows(0, 20)) == good[:20]
-  for read_all in (lambda: list(store.iter_rows()), lambda: list(
-      store.iter_raw(20, 40)), store.check):
+  for read_all in (
+    lambda: list(store.iter_rows()),
+    lambda: list(store.iter_raw(20, 40)),
+    store.check,
+  ):
     with pytest.raises(DataError, match='part-000001.parquet: damaged'):
       read_all()
   lines = []
   again = prepare(
-      DataSource(str(source)), tmp_path / 'store', 20, log=lines.append
+    DataSource(str(source)), tmp_path / 'store', 20, log=lines.append
   )
   assert 'part-000001.parquet: damaged' in lines[0]
   assert 'written anew' in lines[0] and 'unchanged' not in ' '.join(lines)
@@ -756,17 +851,27 @@ def test_selected_lines_are_the_input_lines(tmp_path_factory, data):
   tmp_path = tmp_path_factory.mktemp('selected')
   text = st.text(st.characters(codec='utf-8'), max_size=8)
   spaces = st.sampled_from(['', ' ', '  '])
-  lines = data.draw(st.lists(st.one_of(
-      st.builds(
-          lambda q, a, s, ascii_: json.dumps(
-              {'instruction': q, 'output': a}, ensure_ascii=ascii_
-          ).replace(': ', ':' + s).encode(),
-          text, text, spaces, st.booleans(),
-      ),
-      st.binary(min_size=1, max_size=12).map(
+  lines = data.draw(
+    st.lists(
+      st.one_of(
+        st.builds(
+          lambda q, a, s, ascii_: (
+            json.dumps({'instruction': q, 'output': a}, ensure_ascii=ascii_)
+            .replace(': ', ':' + s)
+            .encode()
+          ),
+          text,
+          text,
+          spaces,
+          st.booleans(),
+        ),
+        st.binary(min_size=1, max_size=12).map(
           lambda b: b'x' + b.replace(b'\n', b'')
+        ),
       ),
-  ), max_size=12))
+      max_size=12,
+    )
+  )
   lines.insert(0, json.dumps(PAIR).encode())
   path = tmp_path / 'in.jsonl'
   path.write_bytes(b'\n'.join(lines) + b'\n')
@@ -804,7 +909,7 @@ def test_bad_selections_write_nothing(tmp_path):
     write_selected(store, [1], parquet)
   for name in ('out.csv', 'out.csv.gz', 'out', 'out.JSON.txt'):
     with pytest.raises(
-        DataError, match=f'{name}: config.select.output .*.jsonl.gz, .json, .p'
+      DataError, match=f'{name}: config.select.output .*.jsonl.gz, .json, .p'
     ):
       write_selected(store, [1], tmp_path / name)
   assert not list(tmp_path.glob('*out*'))

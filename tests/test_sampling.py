@@ -9,13 +9,13 @@ from qaq_jax.generation.sampling import Sampling
 from qaq_jax.models import sharding
 
 OPTIONS = [
-    {},
-    {'top_k': 1},
-    {'top_k': 7},
-    {'top_p': 0.6},
-    {'top_p': 0.999},
-    {'top_k': 20, 'top_p': 0.5},
-    {'top_p': 1e-6},
+  {},
+  {'top_k': 1},
+  {'top_k': 7},
+  {'top_p': 0.6},
+  {'top_p': 0.999},
+  {'top_k': 20, 'top_p': 0.5},
+  {'top_p': 1e-6},
 ]
 
 
@@ -25,9 +25,11 @@ def logits(rows=4, vocab=256, seed=0):
 
 
 def probabilities(logits_BV, options: Sampling):
-  w_BV = np.asarray(sampling.weights(
+  w_BV = np.asarray(
+    sampling.weights(
       jnp.asarray(logits_BV), options.numbers(), mode=options.mode
-  ))
+    )
+  )
   return w_BV / w_BV.sum(-1, keepdims=True)
 
 
@@ -74,12 +76,17 @@ def test_draws_follow_the_probabilities(changes):
   options = Sampling(temperature=1.3, seed=3, **changes)
   x_V = logits(1)[0]
   uniforms_B = sampling.uniforms(
-      np.uint32(3), np.arange(count, dtype=np.uint32), np.int32(11), count=1
+    np.uint32(3), np.arange(count, dtype=np.uint32), np.int32(11), count=1
   )[:, 0]
-  drawn_B = np.asarray(sampling.choose(
-      jnp.broadcast_to(x_V, (count, 256)), uniforms_B, options.numbers(),
-      mode=options.mode, rules=sharding.ShardingRules(),
-  ))
+  drawn_B = np.asarray(
+    sampling.choose(
+      jnp.broadcast_to(x_V, (count, 256)),
+      uniforms_B,
+      options.numbers(),
+      mode=options.mode,
+      rules=sharding.ShardingRules(),
+    )
+  )
   p_V = probabilities(x_V[None], options)[0]
   seen_V = np.bincount(drawn_B, minlength=256)
   assert not seen_V[p_V == 0].any()
@@ -96,8 +103,11 @@ def test_greedy_takes_the_first_of_the_largest():
   x_BV = logits()
   x_BV[1, [5, 9]] = 50
   chosen = sampling.choose(
-      jnp.asarray(x_BV), jnp.zeros(4), Sampling().numbers(),
-      mode=Sampling().mode, rules=sharding.ShardingRules(),
+    jnp.asarray(x_BV),
+    jnp.zeros(4),
+    Sampling().numbers(),
+    mode=Sampling().mode,
+    rules=sharding.ShardingRules(),
   )
   np.testing.assert_array_equal(chosen, x_BV.argmax(-1))
   assert chosen[1] == 5
@@ -110,7 +120,7 @@ def test_draws_at_the_ends_have_some_probability(uniform):
   w_BV[1, [130, 400]] = 1e-30, 3e-30
   w_BV[2, 1:511] = np.random.default_rng(0).random(510)
   drawn = np.asarray(
-      sampling._draw(jnp.asarray(w_BV), jnp.full(3, uniform, jnp.float32))
+    sampling._draw(jnp.asarray(w_BV), jnp.full(3, uniform, jnp.float32))
   )
   assert (w_BV[np.arange(3), drawn] > 0).all()
   if uniform == 0:
@@ -129,12 +139,15 @@ def test_uniforms_are_of_row_seed_and_number():
   assert len(np.unique(np.concatenate([whole[:2], other[:2]]))) == 24
 
 
-@pytest.mark.parametrize('changes, name', [
+@pytest.mark.parametrize(
+  'changes, name',
+  [
     ({'temperature': -1}, 'temperature=-1'),
     ({'top_p': 0}, 'top_p=0'),
     ({'top_p': 1.5}, 'top_p=1.5'),
     ({'top_k': -2}, 'top_k=-2'),
-])
+  ],
+)
 def test_options_that_cannot_be_are_refused(changes, name):
   with pytest.raises(ValueError, match=name):
     Sampling(**changes)

@@ -46,9 +46,7 @@ def sandbox(request):
 
 
 def _call(process, name, *arguments, limit=20.0):
-  process.send(
-      {'function': name, 'calls': [values.encode(list(arguments))]}
-  )
+  process.send({'function': name, 'calls': [values.encode(list(arguments))]})
   answer = process.receive(limit)
   if 'error' in answer:
     return answer['error']
@@ -84,28 +82,31 @@ def test_fork_bomb(sandbox):
   assert _run(sandbox, first).startswith('PermissionError')
   # Now that one fork is known to be refused, many of them.
   bomb = (
-      'import os\ndef f():\n  made = 0\n  for _ in range(1000):\n'
-      '    try:\n      if os.fork() == 0: os._exit(0)\n      made += 1\n'
-      '    except OSError: pass\n  return made'
+    'import os\ndef f():\n  made = 0\n  for _ in range(1000):\n'
+    '    try:\n      if os.fork() == 0: os._exit(0)\n      made += 1\n'
+    '    except OSError: pass\n  return made'
   )
   assert _run(sandbox, bomb) == 0
 
 
-@pytest.mark.parametrize('start', [
+@pytest.mark.parametrize(
+  'start',
+  [
     'import subprocess; subprocess.run(["/bin/true"])',
     'import os; os.posix_spawn("/bin/true", ["true"], {})',
     'import os; os.execv("/bin/true", ["true"])',
     'import threading; threading.Thread(target=int).start()',
     'import multiprocessing as m; m.Process(target=int).start()',
-])
+  ],
+)
 def test_no_other_way_to_start_a_process(sandbox, start):
   assert 'Error' in _run(sandbox, f'def f():\n  {start}')
 
 
 def test_memory_bomb(sandbox):
   program = (
-      'def f():\n  kept = []\n  for _ in range(64):\n'
-      '    kept.append(bytearray(16 << 20))\n  return len(kept)'
+    'def f():\n  kept = []\n  for _ in range(64):\n'
+    '    kept.append(bytearray(16 << 20))\n  return len(kept)'
   )  # one GiB at most
   assert _run(sandbox, program).startswith('MemoryError')
 
@@ -124,12 +125,15 @@ def test_sleep_counts_as_time(sandbox):
   assert e.value.kind == 'timeout'
 
 
-@pytest.mark.parametrize('end', [
+@pytest.mark.parametrize(
+  'end',
+  [
     'import os; os._exit(0)',
     'import os; os.abort()',
     'import os; os.closerange(0, 64)',
     'import ctypes; ctypes.string_at(0)',
-])
+  ],
+)
 def test_a_program_that_ends_or_closes_everything(sandbox, end):
   for program in (end, f'def f():\n  {end}'):
     with pytest.raises(ProgramError) as e:
@@ -144,16 +148,16 @@ def test_exit_before_the_function_is_defined(sandbox):
 
 def test_closed_stdout_does_not_matter(sandbox):
   program = (
-      'import os, sys\nsys.stdout.close()\nos.close(1)\nos.close(2)\n'
-      'def f():\n  return 7'
+    'import os, sys\nsys.stdout.close()\nos.close(1)\nos.close(2)\n'
+    'def f():\n  return 7'
   )
   assert _run(sandbox, program) == 7
 
 
 def test_deleted_builtins(sandbox):
   program = (
-      'import builtins\ndef f():\n  for name in list(vars(builtins)):\n'
-      '    delattr(builtins, name)\n  return 1'
+    'import builtins\ndef f():\n  for name in list(vars(builtins)):\n'
+    '    delattr(builtins, name)\n  return 1'
   )
   try:
     assert _run(sandbox, program) != 1
@@ -165,9 +169,9 @@ def test_deep_recursion(sandbox):
   shallow = 'def f():\n  return f()'
   assert _run(sandbox, shallow).startswith('RecursionError')
   deep = (
-      'import sys\nsys.setrecursionlimit(10**9)\n'
-      'class C:\n  def __repr__(self): return repr(self)\n'
-      'def f():\n  return repr(C())'
+    'import sys\nsys.setrecursionlimit(10**9)\n'
+    'class C:\n  def __repr__(self): return repr(self)\n'
+    'def f():\n  return repr(C())'
   )
   try:
     assert 'Error' in _run(sandbox, deep)
@@ -182,17 +186,17 @@ def test_deeply_nested_value(sandbox):
 
 def test_a_gigabyte_to_stdout(sandbox):
   program = (
-      'import sys\ndef f():\n  block = "x" * (1 << 20)\n'
-      '  for _ in range(1024): sys.stdout.write(block)\n  return 1'
+    'import sys\ndef f():\n  block = "x" * (1 << 20)\n'
+    '  for _ in range(1024): sys.stdout.write(block)\n  return 1'
   )
   assert _run(sandbox, program) == 1
 
 
 def test_a_gigabyte_to_the_trusted_process(sandbox):
   program = (
-      'import os\ndef f():\n  block = b"\\x7f" * (1 << 20)\n'
-      '  for fd in range(3, 64):\n    for _ in range(1024):\n'
-      '      try: os.write(fd, block)\n      except OSError: break'
+    'import os\ndef f():\n  block = b"\\x7f" * (1 << 20)\n'
+    '  for fd in range(3, 64):\n    for _ in range(1024):\n'
+    '      try: os.write(fd, block)\n      except OSError: break'
   )
   with pytest.raises(ProgramError) as e:
     _run(sandbox, program)
@@ -207,22 +211,28 @@ def test_too_long_a_value(sandbox):
 
 def test_a_gigabyte_to_a_file(sandbox):
   program = (
-      'def f():\n  with open("big", "wb") as file:\n'
-      '    for _ in range(1024): file.write(bytes(1 << 20))'
+    'def f():\n  with open("big", "wb") as file:\n'
+    '    for _ in range(1024): file.write(bytes(1 << 20))'
   )
   assert _run(sandbox, program).startswith('OSError')
 
 
 def test_forged_answers_are_only_values(sandbox):
   program = (
-      'import sys\nfrom child import runner, values\n'
-      'runner.values.encode = lambda v, d=0: ["iter", [1]]\n'
-      'def f():\n  return 1'
+    'import sys\nfrom child import runner, values\n'
+    'runner.values.encode = lambda v, d=0: ["iter", [1]]\n'
+    'def f():\n  return 1'
   )
   assert _run(sandbox, program) != 1
   evil = 'from child import runner\nrunner.values.encode = lambda v: {e!r}\n'
-  for forged in (['evil', 1], {'a': 1}, ['sub', ['sub', 1]], [1, 2, 3],
-                 ['set', [['list', []]]], ['numpy', ['M8[s]', None, [1]]]):
+  for forged in (
+    ['evil', 1],
+    {'a': 1},
+    ['sub', ['sub', 1]],
+    [1, 2, 3],
+    ['set', [['list', []]]],
+    ['numpy', ['M8[s]', None, [1]]],
+  ):
     with pytest.raises(ValueError, match='not an encoded value'):
       _run(sandbox, evil.format(e=forged) + 'def f():\n  return 1')
 
@@ -230,10 +240,10 @@ def test_forged_answers_are_only_values(sandbox):
 def test_unreadable_answers(sandbox):
   for body in ('b"{"', 'b"[" * 60000', 'b"7"', 'b"\\xff"', 'b"1" * 9999'):
     program = (
-        'import os, struct\ndef f():\n'
-        f'  body = {body}\n  body = struct.pack(">I", len(body)) + body\n'
-        '  for fd in range(3, 64):\n    try: os.write(fd, body)\n'
-        '    except OSError: pass'
+      'import os, struct\ndef f():\n'
+      f'  body = {body}\n  body = struct.pack(">I", len(body)) + body\n'
+      '  for fd in range(3, 64):\n    try: os.write(fd, body)\n'
+      '    except OSError: pass'
     )
     with pytest.raises(ProgramError) as e:
       _run(sandbox, program)
@@ -243,11 +253,11 @@ def test_unreadable_answers(sandbox):
 def test_orders_that_are_not_read(sandbox, monkeypatch):
   monkeypatch.setattr(process_lib, 'START_SECONDS', 0.5)
   program = (
-      'import signal, time\n'
-      'def stall(*_):\n  while True: time.sleep(1)\n'
-      'signal.signal(signal.SIGALRM, stall)\n'
-      'signal.setitimer(signal.ITIMER_REAL, 0.05)\n'
-      'def f(x):\n  return 1'
+    'import signal, time\n'
+    'def stall(*_):\n  while True: time.sleep(1)\n'
+    'signal.signal(signal.SIGALRM, stall)\n'
+    'signal.setitimer(signal.ITIMER_REAL, 0.05)\n'
+    'def f(x):\n  return 1'
   )
   with sandbox.start() as process:
     assert 'loaded' in _load(process, program)
@@ -259,8 +269,8 @@ def test_orders_that_are_not_read(sandbox, monkeypatch):
 
 def test_no_network(sandbox):
   program = (
-      'import socket\ndef f(port):\n'
-      '  with socket.socket() as s: s.connect(("127.0.0.1", port))'
+    'import socket\ndef f(port):\n'
+    '  with socket.socket() as s: s.connect(("127.0.0.1", port))'
   )
   with socket.create_server(('127.0.0.1', 0)) as server:
     port = server.getsockname()[1]
@@ -270,13 +280,23 @@ def test_no_network(sandbox):
       assert _run(sandbox, other).startswith('PermissionError')
 
 
-@pytest.mark.parametrize('change', [
-    'open(path, "a")', 'open(path, "w")', 'os.truncate(path, 0)',
-    'os.unlink(path)', 'os.rename(path, path + "2")', 'os.chmod(path, 0)',
-    'os.utime(path, (0, 0))', 'os.link(path, "here")',
-    'os.symlink("x", path + "3")', 'os.mkdir(path + "4")',
-    'os.chown(path, 1, 1)', 'os.setxattr(path, "user.a", b"b")',
-])
+@pytest.mark.parametrize(
+  'change',
+  [
+    'open(path, "a")',
+    'open(path, "w")',
+    'os.truncate(path, 0)',
+    'os.unlink(path)',
+    'os.rename(path, path + "2")',
+    'os.chmod(path, 0)',
+    'os.utime(path, (0, 0))',
+    'os.link(path, "here")',
+    'os.symlink("x", path + "3")',
+    'os.mkdir(path + "4")',
+    'os.chown(path, 1, 1)',
+    'os.setxattr(path, "user.a", b"b")',
+  ],
+)
 def test_no_change_outside(sandbox, tmp_path, change):
   outside = tmp_path / 'outside'
   outside.write_text('as before')
@@ -287,7 +307,9 @@ def test_no_change_outside(sandbox, tmp_path, change):
   assert outside.read_text() == 'as before'
   after = outside.stat()
   assert (after.st_mode, after.st_uid, after.st_mtime) == (
-      before.st_mode, before.st_uid, before.st_mtime
+    before.st_mode,
+    before.st_uid,
+    before.st_mtime,
   )
 
 
@@ -302,12 +324,12 @@ def test_no_reading_of_answers(sandbox, tmp_path, monkeypatch):
   secret.write_text('SECRET')
   monkeypatch.setenv('ANSWERS', 'SECRET')
   program = (
-      'import os\ndef f(path, pid):\n  seen = str(dict(os.environ))\n'
-      '  for p in (path, f"/proc/{pid}/environ", f"/proc/{pid}/cmdline",\n'
-      '            f"/proc/{pid}/mem", f"/proc/{pid}/root{path}",\n'
-      '            f"/proc/self/root{path}", "/etc/passwd"):\n'
-      '    try:\n      with open(p, "rb") as file: seen += str(file.read(99))\n'
-      '    except OSError: pass\n  return seen'
+    'import os\ndef f(path, pid):\n  seen = str(dict(os.environ))\n'
+    '  for p in (path, f"/proc/{pid}/environ", f"/proc/{pid}/cmdline",\n'
+    '            f"/proc/{pid}/mem", f"/proc/{pid}/root{path}",\n'
+    '            f"/proc/self/root{path}", "/etc/passwd"):\n'
+    '    try:\n      with open(p, "rb") as file: seen += str(file.read(99))\n'
+    '    except OSError: pass\n  return seen'
   )
   seen = _run(sandbox, program, str(secret), os.getpid())
   assert 'SECRET' not in seen
@@ -315,30 +337,35 @@ def test_no_reading_of_answers(sandbox, tmp_path, monkeypatch):
 
 
 def test_no_signal_to_others(sandbox):
-  with subprocess.Popen([sys.executable, '-c', 'input()'],
-                        stdin=subprocess.PIPE) as other:
+  with subprocess.Popen(
+    [sys.executable, '-c', 'input()'], stdin=subprocess.PIPE
+  ) as other:
     program = (
-        'import os\ndef f(pids):\n  sent = []\n  for pid in pids:\n'
-        '    try:\n      os.kill(pid, 0)\n      sent.append(pid)\n'
-        '    except OSError: pass\n  return sent'
+      'import os\ndef f(pids):\n  sent = []\n  for pid in pids:\n'
+      '    try:\n      os.kill(pid, 0)\n      sent.append(pid)\n'
+      '    except OSError: pass\n  return sent'
     )
     assert _run(sandbox, program, [other.pid, os.getpid(), os.getppid()]) == []
     # Refused without a signal; so these cannot hurt.
     program = f'import os\ndef f():\n  os.kill({other.pid}, 15)'
     assert 'Error' in _run(sandbox, program)
     assert 'Error' in _run(
-        sandbox, f'import os\ndef f():\n  os.killpg({other.pid}, 15)'
+      sandbox, f'import os\ndef f():\n  os.killpg({other.pid}, 15)'
     )
     assert other.poll() is None
     other.communicate(b'\n')
 
 
-@pytest.mark.parametrize('change', [
-    'fcntl.fcntl(0, fcntl.F_SETOWN, pid)', 'fcntl.fcntl(0, fcntl.F_SETSIG, 9)',
+@pytest.mark.parametrize(
+  'change',
+  [
+    'fcntl.fcntl(0, fcntl.F_SETOWN, pid)',
+    'fcntl.fcntl(0, fcntl.F_SETSIG, 9)',
     'fcntl.fcntl(0, 15, struct.pack("ii", 1, pid))',
     'fcntl.ioctl(0, 0x8901, struct.pack("i", pid))',
     'fcntl.ioctl(0, 0x8902, struct.pack("i", pid))',
-])
+  ],
+)
 def test_no_signal_through_the_owner_of_a_file(sandbox, change):
   program = f'import fcntl, struct\ndef f(pid):\n  {change}'
   assert _run(sandbox, program, os.getpid()).startswith('PermissionError')
@@ -346,9 +373,9 @@ def test_no_signal_through_the_owner_of_a_file(sandbox, change):
 
 def test_files_can_still_be_locked(sandbox):
   program = (
-      'import fcntl\ndef f():\n  with open("x", "w") as file:\n'
-      '    fcntl.flock(file, fcntl.LOCK_EX)\n'
-      '    return file.isatty() or fcntl.fcntl(file, fcntl.F_GETFD)'
+    'import fcntl\ndef f():\n  with open("x", "w") as file:\n'
+    '    fcntl.flock(file, fcntl.LOCK_EX)\n'
+    '    return file.isatty() or fcntl.fcntl(file, fcntl.F_GETFD)'
   )
   assert _run(sandbox, program) == 1
 
@@ -358,8 +385,9 @@ def test_the_probe_finds_signals_through_the_owner_of_a_file(monkeypatch):
     pytest.skip('this machine has no landlock')
   # As if `kill` alone were filtered, and files had any owner.
   monkeypatch.setattr(
-      sandbox_lib, '_PROBE',
-      sandbox_lib._PROBE.replace('os.kill(pid, 0)', 'raise OSError'),
+    sandbox_lib,
+    '_PROBE',
+    sandbox_lib._PROBE.replace('os.kill(pid, 0)', 'raise OSError'),
   )
   assert sandbox_lib.measure('landlock', True).signals
   assert not sandbox_lib.measure('none', False).signals
@@ -367,8 +395,8 @@ def test_the_probe_finds_signals_through_the_owner_of_a_file(monkeypatch):
 
 def test_limits_cannot_be_raised_again(sandbox):
   program = (
-      'import resource\ndef f():\n'
-      '  resource.setrlimit(resource.RLIMIT_AS, (1 << 40, 1 << 40))'
+    'import resource\ndef f():\n'
+    '  resource.setrlimit(resource.RLIMIT_AS, (1 << 40, 1 << 40))'
   )
   assert 'Error' in _run(sandbox, program)
 
@@ -390,11 +418,11 @@ def test_nothing_is_left_behind(sandbox, tmp_path, monkeypatch):
   (outside / 'file').write_text('as before')
   monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
   program = (
-      'import os\ndef f(path):\n'
-      '  os.symlink(path, "link")\n  os.mkdir("closed")\n'
-      '  os.symlink(path, "closed/link")\n  os.mkdir("sealed", 0)\n'
-      '  for i in range(50):\n    os.mkdir("d")\n    os.chdir("d")\n'
-      '  os.mkfifo("fifo")\n  return os.getpid()'
+    'import os\ndef f(path):\n'
+    '  os.symlink(path, "link")\n  os.mkdir("closed")\n'
+    '  os.symlink(path, "closed/link")\n  os.mkdir("sealed", 0)\n'
+    '  for i in range(50):\n    os.mkdir("d")\n    os.chdir("d")\n'
+    '  os.mkfifo("fifo")\n  return os.getpid()'
   )
   with sandbox.start() as process:
     assert 'loaded' in _load(process, program)
@@ -407,13 +435,13 @@ def test_nothing_is_left_behind(sandbox, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(('depth', 'length'), [(60, 120), (3000, 50)])
 def test_folders_too_deep_for_a_path(
-    sandbox, tmp_path, monkeypatch, depth, length
+  sandbox, tmp_path, monkeypatch, depth, length
 ):
   monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
   program = (
-      f'import os\ndef f():\n  made = 0\n  for _ in range({depth}):\n'
-      f'    os.mkdir("d" * {length})\n    os.chdir("d" * {length})\n'
-      '    made += 1\n  os.mkdir("sealed", 0)\n  return made'
+    f'import os\ndef f():\n  made = 0\n  for _ in range({depth}):\n'
+    f'    os.mkdir("d" * {length})\n    os.chdir("d" * {length})\n'
+    '    made += 1\n  os.mkdir("sealed", 0)\n  return made'
   )
   assert _run(sandbox, program) == depth
   assert os.listdir(tmp_path) == []
@@ -443,31 +471,37 @@ def test_how_a_process_ended_is_told(sandbox):
     _run(sandbox, 'import os; os._exit(3)')
 
 
-@pytest.mark.parametrize('first', [
+@pytest.mark.parametrize(
+  'first',
+  [
     'pass',
     'ctypes.CDLL(None).prctl(1, 0, 0, 0, 0)',  # PR_SET_PDEATHSIG
     'ctypes.CDLL(None).setresuid(65534, 65534, 65534)',  # clears it as well
     'ctypes.CDLL(None).syscall(119, 7, 7, 7)',  # setresgid, x86_64
     'signal.signal(1, signal.SIG_IGN); os.setsid()',
-])
+  ],
+)
 def test_programs_die_with_the_trusted_process(sandbox, first):
   """kill -9 of the harness leaves no program running."""
   layer = sandbox.containment.layer
   program = (
-      'import ctypes, os, signal, time\n'
-      f'try: {first}\nexcept OSError: pass\nwhile True: time.sleep(1)'
+    'import ctypes, os, signal, time\n'
+    f'try: {first}\nexcept OSError: pass\nwhile True: time.sleep(1)'
   )
   script = (
-      'from qaq_jax.evaluation.process import Limits, Process\n'
-      f'p = Process(Limits(), {layer!r}, seccomp=True)\n'
-      f'p.send({{"load": {program!r}}})\n'
-      'import time; time.sleep(0.5)\n'
-      'print(p.pid, p.program_pid, flush=True)\ninput()'
+    'from qaq_jax.evaluation.process import Limits, Process\n'
+    f'p = Process(Limits(), {layer!r}, seccomp=True)\n'
+    f'p.send({{"load": {program!r}}})\n'
+    'import time; time.sleep(0.5)\n'
+    'print(p.pid, p.program_pid, flush=True)\ninput()'
   )
   root = pathlib.Path(__file__).parent.parent
   with subprocess.Popen(
-      [sys.executable, '-c', script], stdin=subprocess.PIPE, cwd=root,
-      stdout=subprocess.PIPE, text=True,
+    [sys.executable, '-c', script],
+    stdin=subprocess.PIPE,
+    cwd=root,
+    stdout=subprocess.PIPE,
+    text=True,
   ) as trusted:
     pids = [int(text) for text in trusted.stdout.readline().split()]
     assert all(_alive(pid) for pid in pids)
@@ -520,17 +554,22 @@ sandbox.Sandbox()
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='Linux only')
-@pytest.mark.parametrize(('forbidden', 'found', 'refused'), [
+@pytest.mark.parametrize(
+  ('forbidden', 'found', 'refused'),
+  [
     (1, 'sandbox: landlock, seccomp, limits', False),
     (2, 'sandbox: seccomp, limits; not contained: writes, reads', True),
-])
+  ],
+)
 def test_containers_that_forbid_layers(forbidden, found, refused):
   if isinstance(_containment('landlock'), str):
     pytest.skip('this machine has no landlock')
   done = subprocess.run(
-      [sys.executable, '-c', _FORBIDDEN, str(forbidden)],
-      cwd=pathlib.Path(__file__).parent.parent, text=True, check=False,
-      capture_output=True,
+    [sys.executable, '-c', _FORBIDDEN, str(forbidden)],
+    cwd=pathlib.Path(__file__).parent.parent,
+    text=True,
+    check=False,
+    capture_output=True,
   )
   assert done.stdout.strip() == found
   assert ('Refused: programs cannot be contained' in done.stderr) is refused
@@ -558,16 +597,35 @@ def test_mounts_of_others_do_not_matter():
     pytest.skip('this machine has no namespaces')
   with tempfile.TemporaryDirectory(prefix='qaq mount', dir='/tmp') as folder:
     done = subprocess.run(
-        [sys.executable, '-c', _MOUNTED, folder], text=True, check=True,
-        cwd=pathlib.Path(__file__).parent.parent, capture_output=True,
+      [sys.executable, '-c', _MOUNTED, folder],
+      text=True,
+      check=True,
+      cwd=pathlib.Path(__file__).parent.parent,
+      capture_output=True,
     )
   assert done.stdout.strip() == 'namespaces {}'
 
 
-@pytest.mark.parametrize('value', [
-    None, True, 0, -(1 << 90), 0.1, float('inf'), 'é\ud800', b'\0', 2j, [],
-    (1, (2,)), {1, 'a'}, frozenset([1]), {1: {2: [3]}}, {(1, 2): None},
-])
+@pytest.mark.parametrize(
+  'value',
+  [
+    None,
+    True,
+    0,
+    -(1 << 90),
+    0.1,
+    float('inf'),
+    'é\ud800',
+    b'\0',
+    2j,
+    [],
+    (1, (2,)),
+    {1, 'a'},
+    frozenset([1]),
+    {1: {2: [3]}},
+    {(1, 2): None},
+  ],
+)
 def test_values_come_back_as_they_were(value):
   data = json.loads(json.dumps(values.encode(value)))
   found = values.decode(data)
@@ -590,9 +648,15 @@ def test_values_of_other_types(monkeypatch):
   assert list(travel(iter([1, 2]))) == [1, 2]
   assert travel(iter([1, 2])) != [1, 2]
   assert travel(object()) != travel(object())
-  for array in (np.arange(6).reshape(2, 3), np.array(0.5), np.array(1 << 99),
-                np.array(['a', 'bc']), np.array([1j]), np.zeros((0, 2)),
-                np.array([[1], 'x'], dtype=object)):
+  for array in (
+    np.arange(6).reshape(2, 3),
+    np.array(0.5),
+    np.array(1 << 99),
+    np.array(['a', 'bc']),
+    np.array([1j]),
+    np.zeros((0, 2)),
+    np.array([[1], 'x'], dtype=object),
+  ):
     found = travel(array)
     assert found.shape == array.shape
     assert found.dtype.kind == array.dtype.kind
@@ -610,18 +674,24 @@ def test_values_of_other_types(monkeypatch):
 
 _TAGS = sorted({*values._SEQUENCES, *values._RARE, 'dict', 'sub', 'x'})
 _DATA = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text()
-    | st.sampled_from(['1e999', '(,)i4', 'i4', '<U9', '|b1', 'O', 'ff', '0x']),
-    lambda inner: st.lists(inner, max_size=4)
+  st.none()
+  | st.booleans()
+  | st.integers()
+  | st.floats()
+  | st.text()
+  | st.sampled_from(['1e999', '(,)i4', 'i4', '<U9', '|b1', 'O', 'ff', '0x']),
+  lambda inner: (
+    st.lists(inner, max_size=4)
     | st.tuples(st.sampled_from(_TAGS), inner).map(list)
-    | st.dictionaries(st.text(), inner, max_size=2),
-    max_leaves=12,
+    | st.dictionaries(st.text(), inner, max_size=2)
+  ),
+  max_leaves=12,
 )
 
 _ARRAYS = st.tuples(
-    st.text('(,)<>|=bifcUSO1 ', max_size=5),
-    st.none() | st.lists(st.integers(-1, 1 << 62), max_size=3),
-    st.lists(_DATA, max_size=3),
+  st.text('(,)<>|=bifcUSO1 ', max_size=5),
+  st.none() | st.lists(st.integers(-1, 1 << 62), max_size=3),
+  st.lists(_DATA, max_size=3),
 )
 
 
@@ -635,11 +705,17 @@ def test_malformed_values_are_values_or_errors_of_value(tag, payload):
     assert str(e).startswith('not an encoded value')
 
 
-@pytest.mark.parametrize('data', [
-    ['digest', []], ['numpy', ['(,)i4', None, [1]]],
-    ['numpy', ['2i4', None, [1]]], ['numpy', ['i4,i4', None, [1]]],
-    ['numpy', ['i4', [1 << 62, 1 << 62], [1]]], ['numpy', [7, None, [1]]],
-])
+@pytest.mark.parametrize(
+  'data',
+  [
+    ['digest', []],
+    ['numpy', ['(,)i4', None, [1]]],
+    ['numpy', ['2i4', None, [1]]],
+    ['numpy', ['i4,i4', None, [1]]],
+    ['numpy', ['i4', [1 << 62, 1 << 62], [1]]],
+    ['numpy', [7, None, [1]]],
+  ],
+)
 def test_forged_values_that_numpy_or_python_choke_on(data):
   with pytest.raises(ValueError, match='not an encoded value'):
     values.decode(data)

@@ -44,8 +44,11 @@ EXACT = ['row', 'n_q_m', 'n_q_given_a_m', 'n_a_m', 'status_m', 'reason_m']
 
 _COMPILED = []
 monitoring.register_event_duration_secs_listener(
-    lambda event, seconds, **_: _COMPILED.append(event)
-    if event == '/jax/core/compile/backend_compile_duration' else None
+  lambda event, seconds, **_: (
+    _COMPILED.append(event)
+    if event == '/jax/core/compile/backend_compile_duration'
+    else None
+  )
 )
 
 
@@ -101,7 +104,10 @@ def test_every_row_once_with_status_reason_and_nulls(table, summary):
     assert (ok[name].to_numpy() > 0).all()
   assert ok['n_q_m'].to_pylist() == ok['n_q_given_a_m'].to_pylist()
   assert summary['statuses'] == {
-      'empty': 1, 'invalid': 1, 'ok': 27, 'too_long': 1
+    'empty': 1,
+    'invalid': 1,
+    'ok': 27,
+    'too_long': 1,
   }
   assert summary['rows'] == 30 and summary['windows'] == 4
   assert summary['tokens_scored'] == summary['tokens']
@@ -114,10 +120,10 @@ def test_equals_four_separate_plain_passes(folder, table):
   encoder = rig.encoder(folder)
   encoded = encoder.encode(list(rig.samples(folder).iter_rows(0, 30)))
   passes = [
-      (row, term, sequence.ids[:stop], stop - start)
-      for row in rows
-      for sequence in encoded[row].sequences
-      for term, start, stop in sequence.spans
+    (row, term, sequence.ids[:stop], stop - start)
+    for row in rows
+    for sequence in encoded[row].sequences
+    for term, start, stop in sequence.spans
   ]
   assert len(passes) == 12
   tokens = np.zeros((12, 200), np.int32)
@@ -142,16 +148,20 @@ def test_equals_four_separate_plain_passes(folder, table):
 
 
 def test_other_batches_and_order_give_the_same_numbers(folder, table, tmp_path):
-  rig.score(folder, tmp_path / 'a', options=scorer.ScoreOptions(
+  rig.score(
+    folder,
+    tmp_path / 'a',
+    options=scorer.ScoreOptions(
       tokens_per_batch=700, max_shapes=2, rows_per_part=100, progress=False
-  ))
+    ),
+  )
   assert_close(read(tmp_path / 'a'), table)
   rig.make(tmp_path)
   lines = (tmp_path / 'in.jsonl').read_text().splitlines()
   (tmp_path / 'in.jsonl').write_text('\n'.join(reversed(lines)) + '\n')
   rig.samples_lib.prepare(
-      rig.DataSource(str(tmp_path / 'in.jsonl'), columns={'id': 'id'}),
-      tmp_path / 'samples',
+    rig.DataSource(str(tmp_path / 'in.jsonl'), columns={'id': 'id'}),
+    tmp_path / 'samples',
   )
   rig.score(tmp_path)
   assert_close(read(tmp_path / 'scores'), table, rows=list(range(29, -1, -1)))
@@ -162,8 +172,9 @@ def test_on_a_mixed_mesh_of_eight_devices(folder, table, tmp_path):
   assert_close(read(tmp_path / 'a'), table)
 
 
-def test_no_compilation_in_the_loop_and_few_before(folder, tmp_path,
-                                                   monkeypatch):
+def test_no_compilation_in_the_loop_and_few_before(
+  folder, tmp_path, monkeypatch
+):
   seen = []
   real = loop.run_windows
 
@@ -210,8 +221,9 @@ def test_another_model_or_template_is_refused_by_name(folder, summary):
     rig.score(folder, options=options)
 
 
-def test_rmi_alone_costs_less_and_gives_the_same(folder, table, summary,
-                                                 tmp_path):
+def test_rmi_alone_costs_less_and_gives_the_same(
+  folder, table, summary, tmp_path
+):
   options = dataclasses.replace(rig.OPTIONS, terms=('q_given_a', 'q'))
   alone = rig.score(folder, tmp_path / 'a', options=options)
   got = read(tmp_path / 'a')
@@ -219,7 +231,7 @@ def test_rmi_alone_costs_less_and_gives_the_same(folder, table, summary,
   assert got.column_names == table.column_names
   for name in NLL[:2]:
     np.testing.assert_allclose(
-        metrics.column(got[name]), metrics.column(table[name]), **TOLERANCE
+      metrics.column(got[name]), metrics.column(table[name]), **TOLERANCE
     )
   assert got['nll_a_m'].null_count == got['n_a_m'].null_count == 30
   with pytest.raises(ValueError, match="score.terms.*'x'.*q_given_a"):
@@ -229,7 +241,7 @@ def test_rmi_alone_costs_less_and_gives_the_same(folder, table, summary,
 def test_all_terms_and_embeddings(folder, table, tmp_path):
   """Six sequences' columns; the shared ones are as without the others."""
   encoder = rig.encoder(
-      folder, ifd_cherry=True, ifd_superfilter=True, embeddings=True
+    folder, ifd_cherry=True, ifd_superfilter=True, embeddings=True
   )
   summary = rig.score(folder, tmp_path / 'a', encode=encoder)
   got = read(tmp_path / 'a')
@@ -248,13 +260,14 @@ def test_all_terms_and_embeddings(folder, table, tmp_path):
 
 def test_a_row_that_is_not_finite_spoils_no_other(folder, table, tmp_path):
   encoded = rig.encoder(folder).encode(
-      list(rig.samples(folder).iter_rows(0, 30))
+    list(rig.samples(folder).iter_rows(0, 30))
   )
-  held = [
-      {i for s in row.sequences for i in s.ids.tolist()} for row in encoded
-  ]
-  rare = {i: [r for r, ids in enumerate(held) if i in ids]
-          for ids in held for i in ids}
+  held = [{i for s in row.sequences for i in s.ids.tolist()} for row in encoded]
+  rare = {
+    i: [r for r, ids in enumerate(held) if i in ids]
+    for ids in held
+    for i in ids
+  }
   token, rows = min(rare.items(), key=lambda item: abs(len(item[1]) - 4))
   assert 0 < len(rows) < 20
 
@@ -300,8 +313,9 @@ def test_truncated_rows(folder, tmp_path):
     assert row['n_a_m'] < 120 and row['nll_a_m'] > 0
 
 
-def test_out_of_memory_halves_the_batches_and_goes_on(folder, table, tmp_path,
-                                                      monkeypatch, capsys):
+def test_out_of_memory_halves_the_batches_and_goes_on(
+  folder, table, tmp_path, monkeypatch, capsys
+):
   """The device refuses batches of more than two rows, and then all."""
   real = programs_lib.Programs.run
   limit = [2]
@@ -326,7 +340,7 @@ def test_out_of_memory_halves_the_batches_and_goes_on(folder, table, tmp_path,
 
 def test_batch_size_is_the_largest_that_fits(monkeypatch):
   programs = programs_lib.Programs(
-      rig.model(rig.mesh()), rig.mesh(), outputs=scorer.likelihood.Outputs()
+    rig.model(rig.mesh()), rig.mesh(), outputs=scorer.likelihood.Outputs()
   )
   real = programs.memory((2, 16))
   size = sum(x.nbytes for x in jax.tree.leaves(programs._params))
@@ -369,8 +383,11 @@ def test_the_compiler_knows_the_options_for_gpus():
 
 def test_plan_is_printed_first(folder, tmp_path, capsys):
   result = scorer.plan(
-      rig.samples(folder), rig.encoder(folder), name='m', options=rig.OPTIONS,
-      platform='cpu',
+    rig.samples(folder),
+    rig.encoder(folder),
+    name='m',
+    options=rig.OPTIONS,
+    platform='cpu',
   )
   text = capsys.readouterr().out
   assert 'm: 30 rows (empty 1, invalid 1, ok 27, too_long 1);' in text
@@ -395,8 +412,8 @@ def test_no_rows_and_no_scorable_rows(tmp_path):
       continue
     (where / 'in.jsonl').write_text(text)
     rig.samples_lib.prepare(
-        rig.DataSource(str(where / 'in.jsonl'), columns={'id': 'id'}),
-        where / 'samples',
+      rig.DataSource(str(where / 'in.jsonl'), columns={'id': 'id'}),
+      where / 'samples',
     )
     summary = rig.score(where)
     assert summary['statuses'] == {'empty': 1}
@@ -436,21 +453,24 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 def start(folder, step):
   return subprocess.Popen(
-      [sys.executable, 'tests/scoring_rig.py', str(folder), str(step)],
-      cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-      env={**os.environ, 'PYTHONPATH': str(ROOT)},  # installed or not
+    [sys.executable, 'tests/scoring_rig.py', str(folder), str(step)],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    env={**os.environ, 'PYTHONPATH': str(ROOT)},  # installed or not
   )
 
 
 def files_of(path):
   return {
-      p.name: p.read_bytes() for p in path.iterdir()
-      if not p.name.startswith('.')
+    p.name: p.read_bytes() for p in path.iterdir() if not p.name.startswith('.')
   }
 
 
-def test_killed_again_and_again_it_ends_bit_identical(folder, summary,
-                                                      tmp_path):
+def test_killed_again_and_again_it_ends_bit_identical(
+  folder, summary, tmp_path
+):
   """kill -9 in mid-write, around renames, and from outside.
 
   Compared with the uninterrupted run of this process.

@@ -18,9 +18,20 @@ from qaq_jax.selection.select import select
 from qaq_jax.selection.summary import format_selection
 
 RULES = [
-  'diff_high', 'diff_low', 'sum_high', 'sum_low', 'rmi_top', 'rmi_window',
-  'drop_low', 'random', 'all', 'length_long', 'length_matched', 'ppl_window',
-  'ifd', 'r_ifd',
+  'diff_high',
+  'diff_low',
+  'sum_high',
+  'sum_low',
+  'rmi_top',
+  'rmi_window',
+  'drop_low',
+  'random',
+  'all',
+  'length_long',
+  'length_matched',
+  'ppl_window',
+  'ifd',
+  'r_ifd',
 ]
 
 
@@ -43,7 +54,8 @@ def test_the_report_adds_up_and_is_json(rule):
   counts = report['counts']
   assert counts['rows'] == 500
   assert counts['candidates'] == counts['eligible'] - sum(
-    report['dropped'].values())
+    report['dropped'].values()
+  )
   for key in ('eligible', 'kept'):
     assert sum(s[key] for s in report['per_stratum']) == counts[key]
   for model in report['eligible_under']:
@@ -62,8 +74,9 @@ def test_the_printed_text_is_narrow_and_says_what_was_kept(rule):
 
 def test_the_report_of_a_small_table_by_hand():
   table = from_ranks({'strong': [3, 1, 2, 0], 'weak': [0, 1, 2, 3]})
-  report = select(table, rule='diff_high', num_strata=1,
-                  budget={'rows': 2}, seed=5).report
+  report = select(
+    table, rule='diff_high', num_strata=1, budget={'rows': 2}, seed=5
+  ).report
   assert report['cut'] == {'score': 0.0, 'tied': 2, 'tied_kept': 1}
   assert report['score']['kept_high'] == 1.0
   assert report['target_rows'] == 2
@@ -82,8 +95,13 @@ def test_truncated_rows_are_eligible_only_if_the_config_says_so():
   without = select(table, rule='rmi_top', budget={'rows': 2}, num_strata=1)
   assert without.report['counts']['eligible'] == 6
   assert list(without.rows) == [4, 5]
-  included = select(table, rule='rmi_top', budget={'rows': 2}, num_strata=1,
-                    include_truncated=True)
+  included = select(
+    table,
+    rule='rmi_top',
+    budget={'rows': 2},
+    num_strata=1,
+    include_truncated=True,
+  )
   assert included.report['counts']['eligible'] == 8
   assert list(included.rows) == [6, 7]
 
@@ -93,7 +111,9 @@ def test_eligible_means_ok_under_every_model_that_the_rule_needs():
   table['status_strong'] = np.array(['ok', 'empty', 'ok', 'ok'])
   table['status_weak'] = np.array(['ok', 'ok', 'non_finite', 'ok'])
   for rule, expected in (
-    ('rmi_top', [0, 2, 3]), ('diff_high', [0, 3]), ('random', [0, 3]),
+    ('rmi_top', [0, 2, 3]),
+    ('diff_high', [0, 3]),
+    ('random', [0, 3]),
     ('length_long', [0, 3]),
   ):
     result = select(table, rule=rule, budget={'share': 1.0})
@@ -188,8 +208,11 @@ def test_models_may_have_any_name():
 # Analyses.
 
 
-@hypothesis.given(st.lists(
-  st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=40))
+@hypothesis.given(
+  st.lists(
+    st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=40
+  )
+)
 @hypothesis.settings(max_examples=60, deadline=None)
 def test_spearman_is_scipys(pairs):
   x, y = np.array(pairs, float).T
@@ -207,7 +230,8 @@ def test_spearman_of_rmi_and_ifd():
   rmi, ifd = columns.rmi('strong'), columns.ifd('strong')
   used = np.isfinite(rmi)
   assert value == pytest.approx(
-    scipy.stats.spearmanr(rmi[used], ifd[used]).statistic)
+    scipy.stats.spearmanr(rmi[used], ifd[used]).statistic
+  )
 
 
 def test_overlap_of_rules():
@@ -221,8 +245,7 @@ def test_overlap_of_rules():
 
 def test_all_rules_with_columns_are_run():
   columns = ScoreColumns(make_table(50))
-  found, left_out = analyses.select_all(
-    columns, budget={'rows': 5}, seed=2)
+  found, left_out = analyses.select_all(columns, budget={'rows': 5}, seed=2)
   assert set(found) | set(left_out) == set(rule_lib.RULES) - {'all'}
   assert list(found) == [
     name for name in rule_lib.RULES if name in RULES and name != 'all'
@@ -253,18 +276,25 @@ def test_correlations_pair_each_rmi_with_scores_and_with_other_models():
   }
   assert len(found) == 3 * 3 + 3
   both = np.isfinite(columns.rmi('strong')) & np.isfinite(
-    columns.rmi('finetuned'))
+    columns.rmi('finetuned')
+  )
   assert found['strong', 'RMI', 'finetuned'] == pytest.approx(
     scipy.stats.spearmanr(
       columns.rmi('strong')[both], columns.rmi('finetuned')[both]
-    ).statistic)
+    ).statistic
+  )
   assert found['weak', 'IFD', 'weak'] == pytest.approx(
-    analyses.rmi_ifd_spearman(columns, 'weak'))
+    analyses.rmi_ifd_spearman(columns, 'weak')
+  )
 
 
 def test_overlap_as_text_has_a_line_per_rule():
   rows = {'a': [1, 2, 3, 4], 'none': []}
   text = analyses.format_overlap(
-    list(rows), analyses.overlap(rows, of='first')).splitlines()
+    list(rows), analyses.overlap(rows, of='first')
+  ).splitlines()
   assert [line.split() for line in text] == [
-    ['a', 'none'], ['a', '100%', '0%'], ['none', '-', '-']]
+    ['a', 'none'],
+    ['a', '100%', '0%'],
+    ['none', '-', '-'],
+  ]

@@ -18,8 +18,9 @@ TEXT = 'def add(a, b):\n    return a + b\n\n\nprint(add(1, 2))\nHello, world!'
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
   root = tmp_path_factory.mktemp('tokenizers')
-  return {name: tiny_tokenizers.make(root, name)
-          for name in tiny_tokenizers.STYLES}
+  return {
+    name: tiny_tokenizers.make(root, name) for name in tiny_tokenizers.STYLES
+  }
 
 
 @pytest.mark.parametrize('style', tiny_tokenizers.STYLES)
@@ -46,7 +47,7 @@ def test_the_first_complete_string_counts(folders):
   # Known to be in the later part.
   at = len(tokenizer.plain.encode(TEXT[: TEXT.index('print')])) - 2
   assert stopping.cut(tokenizer, ids, ['print'], at) == stopping.cut(
-      tokenizer, ids, ['print']
+    tokenizer, ids, ['print']
   )
 
 
@@ -61,7 +62,8 @@ def test_special_tokens_are_not_text_and_stop_by_id(folders):
   tokenizer = tokenization.load(folders['qwen'])
   end = tokenizer.hf.convert_tokens_to_ids('<|im_end|>')
   assert stopping.split_markers(tokenizer, ['\n\n', '<|im_end|>']) == (
-      (end,), ('\n\n',)
+    (end,),
+    ('\n\n',),
   )
   ids = [*tokenizer.plain.encode('a b'), end]
   assert stopping.text_of(tokenizer, ids) == 'a b'
@@ -72,7 +74,7 @@ def test_special_tokens_are_not_text_and_stop_by_id(folders):
 def test_stop_ids_of_every_file(folders, tmp_path):
   tokenizer = tokenization.load(folders['qwen'])
   end_of_text, end_of_turn = tokenizer.hf.convert_tokens_to_ids(
-      ['<|endoftext|>', '<|im_end|>']
+    ['<|endoftext|>', '<|im_end|>']
   )
   encoder = encoder_lib.Encoder(folders['qwen'], template='chatml')
   assert stopping.stop_ids(tokenizer) == (end_of_text,)
@@ -100,15 +102,23 @@ def test_text_prompts_are_as_the_tokenizer_encodes_them(folders, style):
 @pytest.mark.parametrize('system', [None, 'Be brief.'])
 def test_chat_prompts_are_those_of_training(folders, style, system):
   encoder = encoder_lib.Encoder(
-      folders[style], template=tiny_tokenizers.TEMPLATE_OF[style],
-      system_prompt=system, max_length=512,
+    folders[style],
+    template=tiny_tokenizers.TEMPLATE_OF[style],
+    system_prompt=system,
+    max_length=512,
   )
   sample = Sample(
-      row=0, id=None, query='Write a function.', answer='def f(): pass',
-      system=None, status='ok', reason='', raw='',
+    row=0,
+    id=None,
+    query='Write a function.',
+    answer='def f(): pass',
+    system=None,
+    status='ok',
+    reason='',
+    raw='',
   )
   [example] = examples.make_examples(
-      [sample], encoder, examples.TrainingOptions()
+    [sample], encoder, examples.TrainingOptions()
   ).examples
   trained = example.ids[: int(np.argmax(example.weights))].tolist()
   prompt = prompts.chat_prompt(encoder, sample.query)
@@ -120,16 +130,19 @@ def test_chat_prompts_are_those_of_training(folders, style, system):
 
 def test_chat_prompts_are_those_of_transformers(tmp_path):
   template = (
-      "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + "
-      "'<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}"
-      "{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + "
+    "'<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}"
+    "{{ '<|im_start|>assistant\n' }}{% endif %}"
   )
   folder = tiny_tokenizers.make(tmp_path, 'qwen', template=template)
   encoder = encoder_lib.Encoder(folder, max_length=512)
   expected = encoder.tokenizer.hf.apply_chat_template(
-      [{'role': 'system', 'content': 'Be brief.'},
-       {'role': 'user', 'content': TEXT}],
-      add_generation_prompt=True, return_dict=False,
+    [
+      {'role': 'system', 'content': 'Be brief.'},
+      {'role': 'user', 'content': TEXT},
+    ],
+    add_generation_prompt=True,
+    return_dict=False,
   )
   ids = prompts.chat_prompt(encoder, TEXT, system='Be brief.')
   assert ids.tolist() == expected

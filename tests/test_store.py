@@ -18,15 +18,16 @@ from qaq_jax.selection import derived
 from qaq_jax.workdir import files
 
 FINGERPRINT = {
-    'model': {'path': 'a', 'dtype': 'float32'},
-    'encoder': {'options': {'max_length': 2048}},
+  'model': {'path': 'a', 'dtype': 'float32'},
+  'encoder': {'options': {'max_length': 2048}},
 }
 
 
-def open_store(path, *, rows=10, per_part=4, fingerprint=FINGERPRINT,
-               model='m', **more):
+def open_store(
+  path, *, rows=10, per_part=4, fingerprint=FINGERPRINT, model='m', **more
+):
   opened = store.ScoreStore(
-      path, model=model, fingerprint=fingerprint, num_rows=rows, **more
+    path, model=model, fingerprint=fingerprint, num_rows=rows, **more
   )
   if opened.rows_per_part is None:
     opened.save_plan({'rows_per_part': per_part, 'runs': []})
@@ -40,10 +41,10 @@ def columns_of(rows, model='m', terms=metrics.SHARED_TERMS):
     values = np.arange(rows.start, rows.stop) * 1.25 + i
     mask = np.arange(rows.start, rows.stop) == 3
     out[metrics.nll_column(term, model)] = np.ma.array(
-        values.astype(np.float32), mask=mask
+      values.astype(np.float32), mask=mask
     )
     out[metrics.count_column(term, model)] = np.ma.array(
-        np.full(len(rows), 5 if 'q' in term[:1] else 7, np.int32), mask=mask
+      np.full(len(rows), 5 if 'q' in term[:1] else 7, np.int32), mask=mask
     )
   return out
 
@@ -54,8 +55,11 @@ def fill(opened, windows=None, **more):
     rows = opened.window(w)
     status = ['empty' if r == 3 else 'ok' for r in rows]
     opened.write(
-        w, columns_of(rows, opened.model, opened.terms), status,
-        ['' if s == 'ok' else 'empty_answer' for s in status], **more,
+      w,
+      columns_of(rows, opened.model, opened.terms),
+      status,
+      ['' if s == 'ok' else 'empty_answer' for s in status],
+      **more,
     )
 
 
@@ -71,8 +75,16 @@ def test_parts_hold_every_row_once_with_nulls_and_types(tmp_path):
   assert table.schema.field('nll_q_m').type == pa.float32()
   assert table.schema.field('n_q_m').type == pa.int32()
   assert table.column_names == [
-      'row', 'nll_q_m', 'nll_q_given_a_m', 'nll_a_m', 'nll_a_given_q_m',
-      'n_q_m', 'n_q_given_a_m', 'n_a_m', 'status_m', 'reason_m',
+    'row',
+    'nll_q_m',
+    'nll_q_given_a_m',
+    'nll_a_m',
+    'nll_a_given_q_m',
+    'n_q_m',
+    'n_q_given_a_m',
+    'n_a_m',
+    'status_m',
+    'reason_m',
   ]
   row = table.slice(3, 1).to_pylist()[0]
   assert row['status_m'] == 'empty' and row['nll_q_m'] is None
@@ -118,8 +130,11 @@ def test_left_over_temporaries_are_removed(tmp_path):
     assert opened.done() == {0}
     assert '.part-000001.parquet.tmp-77' in opened.notes[0]
   assert sorted(p.name for p in (tmp_path / 's').iterdir()) == [
-      '.lock', 'fingerprint.json', 'notes.txt', 'part-000000.parquet',
-      'plan.json',
+    '.lock',
+    'fingerprint.json',
+    'notes.txt',
+    'part-000000.parquet',
+    'plan.json',
   ]
 
 
@@ -143,8 +158,8 @@ def test_a_damaged_part_is_named(tmp_path, damage):
       fill(opened)
     (tmp_path / 't' / 'part-000001.parquet').replace(path)
   with (
-      open_store(tmp_path / 's') as opened,
-      pytest.raises(store.StoreError, match='part-000001.parquet.*delete it'),
+    open_store(tmp_path / 's') as opened,
+    pytest.raises(store.StoreError, match='part-000001.parquet.*delete it'),
   ):
     opened.done()
   path.unlink()
@@ -176,14 +191,16 @@ def test_an_unknown_status_or_a_missing_row_is_not_written(tmp_path):
 def test_two_processes_cannot_write_and_a_dead_one_does_not_lock(tmp_path):
   (tmp_path / 's').mkdir()
   code = (
-      'import sys, time; from qaq_jax.scoring import files; '
-      f'lock = files.Lock({str(tmp_path / "s")!r}); print("held", flush=True); '
-      'time.sleep(60)'
+    'import sys, time; from qaq_jax.scoring import files; '
+    f'lock = files.Lock({str(tmp_path / "s")!r}); print("held", flush=True); '
+    'time.sleep(60)'
   )
   root = pathlib.Path(__file__).resolve().parent.parent
   holder = subprocess.Popen(
-      [sys.executable, '-c', code], stdout=subprocess.PIPE, text=True,
-      cwd=root,
+    [sys.executable, '-c', code],
+    stdout=subprocess.PIPE,
+    text=True,
+    cwd=root,
   )
   try:
     assert holder.stdout.readline() == 'held\n'
@@ -216,7 +233,7 @@ def test_atomic_file_leaves_the_old_one_on_failure(tmp_path):
 def two_models(tmp_path, rows=10):
   for name, per_part in (('strong', 4), ('weak', 3)):
     with open_store(
-        tmp_path / name, rows=rows, per_part=per_part, model=name
+      tmp_path / name, rows=rows, per_part=per_part, model=name
     ) as opened:
       fill(opened)
   return {n: tmp_path / n for n in ('strong', 'weak')}
@@ -229,13 +246,18 @@ def test_join_has_a_row_per_input_row_and_derived_columns(tmp_path):
   def derive(path):
     assert 'diff' not in pq.read_schema(path).names
     return derived.derive(
-        path, ('strong', 'weak'), {'strong': 'strong', 'weak': 'weak'},
-        num_strata=2,
+      path,
+      ('strong', 'weak'),
+      {'strong': 'strong', 'weak': 'weak'},
+      num_strata=2,
     )
 
   join.join_scores(
-      tmp_path / 'scores.parquet', models, num_rows=10, ids=lambda: iter(ids),
-      derive=derive,
+    tmp_path / 'scores.parquet',
+    models,
+    num_rows=10,
+    ids=lambda: iter(ids),
+    derive=derive,
   )
   table = pq.read_table(tmp_path / 'scores.parquet')
   assert table['row'].to_pylist() == list(range(10))
@@ -243,32 +265,41 @@ def test_join_has_a_row_per_input_row_and_derived_columns(tmp_path):
   assert table.schema.field('id').type == pa.int64()
   names = table.column_names
   assert names[:4] == ['row', 'id', 'nll_q_strong', 'nll_q_given_a_strong']
-  for name in ('rmi_strong', 'ifd_weak', 'r_ifd_weak', 'stratum_strong',
-               'rank_weak', 'diff', 'sum'):
+  for name in (
+    'rmi_strong',
+    'ifd_weak',
+    'r_ifd_weak',
+    'stratum_strong',
+    'rank_weak',
+    'diff',
+    'sum',
+  ):
     assert names.index(name) > names.index('reason_weak')
     assert table[name][3].as_py() is None
   np.testing.assert_allclose(
-      table['rmi_strong'].to_numpy()[0],
-      metrics.rmi([0.0], [5], [1.0], [5])[0],
+    table['rmi_strong'].to_numpy()[0],
+    metrics.rmi([0.0], [5], [1.0], [5])[0],
   )
   assert [p.name for p in tmp_path.glob('.*')] == []
   again = tmp_path / 'again.parquet'
-  join.join_scores(again, models, num_rows=10, ids=lambda: iter(ids),
-                   derive=derive)
+  join.join_scores(
+    again, models, num_rows=10, ids=lambda: iter(ids), derive=derive
+  )
   assert again.read_bytes() == (tmp_path / 'scores.parquet').read_bytes()
 
 
 @pytest.mark.parametrize(
-    'ids, kind',
-    [(['a', 3], pa.string()), ([2**70, 1], pa.string()), ([None] * 2, None)],
-    ids=str,
+  'ids, kind',
+  [(['a', 3], pa.string()), ([2**70, 1], pa.string()), ([None] * 2, None)],
+  ids=str,
 )
 def test_ids_keep_their_type_where_all_agree(tmp_path, ids, kind):
   with open_store(tmp_path / 'm', rows=2) as opened:
     fill(opened)
   path = tmp_path / 'scores.parquet'
-  join.join_scores(path, {'m': tmp_path / 'm'}, num_rows=2,
-                   ids=lambda: iter(ids))
+  join.join_scores(
+    path, {'m': tmp_path / 'm'}, num_rows=2, ids=lambda: iter(ids)
+  )
   table = pq.read_table(path)
   if kind is None:
     assert 'id' not in table.column_names
@@ -310,8 +341,8 @@ def test_embeddings_are_beside_the_parts_and_join_to_one_array(tmp_path):
   data[-1] ^= 1
   part.write_bytes(data)
   with (
-      open_store(tmp_path / 'm', embeddings=True) as opened,
-      pytest.raises(store.StoreError, match='part-000002.parquet.*npy'),
+    open_store(tmp_path / 'm', embeddings=True) as opened,
+    pytest.raises(store.StoreError, match='part-000002.parquet.*npy'),
   ):
     opened.done()
   os.unlink(part)

@@ -157,9 +157,18 @@ def test_derived_columns_have_nulls_and_no_sentinels():
   table = pa.table(make_table(200))
   derived = derived_lib.derive(table, ['strong', 'weak'])
   assert list(derived) == [
-    'rmi_strong', 'ifd_strong', 'r_ifd_strong', 'stratum_strong',
-    'rank_strong', 'rmi_weak', 'ifd_weak', 'r_ifd_weak', 'stratum_weak',
-    'rank_weak', 'diff', 'sum',
+    'rmi_strong',
+    'ifd_strong',
+    'r_ifd_strong',
+    'stratum_strong',
+    'rank_strong',
+    'rmi_weak',
+    'ifd_weak',
+    'r_ifd_weak',
+    'stratum_weak',
+    'rank_weak',
+    'diff',
+    'sum',
   ]
   ok = {
     model: np.array(table[f'status_{model}']) == 'ok'

@@ -16,21 +16,32 @@ REVERSE = 'Which question has this answer?\n{answer}\nReply.'
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
   root = tmp_path_factory.mktemp('tokenizers')
-  return {name: tiny_tokenizers.make(root, name)
-          for name in tiny_tokenizers.STYLES}
+  return {
+    name: tiny_tokenizers.make(root, name) for name in tiny_tokenizers.STYLES
+  }
 
 
 def sample(query='QQ', answer='AA', row=0, system=None, **fields):
   return Sample(
-      row=row, id=None, query=query, answer=answer, system=system,
-      status='ok', reason='', raw='', **fields,
+    row=row,
+    id=None,
+    query=query,
+    answer=answer,
+    system=system,
+    status='ok',
+    reason='',
+    raw='',
+    **fields,
   )
 
 
 def rendered(folder, template, system=None, own=None, **options):
   encoder = Encoder(
-      folder, template=template, system_prompt=system,
-      reverse_instruction=REVERSE, **options,
+    folder,
+    template=template,
+    system_prompt=system,
+    reverse_instruction=REVERSE,
+    **options,
   )
   return encoder.rendered(sample(system=own))
 
@@ -42,14 +53,14 @@ def both(form):
 
 
 QWEN = (
-    '<|im_start|>system\n{s}<|im_end|>\n<|im_start|>user\n{{u}}<|im_end|>\n'
-    '<|im_start|>assistant\n{{a}}'
+  '<|im_start|>system\n{s}<|im_end|>\n<|im_start|>user\n{{u}}<|im_end|>\n'
+  '<|im_start|>assistant\n{{a}}'
 )
 
 
 def test_chatml(folders):
   default = (
-      'You are Qwen, created by Alibaba Cloud. You are a helpful assistant.'
+    'You are Qwen, created by Alibaba Cloud. You are a helpful assistant.'
   )
   got = rendered(folders['qwen'], 'chatml')
   assert got == both(QWEN.format(s=default))
@@ -59,8 +70,8 @@ def test_chatml(folders):
 
 def test_qwen3_has_an_empty_thought(folders):
   form = (
-      '<|im_start|>user\n{u}<|im_end|>\n<|im_start|>assistant\n'
-      '<think>\n\n</think>\n\n{a}'
+    '<|im_start|>user\n{u}<|im_end|>\n<|im_start|>assistant\n'
+    '<think>\n\n</think>\n\n{a}'
   )
   assert rendered(folders['qwen'], 'qwen3') == both(form)
   got = rendered(folders['qwen'], 'qwen3', system='S')
@@ -72,11 +83,11 @@ def test_deepseek_coder(folders):
   bos = '<｜begin▁of▁sentence｜>'
   # Word for word as in tokenizer_config.json of the instruct checkpoints.
   default = (
-      'You are an AI programming assistant, utilizing the Deepseek Coder '
-      'model, developed by Deepseek Company, and you only answer questions '
-      'related to computer science. For politically sensitive questions, '
-      'security and privacy issues, and other non-computer science questions, '
-      'you will refuse to answer\n'
+    'You are an AI programming assistant, utilizing the Deepseek Coder '
+    'model, developed by Deepseek Company, and you only answer questions '
+    'related to computer science. For politically sensitive questions, '
+    'security and privacy issues, and other non-computer science questions, '
+    'you will refuse to answer\n'
   )
   got = rendered(folders['deepseek'], 'deepseek-coder')
   assert got == both(bos + default + form)
@@ -96,18 +107,18 @@ def test_llama3(folders):
   dates = 'Cutting Knowledge Date: December 2023\nToday Date: '
   got = rendered(folders['llama3'], 'llama3.1', date_string='01 Feb 2025')
   assert got == both(
-      f'{bos}{turn("system")}{dates}01 Feb 2025\n\n<|eot_id|>{form}'
+    f'{bos}{turn("system")}{dates}01 Feb 2025\n\n<|eot_id|>{form}'
   )
   got = rendered(folders['llama3'], 'llama3.1', system='S')
   assert got == both(
-      f'{bos}{turn("system")}{dates}26 Jul 2024\n\nS<|eot_id|>{form}'
+    f'{bos}{turn("system")}{dates}26 Jul 2024\n\nS<|eot_id|>{form}'
   )
 
 
 def test_gemma_folds_the_system_prompt(folders):
   form = (
-      '<bos><start_of_turn>user\n{s}{{u}}<end_of_turn>\n'
-      '<start_of_turn>model\n{{a}}'
+    '<bos><start_of_turn>user\n{s}{{u}}<end_of_turn>\n'
+    '<start_of_turn>model\n{{a}}'
   )
   assert rendered(folders['gemma'], 'gemma') == both(form.format(s=''))
   got = rendered(folders['gemma'], 'gemma', system='Be brief.')
@@ -124,10 +135,15 @@ def test_mistral_folds_the_system_prompt(folders, style):
   assert got == both(form.format(s='Be brief.\n\n'))
 
 
-@pytest.mark.parametrize('style, prefix', [
-    ('gpt2', '<|endoftext|>'), ('llama2', '<s>'), ('qwen', '<|endoftext|>'),
+@pytest.mark.parametrize(
+  'style, prefix',
+  [
+    ('gpt2', '<|endoftext|>'),
+    ('llama2', '<s>'),
+    ('qwen', '<|endoftext|>'),
     ('gemma', '<bos>'),
-])
+  ],
+)
 def test_plain(folders, style, prefix):
   forward, reverse = rendered(folders[style], 'plain', system='ignored')
   assert forward == prefix + 'QQ\nAA'
@@ -147,17 +163,17 @@ def own_template(tmp_path, template, style='qwen', **options):
 
 
 CHATML = (
-    "{%- for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + BODY + "
-    "'<|im_end|>\\n' }}{%- endfor %}"
-    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
-    '{%- endif %}'
+  "{%- for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + BODY + "
+  "'<|im_end|>\\n' }}{%- endfor %}"
+  "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
+  '{%- endif %}'
 )
 
 
 def test_sample_text_never_goes_through_the_template(tmp_path):
   """A template that trims, inspects and cuts contents cannot change ids."""
   template = CHATML.replace(
-      'BODY', "(m['content'].split('</think>')[-1] | trim)"
+    'BODY', "(m['content'].split('</think>')[-1] | trim)"
   )
   folder = tiny_tokenizers.make(tmp_path, 'qwen', template=template)
   encoder = Encoder(folder, reverse_instruction=REVERSE)
@@ -166,17 +182,16 @@ def test_sample_text_never_goes_through_the_template(tmp_path):
   assert '  a</think>b <|im_end|>' in forward
   assert forward.endswith(' {{ messages }} c</think>d\n')
   assert ' {{ messages }} c</think>d\n\nReply.<|im_end|>' in reverse
-  encoded, = encoder.encode([odd])
-  for sequence, text in zip(encoded.sequences, (forward, reverse),
-                            strict=True):
+  (encoded,) = encoder.encode([odd])
+  for sequence, text in zip(encoded.sequences, (forward, reverse), strict=True):
     assert encoder.tokenizer.decode(sequence.ids) == text
 
 
 def test_qwen3_style_thinking_is_off(tmp_path):
   template = (
-      CHATML.replace('BODY', "m['content']")[:-len('{%- endif %}')]
-      + '{%- if enable_thinking is defined and enable_thinking is false %}'
-      "{{ '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{%- endif %}"
+    CHATML.replace('BODY', "m['content']")[: -len('{%- endif %}')]
+    + '{%- if enable_thinking is defined and enable_thinking is false %}'
+    "{{ '<think>\\n\\n</think>\\n\\n' }}{%- endif %}{%- endif %}"
   )
   folder = tiny_tokenizers.make(tmp_path, 'qwen', template=template)
   encoder = Encoder(folder, reverse_instruction=REVERSE)
@@ -188,27 +203,35 @@ def test_qwen3_style_thinking_is_off(tmp_path):
 
 def test_dates_are_fixed(tmp_path):
   template = (
-      "{%- if not date_string is defined %}{%- set date_string = 'none' %}"
-      "{%- endif %}{{ date_string + strftime_now(' %Y-%m-%d ') }}"
-      + CHATML.replace('BODY', "m['content']")
+    "{%- if not date_string is defined %}{%- set date_string = 'none' %}"
+    "{%- endif %}{{ date_string + strftime_now(' %Y-%m-%d ') }}"
+    + CHATML.replace('BODY', "m['content']")
   )
   forward, _ = own_template(tmp_path, template, date_string='05 Mar 2024')
   assert forward.startswith('05 Mar 2024 2024-03-05 <|im_start|>user')
 
 
-@pytest.mark.parametrize('template, message', [
+@pytest.mark.parametrize(
+  'template, message',
+  [
     # [system, user] is not a prefix: the last turn is special.
-    ("{% for m in messages %}{{ ('LAST ' if loop.last else '') + m.role + "
-     "m.content }}{% endfor %}", 'otherwise when an assistant turn follows'),
-    ("{{ messages[0].content + messages[0].content + 'x' + "
-     'messages[-1].content }}', 'exactly once'),
+    (
+      "{% for m in messages %}{{ ('LAST ' if loop.last else '') + m.role + "
+      'm.content }}{% endfor %}',
+      'otherwise when an assistant turn follows',
+    ),
+    (
+      "{{ messages[0].content + messages[0].content + 'x' + "
+      'messages[-1].content }}',
+      'exactly once',
+    ),
     ("{{ 'constant' }}", 'exactly once'),
     ("{{ raise_exception('never') }}", 'never'),
-    ("{{ messages[-1].content ~ messages[0].content }}", 'otherwise when'),
+    ('{{ messages[-1].content ~ messages[0].content }}', 'otherwise when'),
     ('{% broken', 'refuses'),
-])
-def test_templates_that_cannot_be_used_are_refused(tmp_path, template,
-                                                   message):
+  ],
+)
+def test_templates_that_cannot_be_used_are_refused(tmp_path, template, message):
   with pytest.raises(chat.TemplateError, match=message):
     own_template(tmp_path, template)
 
@@ -216,14 +239,14 @@ def test_templates_that_cannot_be_used_are_refused(tmp_path, template,
 def test_a_template_needs_a_token_before_the_query(tmp_path):
   with pytest.raises(chat.TemplateError, match='no token before'):
     own_template(
-        tmp_path, "{% for m in messages %}{{ m.content + '\\n' }}{% endfor %}"
+      tmp_path, "{% for m in messages %}{{ m.content + '\\n' }}{% endfor %}"
     )
 
 
 def test_a_template_that_drops_the_system_prompt_folds_it(tmp_path):
   template = (
-      "{% for m in messages if m.role != 'system' %}"
-      "{{ '<|im_start|>' + m.content }}{% endfor %}"
+    "{% for m in messages if m.role != 'system' %}"
+    "{{ '<|im_start|>' + m.content }}{% endfor %}"
   )
   forward, _ = own_template(tmp_path, template, system='S')
   assert forward == '<|im_start|>S\n\nQQ<|im_start|>AA'
@@ -237,15 +260,26 @@ def test_borrowed_templates(tmp_path, folders):
   (tmp_path / 'b').mkdir()
   (tmp_path / 'b' / 'chat_template.jinja').write_text(template)
   named = tmp_path / 'tokenizer_config.json'
-  named.write_text(json.dumps({'chat_template': [
-      {'name': 'tool_use', 'template': 'x'},
-      {'name': 'default', 'template': template},
-  ]}))
-  for name in (lender, f'{lender}/tokenizer_config.json', jinja,
-               tmp_path / 'b', named):
+  named.write_text(
+    json.dumps(
+      {
+        'chat_template': [
+          {'name': 'tool_use', 'template': 'x'},
+          {'name': 'default', 'template': template},
+        ]
+      }
+    )
+  )
+  for name in (
+    lender,
+    f'{lender}/tokenizer_config.json',
+    jinja,
+    tmp_path / 'b',
+    named,
+  ):
     forward, _ = rendered(folders['qwen'], str(name))
     assert forward == (
-        '<|im_start|>user\nQQ!<|im_end|>\n<|im_start|>assistant\nAA'
+      '<|im_start|>user\nQQ!<|im_end|>\n<|im_start|>assistant\nAA'
     )
 
 
@@ -282,7 +316,7 @@ def test_wrong_tokenizer_class_does_not_change_ids(tmp_path):
   config['tokenizer_class'] = 'LlamaTokenizerFast'
   path.write_text(json.dumps(config))
   (tmp_path / 'deepseek' / 'config.json').write_text(
-      '{"model_type": "llama", "bos_token_id": 99}'
+    '{"model_type": "llama", "bos_token_id": 99}'
   )
   again = Encoder(folder, template='deepseek-coder').encode([sample()])
   for one, two in zip(good[0].sequences, again[0].sequences, strict=True):

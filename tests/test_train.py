@@ -52,10 +52,10 @@ def _toy_site(folder):
     for verb in words:
       for thing in things:
         text.append(
-            f'def {verb}_{thing}({thing}, {package}):\n'
-            f'  """{verb.title()} the {thing} that {package} code gives."""\n'
-            f'  result = {package}.{verb}({thing})\n'
-            f'  return [{thing}, result]\n'
+          f'def {verb}_{thing}({thing}, {package}):\n'
+          f'  """{verb.title()} the {thing} that {package} code gives."""\n'
+          f'  result = {package}.{verb}({thing})\n'
+          f'  return [{thing}, result]\n'
         )
     module.write_text('\n'.join(text))
 
@@ -69,8 +69,11 @@ def test_recipe_runs_end_to_end_on_a_toy_corpus(tmp_path):
   config.corpus.site = str(tmp_path / 'site')
   config.corpus.vocab_size = 300
   config.model.update(
-      hidden_size=32, intermediate_size=32, num_layers=1, num_heads=2,
-      head_dim=16,
+    hidden_size=32,
+    intermediate_size=32,
+    num_layers=1,
+    num_heads=2,
+    head_dim=16,
   )
   config.loop.update(max_steps=4, log_every=2, max_length=128)
   config.optimizer.update(name='adamw')
@@ -86,7 +89,7 @@ def test_recipe_runs_end_to_end_on_a_toy_corpus(tmp_path):
   assert tokenizer.bos_token_id == saved['bos_token_id']
   # Both packages spell their functions alike but for their own name.
   pairs, held_out = corpus.load_or_mine(
-      corpus.CorpusOptions(**config.corpus), tmp_path / 'work'
+    corpus.CorpusOptions(**config.corpus), tmp_path / 'work'
   )
   assert {p.package for p in pairs} == {'toy'}
   assert {p.package for p in held_out} == {'other'}
@@ -97,8 +100,10 @@ def test_corpus_leaves_out_what_the_demo_has(tmp_path):
   json_source = (mining.package_folder('json') / 'decoder.py').read_text()
   (tmp_path / 'toy' / 'decoder.py').write_text(json_source)
   options = corpus.CorpusOptions(
-      packages=(('toy', 'toy==1', 'MIT'),), held_out=(), site=str(tmp_path),
-      excluded=('json',),
+    packages=(('toy', 'toy==1', 'MIT'),),
+    held_out=(),
+    site=str(tmp_path),
+    excluded=('json',),
   )
   pairs, _ = corpus.mine_corpus(options)
   assert pairs and not [p for p in pairs if p.module == 'decoder.py']
@@ -109,10 +114,11 @@ def test_corpus_leaves_out_what_the_demo_has(tmp_path):
 
 def test_missing_packages_are_named_with_the_pip_line(tmp_path):
   options = corpus.CorpusOptions(
-      packages=(('absent', 'Absent-Package==1.2', 'MIT'),), held_out=(),
-      site=str(tmp_path),
+    packages=(('absent', 'Absent-Package==1.2', 'MIT'),),
+    held_out=(),
+    site=str(tmp_path),
   )
   with pytest.raises(
-      ModuleNotFoundError, match='pip install.*Absent-Package==1.2'
+    ModuleNotFoundError, match='pip install.*Absent-Package==1.2'
   ):
     corpus.mine_corpus(options)

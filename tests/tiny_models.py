@@ -23,200 +23,211 @@ LONG = ('gemma3', 'llama', 'qwen2')  # also scored on 2,500 tokens
 REFERENCE = pathlib.Path(__file__).parent / 'reference' / 'parity.json'
 
 _BASE = {
-    'vocab_size': 211,
-    'hidden_size': 48,
-    'intermediate_size': 88,
-    'num_hidden_layers': 2,
-    'num_attention_heads': 6,
-    'num_key_value_heads': 2,
-    'max_position_embeddings': 4096,
-    'hidden_act': 'silu',
-    'rms_norm_eps': 1e-6,
-    'tie_word_embeddings': False,
-    'bos_token_id': 1,
-    'eos_token_id': 2,
-    'pad_token_id': None,
-    'dtype': 'float32',
-    'rope_parameters': {'rope_type': 'default', 'rope_theta': 10000.0},
+  'vocab_size': 211,
+  'hidden_size': 48,
+  'intermediate_size': 88,
+  'num_hidden_layers': 2,
+  'num_attention_heads': 6,
+  'num_key_value_heads': 2,
+  'max_position_embeddings': 4096,
+  'hidden_act': 'silu',
+  'rms_norm_eps': 1e-6,
+  'tie_word_embeddings': False,
+  'bos_token_id': 1,
+  'eos_token_id': 2,
+  'pad_token_id': None,
+  'dtype': 'float32',
+  'rope_parameters': {'rope_type': 'default', 'rope_theta': 10000.0},
 }
 
 # In the current generation of config.json.
 CASES = {
-    'llama': _BASE | {
-        'model_type': 'llama',
-        'head_dim': 8,
-        'eos_token_id': [2, 3],
-        'rope_parameters': {
-            'rope_type': 'llama3',
-            'rope_theta': 500000.0,
-            'factor': 8.0,
-            'low_freq_factor': 1.0,
-            'high_freq_factor': 4.0,
-            # wavelengths 6, 167, 4443, ...: one kept, one blended, the rest
-            # stretched
-            'original_max_position_embeddings': 512,
-        },
+  'llama': _BASE
+  | {
+    'model_type': 'llama',
+    'head_dim': 8,
+    'eos_token_id': [2, 3],
+    'rope_parameters': {
+      'rope_type': 'llama3',
+      'rope_theta': 500000.0,
+      'factor': 8.0,
+      'low_freq_factor': 1.0,
+      'high_freq_factor': 4.0,
+      # wavelengths 6, 167, 4443, ...: one kept, one blended, the rest
+      # stretched
+      'original_max_position_embeddings': 512,
     },
-    # DeepSeek-Coder's scaling, and every bias that the family can have
-    'llama_linear': _BASE | {
-        'model_type': 'llama',
-        'hidden_size': 60,
-        'attention_bias': True,
-        'mlp_bias': True,
-        'rms_norm_eps': 1e-5,
-        'rope_parameters': {
-            'rope_type': 'linear',
-            'rope_theta': 100000.0,
-            'factor': 4.0,
-        },
+  },
+  # DeepSeek-Coder's scaling, and every bias that the family can have
+  'llama_linear': _BASE
+  | {
+    'model_type': 'llama',
+    'hidden_size': 60,
+    'attention_bias': True,
+    'mlp_bias': True,
+    'rms_norm_eps': 1e-5,
+    'rope_parameters': {
+      'rope_type': 'linear',
+      'rope_theta': 100000.0,
+      'factor': 4.0,
     },
-    'mistral': _BASE | {
-        'model_type': 'mistral',
-        'hidden_size': 40,
-        'num_attention_heads': 4,
-        'num_key_value_heads': 4,
-        'head_dim': 16,
-        'sliding_window': 29,
+  },
+  'mistral': _BASE
+  | {
+    'model_type': 'mistral',
+    'hidden_size': 40,
+    'num_attention_heads': 4,
+    'num_key_value_heads': 4,
+    'head_dim': 16,
+    'sliding_window': 29,
+  },
+  # 14 query and 2 key/value heads; the second layer slides
+  'qwen2': _BASE
+  | {
+    'model_type': 'qwen2',
+    'hidden_size': 112,
+    'num_attention_heads': 14,
+    'tie_word_embeddings': True,
+    'use_sliding_window': True,
+    'sliding_window': 37,
+    'max_window_layers': 1,
+    'layer_types': ['full_attention', 'sliding_attention'],
+  },
+  # the file names a window that is switched off
+  'qwen2_yarn': _BASE
+  | {
+    'model_type': 'qwen2',
+    'use_sliding_window': False,
+    'sliding_window': 11,
+    'max_window_layers': 1,
+    'rope_parameters': {
+      'rope_type': 'yarn',
+      'rope_theta': 10000.0,
+      'factor': 4.0,
+      'original_max_position_embeddings': 64,
     },
-    # 14 query and 2 key/value heads; the second layer slides
-    'qwen2': _BASE | {
-        'model_type': 'qwen2',
-        'hidden_size': 112,
-        'num_attention_heads': 14,
-        'tie_word_embeddings': True,
-        'use_sliding_window': True,
-        'sliding_window': 37,
-        'max_window_layers': 1,
-        'layer_types': ['full_attention', 'sliding_attention'],
+  },
+  'qwen3': _BASE
+  | {
+    'model_type': 'qwen3',
+    'num_attention_heads': 8,
+    'head_dim': 14,
+    'tie_word_embeddings': True,
+    'attention_bias': False,
+    'use_sliding_window': False,
+    'sliding_window': None,
+    'max_window_layers': 2,
+    'rope_parameters': {'rope_type': 'default', 'rope_theta': 1e6},
+  },
+  'mixtral': _BASE
+  | {
+    'model_type': 'mixtral',
+    'num_attention_heads': 8,
+    'num_local_experts': 4,
+    'num_experts_per_tok': 2,
+    'sliding_window': 43,
+  },
+  # more experts than any device has tokens for, and unnormalised weights
+  'qwen3_moe': _BASE
+  | {
+    'model_type': 'qwen3_moe',
+    'num_attention_heads': 8,
+    'head_dim': 14,
+    'num_experts': 24,
+    'num_experts_per_tok': 3,
+    'moe_intermediate_size': 20,
+    'norm_topk_prob': False,
+    'decoder_sparse_step': 1,
+    'mlp_only_layers': [],
+    'use_sliding_window': False,
+    'sliding_window': None,
+    'max_window_layers': 2,
+  },
+  # transformers gives every layer the window, whatever max_window_layers
+  'qwen3_moe_window': _BASE
+  | {
+    'model_type': 'qwen3_moe',
+    'num_attention_heads': 8,
+    'head_dim': 10,
+    'num_experts': 6,
+    'num_experts_per_tok': 2,
+    'moe_intermediate_size': 36,
+    'norm_topk_prob': True,
+    'decoder_sparse_step': 1,
+    'mlp_only_layers': [],
+    'use_sliding_window': True,
+    'sliding_window': 37,
+    'max_window_layers': 1,
+  },
+  'gemma': _BASE
+  | {
+    'model_type': 'gemma',
+    'head_dim': 10,
+    'num_key_value_heads': 1,
+    'hidden_act': 'gelu_pytorch_tanh',
+    'tie_word_embeddings': True,
+    'pad_token_id': 0,
+  },
+  'gemma2': _BASE
+  | {
+    'model_type': 'gemma2',
+    'head_dim': 12,
+    'hidden_activation': 'gelu_pytorch_tanh',
+    'tie_word_embeddings': True,
+    'pad_token_id': 0,
+    'num_hidden_layers': 4,  # the pattern of two repeats
+    'query_pre_attn_scalar': 7,
+    'sliding_window': 23,
+    'attn_logit_softcapping': 5.0,
+    'final_logit_softcapping': 6.0,
+    'layer_types': ['sliding_attention', 'full_attention'] * 2,
+  },
+  'gemma3': _BASE
+  | {
+    'model_type': 'gemma3_text',
+    'head_dim': 12,
+    'num_hidden_layers': 5,  # the pattern repeats and is cut off
+    'hidden_activation': 'gelu_pytorch_tanh',
+    'tie_word_embeddings': True,
+    'pad_token_id': 0,
+    'query_pre_attn_scalar': 9,
+    'sliding_window': 31,
+    'layer_types': ['sliding_attention', 'full_attention'] * 2
+    + ['sliding_attention'],
+    'rope_parameters': {
+      'full_attention': {
+        'rope_type': 'linear',
+        'rope_theta': 1e6,
+        'factor': 8.0,
+      },
+      'sliding_attention': {'rope_type': 'default', 'rope_theta': 10000.0},
     },
-    # the file names a window that is switched off
-    'qwen2_yarn': _BASE | {
-        'model_type': 'qwen2',
-        'use_sliding_window': False,
-        'sliding_window': 11,
-        'max_window_layers': 1,
-        'rope_parameters': {
-            'rope_type': 'yarn',
-            'rope_theta': 10000.0,
-            'factor': 4.0,
-            'original_max_position_embeddings': 64,
-        },
-    },
-    'qwen3': _BASE | {
-        'model_type': 'qwen3',
-        'num_attention_heads': 8,
-        'head_dim': 14,
-        'tie_word_embeddings': True,
-        'attention_bias': False,
-        'use_sliding_window': False,
-        'sliding_window': None,
-        'max_window_layers': 2,
-        'rope_parameters': {'rope_type': 'default', 'rope_theta': 1e6},
-    },
-    'mixtral': _BASE | {
-        'model_type': 'mixtral',
-        'num_attention_heads': 8,
-        'num_local_experts': 4,
-        'num_experts_per_tok': 2,
-        'sliding_window': 43,
-    },
-    # more experts than any device has tokens for, and unnormalised weights
-    'qwen3_moe': _BASE | {
-        'model_type': 'qwen3_moe',
-        'num_attention_heads': 8,
-        'head_dim': 14,
-        'num_experts': 24,
-        'num_experts_per_tok': 3,
-        'moe_intermediate_size': 20,
-        'norm_topk_prob': False,
-        'decoder_sparse_step': 1,
-        'mlp_only_layers': [],
-        'use_sliding_window': False,
-        'sliding_window': None,
-        'max_window_layers': 2,
-    },
-    # transformers gives every layer the window, whatever max_window_layers
-    'qwen3_moe_window': _BASE | {
-        'model_type': 'qwen3_moe',
-        'num_attention_heads': 8,
-        'head_dim': 10,
-        'num_experts': 6,
-        'num_experts_per_tok': 2,
-        'moe_intermediate_size': 36,
-        'norm_topk_prob': True,
-        'decoder_sparse_step': 1,
-        'mlp_only_layers': [],
-        'use_sliding_window': True,
-        'sliding_window': 37,
-        'max_window_layers': 1,
-    },
-    'gemma': _BASE | {
-        'model_type': 'gemma',
-        'head_dim': 10,
-        'num_key_value_heads': 1,
-        'hidden_act': 'gelu_pytorch_tanh',
-        'tie_word_embeddings': True,
-        'pad_token_id': 0,
-    },
-    'gemma2': _BASE | {
-        'model_type': 'gemma2',
-        'head_dim': 12,
-        'hidden_activation': 'gelu_pytorch_tanh',
-        'tie_word_embeddings': True,
-        'pad_token_id': 0,
-        'num_hidden_layers': 4,  # the pattern of two repeats
-        'query_pre_attn_scalar': 7,
-        'sliding_window': 23,
-        'attn_logit_softcapping': 5.0,
-        'final_logit_softcapping': 6.0,
-        'layer_types': ['sliding_attention', 'full_attention'] * 2,
-    },
-    'gemma3': _BASE | {
-        'model_type': 'gemma3_text',
-        'head_dim': 12,
-        'num_hidden_layers': 5,  # the pattern repeats and is cut off
-        'hidden_activation': 'gelu_pytorch_tanh',
-        'tie_word_embeddings': True,
-        'pad_token_id': 0,
-        'query_pre_attn_scalar': 9,
-        'sliding_window': 31,
-        'layer_types': ['sliding_attention', 'full_attention'] * 2
-        + ['sliding_attention'],
-        'rope_parameters': {
-            'full_attention': {
-                'rope_type': 'linear', 'rope_theta': 1e6, 'factor': 8.0
-            },
-            'sliding_attention': {
-                'rope_type': 'default', 'rope_theta': 10000.0
-            },
-        },
-    },
-    'starcoder2': {
-        k: v for k, v in _BASE.items() if k != 'rms_norm_eps'
-    } | {
-        'model_type': 'starcoder2',
-        'num_attention_heads': 4,
-        'hidden_act': 'gelu_pytorch_tanh',
-        'norm_epsilon': 1e-5,
-        'use_bias': True,
-        'sliding_window': 41,
-        'tie_word_embeddings': True,
-    },
-    'gpt2': {
-        'model_type': 'gpt2',
-        'vocab_size': 257,
-        'n_embd': 48,
-        'n_inner': None,
-        'n_layer': 2,
-        'n_head': 4,
-        'n_positions': LENGTH,
-        'activation_function': 'gelu_new',
-        'layer_norm_epsilon': 1e-5,
-        'bos_token_id': 256,
-        'eos_token_id': 256,
-        'tie_word_embeddings': True,
-        'dtype': 'float32',
-    },
+  },
+  'starcoder2': {k: v for k, v in _BASE.items() if k != 'rms_norm_eps'}
+  | {
+    'model_type': 'starcoder2',
+    'num_attention_heads': 4,
+    'hidden_act': 'gelu_pytorch_tanh',
+    'norm_epsilon': 1e-5,
+    'use_bias': True,
+    'sliding_window': 41,
+    'tie_word_embeddings': True,
+  },
+  'gpt2': {
+    'model_type': 'gpt2',
+    'vocab_size': 257,
+    'n_embd': 48,
+    'n_inner': None,
+    'n_layer': 2,
+    'n_head': 4,
+    'n_positions': LENGTH,
+    'activation_function': 'gelu_new',
+    'layer_norm_epsilon': 1e-5,
+    'bos_token_id': 256,
+    'eos_token_id': 256,
+    'tie_word_embeddings': True,
+    'dtype': 'float32',
+  },
 }
 
 
@@ -250,8 +261,9 @@ def weights(case: str) -> dict[str, np.ndarray]:
 def write(case: str, directory: pathlib.Path) -> pathlib.Path:
   """Writes a case as one safetensors file and the current config.json."""
   directory.mkdir(parents=True, exist_ok=True)
-  save_file(weights(case), directory / 'model.safetensors',
-            metadata={'format': 'pt'})
+  save_file(
+    weights(case), directory / 'model.safetensors', metadata={'format': 'pt'}
+  )
   (directory / 'config.json').write_text(json.dumps(hf_config(case)))
   return directory
 
@@ -307,7 +319,7 @@ def rewrite_old(case: str, source: pathlib.Path, target: pathlib.Path) -> None:
     save_file({n: data[n] for n in part}, target / file)
     where |= dict.fromkeys(part, file)
   (target / 'model.safetensors.index.json').write_text(
-      json.dumps({'metadata': {}, 'weight_map': where})
+    json.dumps({'metadata': {}, 'weight_map': where})
   )
 
 
@@ -334,7 +346,7 @@ def torch_logp(directory: pathlib.Path, ids: np.ndarray) -> np.ndarray:
 
   transformers.utils.logging.disable_progress_bar()
   model, info = transformers.AutoModelForCausalLM.from_pretrained(
-      directory, dtype=torch.float32, output_loading_info=True
+    directory, dtype=torch.float32, output_loading_info=True
   )
   assert not any(info.values()), info  # it takes every tensor, and no other
   ids = torch.tensor(ids, dtype=torch.long)

@@ -38,8 +38,7 @@ def check_same_columns(paths: list[str]) -> None:
       first = names
     elif names != first:
       raise DataError(
-          f'{path}: its columns {names} differ from those of {paths[0]}: '
-          f'{first}'
+        f'{path}: its columns {names} differ from those of {paths[0]}: {first}'
       )
 
 

@@ -34,18 +34,18 @@ def resolve(source: DataSource) -> dict:
   if is_saved_dataset(source.path):
     data = _load_saved(source)
     return {
-        'saved': source.path,
-        'split': str(data.split) if data.split else source.split,
-        'arrow_fingerprint': data._fingerprint,
-        'rows': len(data),
+      'saved': source.path,
+      'split': str(data.split) if data.split else source.split,
+      'arrow_fingerprint': data._fingerprint,
+      'rows': len(data),
     }
   commit, offline = _commit(source)
   return {
-      'hub_id': source.path,
-      'name': source.name,
-      'split': source.split or 'train',
-      'commit': commit,
-      'offline': offline,
+    'hub_id': source.path,
+    'name': source.name,
+    'split': source.split or 'train',
+    'commit': commit,
+    'offline': offline,
   }
 
 
@@ -72,14 +72,14 @@ def _load_saved(source):
     data = datasets.load_from_disk(source.path)
   except (OSError, ValueError) as e:
     raise DataError(
-        f'{source.path}: not a folder written by save_to_disk ({e})'
+      f'{source.path}: not a folder written by save_to_disk ({e})'
     ) from e
   if isinstance(data, datasets.DatasetDict):
     splits = list(data)
     split = source.split or (splits[0] if len(splits) == 1 else None)
     if split not in data:
       raise DataError(
-          f'{source.path}: has the splits {splits}; set data.split to one'
+        f'{source.path}: has the splits {splits}; set data.split to one'
       )
     data = data[split]
   return data
@@ -90,13 +90,16 @@ def _load_hub(source, resolved):
 
   try:
     return datasets.load_dataset(
-        source.path, source.name, split=resolved['split'], streaming=True,
-        revision=resolved['commit'],
+      source.path,
+      source.name,
+      split=resolved['split'],
+      streaming=True,
+      revision=resolved['commit'],
     )
   except Exception as e:  # noqa: BLE001 the library raises many kinds
     raise DataError(
-        f'hub data set {source.path!r} (data.name={source.name!r}, '
-        f'data.split={resolved["split"]!r}): {type(e).__name__}: {e}'
+      f'hub data set {source.path!r} (data.name={source.name!r}, '
+      f'data.split={resolved["split"]!r}): {type(e).__name__}: {e}'
     ) from e
 
 
@@ -108,8 +111,8 @@ def _load_cached(source, resolved):
   folder = _cache_folder(source) / 'snapshots' / resolved['commit']
   what = f'hub data set {source.path!r}, offline'
   get = (
-      f'with a connection, run: hf download --repo-type dataset {source.path} '
-      f'--revision {resolved["commit"]}'
+    f'with a connection, run: hf download --repo-type dataset {source.path} '
+    f'--revision {resolved["commit"]}'
   )
   if not folder.is_dir():
     raise DataError(f'{what}: {folder} is not there; {get}')
@@ -119,9 +122,9 @@ def _load_cached(source, resolved):
     data = builder.as_streaming_dataset(split=split)
   except Exception as e:  # noqa: BLE001 the library raises many kinds
     raise DataError(
-        f'{what}: cannot read {folder} (data.name={source.name!r}, '
-        f'data.split={split!r}): {type(e).__name__}: {e}. If files are '
-        f'missing: {get}'
+      f'{what}: cannot read {folder} (data.name={source.name!r}, '
+      f'data.split={split!r}): {type(e).__name__}: {e}. If files are '
+      f'missing: {get}'
     ) from e
   missing = _missing_files(files.get(split, ()))
   if missing:
@@ -137,8 +140,7 @@ def _missing_files(paths) -> list[str]:
     if part:
       start, number, of, count, end = part.groups()
       wanted |= {
-          f'{start}{i:0{len(number)}d}{of}{count}{end}'
-          for i in range(int(count))
+        f'{start}{i:0{len(number)}d}{of}{count}{end}' for i in range(int(count))
       }
   return sorted(p for p in wanted if not os.path.exists(p))
 
@@ -159,21 +161,21 @@ def _commit(source) -> tuple[str, bool]:
   page = f'https://huggingface.co/datasets/{source.path}'
   try:
     info = huggingface_hub.HfApi().dataset_info(
-        source.path, revision=wanted, timeout=30
+      source.path, revision=wanted, timeout=30
     )
   except errors.GatedRepoError as e:
     raise DataError(
-        f'hub data set {source.path!r} is gated: accept its licence at {page} '
-        'and set HF_TOKEN'
+      f'hub data set {source.path!r} is gated: accept its licence at {page} '
+      'and set HF_TOKEN'
     ) from e
   except errors.RevisionNotFoundError as e:
     raise DataError(
-        f'hub data set {source.path!r} has no revision {wanted!r}'
+      f'hub data set {source.path!r} has no revision {wanted!r}'
     ) from e
   except errors.RepositoryNotFoundError as e:
     raise DataError(
-        f'{source.path!r} is neither a local path nor a data set that the hub '
-        f'shows; a private one ({page}) needs HF_TOKEN'
+      f'{source.path!r} is neither a local path nor a data set that the hub '
+      f'shows; a private one ({page}) needs HF_TOKEN'
     ) from e
   except Exception as e:  # noqa: BLE001 offline, or no way to the hub
     ref = _cache_folder(source) / 'refs' / wanted
@@ -182,7 +184,7 @@ def _commit(source) -> tuple[str, bool]:
     if re.fullmatch('[0-9a-f]{40}', wanted):
       return wanted, True
     raise DataError(
-        f'{source.path!r} is no local path, and the hub was not reached '
-        f'({type(e).__name__}); check the path or the connection'
+      f'{source.path!r} is no local path, and the hub was not reached '
+      f'({type(e).__name__}); check the path or the connection'
     ) from e
   return info.sha, False

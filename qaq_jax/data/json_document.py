@@ -56,8 +56,8 @@ def _object_records(document: _Document, path: str) -> Iterator[Record]:
       continue
     if found:
       raise DataError(
-          f'{path}: both {found!r} and {key!r} hold lists of records; write '
-          'the wanted one to a file of its own'
+        f'{path}: both {found!r} and {key!r} hold lists of records; write '
+        'the wanted one to a file of its own'
       )
     found = key
     yield head
@@ -65,8 +65,7 @@ def _object_records(document: _Document, path: str) -> Iterator[Record]:
   document.expect('}')
   if not found:
     raise DataError(
-        f'{path}: an object without a list of records; its keys are '
-        f'{keys[:20]}'
+      f'{path}: an object without a list of records; its keys are {keys[:20]}'
     )
 
 
@@ -98,8 +97,8 @@ class _Document:
     cut = len(data) if self._end else _utf8_cut(data)
     self._pending = data[cut:]
     self._dropped += self._at
-    self._text = self._text[self._at:] + data[:cut].decode(
-        'utf-8', 'surrogateescape'
+    self._text = self._text[self._at :] + data[:cut].decode(
+      'utf-8', 'surrogateescape'
     )
     self._at = 0
     return True
@@ -120,10 +119,10 @@ class _Document:
 
   def fail(self, what, at=None):
     at = self._at if at is None else at
-    near = self._text[at: at + 40]
+    near = self._text[at : at + 40]
     raise DataError(
-        f'{self._path}: not valid JSON at character {self._dropped + at}: '
-        f'{what}, found {near!r}'
+      f'{self._path}: not valid JSON at character {self._dropped + at}: '
+      f'{what}, found {near!r}'
     )
 
   def value(self):
@@ -135,13 +134,13 @@ class _Document:
         value, end = _DECODER.raw_decode(self._text, self._at)
         # A number may go on in the next chunk.
         if end < len(self._text) or not self._more(size):
-          text = self._text[self._at: end]
+          text = self._text[self._at : end]
           self._at = end
           return value, text
       except RecursionError as e:
         raise DataError(
-            f'{self._path}: {raw_lib.TOO_DEEP} at character '
-            f'{self._dropped + self._at}'
+          f'{self._path}: {raw_lib.TOO_DEEP} at character '
+          f'{self._dropped + self._at}'
         ) from e
       except ValueError as e:
         if len(self._text) - self._at > _MAX_VALUE or not self._more(size):

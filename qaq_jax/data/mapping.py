@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping
 
 from qaq_jax.data.arrow import dump_line
 from qaq_jax.data.types import (
-    COLUMN_ROLES,
-    DataError,
-    DataSource,
-    Record,
-    Sample,
+  COLUMN_ROLES,
+  DataError,
+  DataSource,
+  Record,
+  Sample,
 )
 
 # Names whose meaning is unambiguous when they stand alone in their role.
@@ -30,7 +30,7 @@ class RowProblem(Exception):  # noqa: N818 not an error of the program
 
 
 def recognise(
-    records: Iterable[Record], mapped: Mapping[str, str], where: str
+  records: Iterable[Record], mapped: Mapping[str, str], where: str
 ) -> dict[str, str]:
   """Chooses the column of each role.
 
@@ -54,14 +54,14 @@ def recognise(
   for role, column in chosen.items():
     if column not in found:
       raise DataError(
-          f'{where}: data.columns.{role}={column!r} is in none of the first '
-          f'records; their columns: {list(found)}'
+        f'{where}: data.columns.{role}={column!r} is in none of the first '
+        f'records; their columns: {list(found)}'
       )
   pair_mapped = 'query' in chosen or 'answer' in chosen
   if 'messages' in chosen and pair_mapped:
     raise DataError(
-        f'{where}: data.columns maps messages and also query or answer; map '
-        'one kind'
+      f'{where}: data.columns maps messages and also query or answer; map '
+      'one kind'
     )
   if 'messages' not in chosen:
     queries = [c for c in QUERY_NAMES if c in found]
@@ -88,23 +88,29 @@ def recognise(
 
 def _cannot_tell(where, found, queries, answers, chats):
   candidates = [
-      f'{role}: {names}' for role, names in
-      (('query', queries), ('answer', answers), ('messages', chats)) if names
+    f'{role}: {names}'
+    for role, names in (
+      ('query', queries),
+      ('answer', answers),
+      ('messages', chats),
+    )
+    if names
   ]
   example = (
-      f'--config.data.columns.messages={chats[0]}' if chats else
-      f'--config.data.columns.query={(queries or ["QUERY_COLUMN"])[0]} '
-      f'--config.data.columns.answer={(answers or ["ANSWER_COLUMN"])[0]}'
+    f'--config.data.columns.messages={chats[0]}'
+    if chats
+    else f'--config.data.columns.query={(queries or ["QUERY_COLUMN"])[0]} '
+    f'--config.data.columns.answer={(answers or ["ANSWER_COLUMN"])[0]}'
   )
   return (
-      f'{where}: cannot tell query and answer among the columns {list(found)}'
-      + (f' (candidates: {"; ".join(candidates)})' if candidates else '')
-      + f'. Say which, for example: {example}'
+    f'{where}: cannot tell query and answer among the columns {list(found)}'
+    + (f' (candidates: {"; ".join(candidates)})' if candidates else '')
+    + f'. Say which, for example: {example}'
   )
 
 
 def to_sample(
-    row: int, record: Record, columns: Mapping[str, str], source: DataSource
+  row: int, record: Record, columns: Mapping[str, str], source: DataSource
 ) -> Sample:
   """Makes the sample of one record; never raises for what is in it."""
   made = dict(id=None, query='', answer='', system=None, input='')
@@ -120,20 +126,22 @@ def to_sample(
       query, answer, made['input'] = *_choose(pairs, source.turns), ''
     else:
       query, answer, system, made['input'] = _from_columns(
-          record.value, columns, source.turns
+        record.value, columns, source.turns
       )
     if source.strip:
       query, answer = query.strip(), answer.strip()
       made['input'] = made['input'].rstrip()
       system = system and system.strip()
     for name, text in (
-        ('query', query), ('answer', answer), ('system prompt', system or '')
+      ('query', query),
+      ('answer', answer),
+      ('system prompt', system or ''),
     ):
       if not text.isascii() and (hit := _SURROGATE.search(text)):
         raise RowProblem(
-            'invalid',
-            f'lone surrogate in the {name} at character {hit.start()}: not '
-            'valid Unicode text',
+          'invalid',
+          f'lone surrogate in the {name} at character {hit.start()}: not '
+          'valid Unicode text',
         )
     made.update(query=query, answer=answer, system=system or None)
     if not query.strip():
@@ -160,7 +168,7 @@ def _from_columns(value, columns, turns):
   if isinstance(history, list) and history:  # LLaMA-Factory: earlier turns
     pairs = [tuple(p) for p in history if isinstance(p, list)]
     if len(pairs) != len(history) or any(
-        len(p) != 2 or not all(isinstance(t, str) for t in p) for p in pairs
+      len(p) != 2 or not all(isinstance(t, str) for t in p) for p in pairs
     ):
       raise RowProblem('invalid', 'wrong type: history is no list of pairs')
     if turns == 'first':
@@ -192,7 +200,7 @@ def _from_messages(value, column):
     else:
       if waiting is None:
         raise RowProblem(
-            'invalid', 'turn_order: assistant turn without a user turn'
+          'invalid', 'turn_order: assistant turn without a user turn'
         )
       pairs.append((waiting, text))
       waiting = None
@@ -208,8 +216,10 @@ def _turn(turn, where):
   text = turn.get('content', turn.get('value'))
   if isinstance(text, list):  # content parts
     if not all(
-        isinstance(p, dict) and p.get('type') == 'text'
-        and isinstance(p.get('text'), str) for p in text
+      isinstance(p, dict)
+      and p.get('type') == 'text'
+      and isinstance(p.get('text'), str)
+      for p in text
     ):
       raise RowProblem('invalid', f'{where}: content that is not text')
     text = ''.join(p['text'] for p in text)
@@ -223,7 +233,7 @@ def _turn(turn, where):
     text = ''
   if not isinstance(text, str):
     raise RowProblem(
-        'invalid', f'wrong type: {where} content is {type(text).__name__}'
+      'invalid', f'wrong type: {where} content is {type(text).__name__}'
     )
   return role, text
 
@@ -251,8 +261,8 @@ def _text(value, column, optional=False):
     return ''
   if not isinstance(text, str):
     raise RowProblem(
-        'invalid',
-        f'wrong type: {column} is {type(text).__name__}, not text',
+      'invalid',
+      f'wrong type: {column} is {type(text).__name__}, not text',
     )
   return text
 

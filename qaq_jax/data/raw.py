@@ -52,6 +52,6 @@ def strip_bom(data: bytes, path: str) -> bytes:
   """The first bytes of a file without a UTF-8 byte order mark."""
   if data[:2] in (b'\xff\xfe', b'\xfe\xff'):
     raise DataError(
-        f'{path}: UTF-16 text; convert it with iconv -f UTF-16 -t UTF-8'
+      f'{path}: UTF-16 text; convert it with iconv -f UTF-16 -t UTF-8'
     )
   return data.removeprefix(b'\xef\xbb\xbf')

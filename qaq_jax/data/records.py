@@ -18,11 +18,11 @@ from qaq_jax.data import raw as raw_lib
 from qaq_jax.data.types import DataError, DataSource, Record
 
 SUFFIXES = {
-    '.jsonl': 'jsonl',
-    '.ndjson': 'jsonl',
-    '.json': 'json',
-    '.parquet': 'parquet',
-    '.pq': 'parquet',
+  '.jsonl': 'jsonl',
+  '.ndjson': 'jsonl',
+  '.json': 'json',
+  '.parquet': 'parquet',
+  '.pq': 'parquet',
 }
 _HEAD = 1 << 20  # bytes by which a format is told
 _PROBE = 100  # lines looked at before a file is refused as not JSONL
@@ -35,16 +35,17 @@ def list_files(path: str) -> list[str]:
     return [path]
   if os.path.isdir(path):
     found = [
-        str(p)
-        for p in pathlib.Path(path).rglob('*')
-        if p.is_file()
-        and _suffix(p.name) in SUFFIXES
-        and not any(part[0] in '._' for part in p.relative_to(path).parts)
+      str(p)
+      for p in pathlib.Path(path).rglob('*')
+      if p.is_file()
+      and _suffix(p.name) in SUFFIXES
+      and not any(part[0] in '._' for part in p.relative_to(path).parts)
     ]
     return sorted(found)
   if glob.has_magic(path):
-    return sorted(p for p in glob.glob(path, recursive=True)
-                  if os.path.isfile(p))
+    return sorted(
+      p for p in glob.glob(path, recursive=True) if os.path.isfile(p)
+    )
   return []
 
 
@@ -65,31 +66,31 @@ def resolve(source: DataSource) -> dict:
   if not paths:
     if os.path.isdir(source.path):
       raise DataError(
-          f'{source.path}: no file ending in {", ".join(SUFFIXES)} (or .gz) '
-          'in this folder'
+        f'{source.path}: no file ending in {", ".join(SUFFIXES)} (or .gz) '
+        'in this folder'
       )
     if source.format == 'auto' and hub.looks_like_hub_id(source.path):
       return {'format': 'hf', **hub.resolve(source)}
     raise DataError(
-        f'{source.path}: no such file, folder or glob. A hub data set is '
-        'written owner/name'
+      f'{source.path}: no such file, folder or glob. A hub data set is '
+      'written owner/name'
     )
   formats = {
-      source.format if source.format != 'auto' else sniff(f): f for f in paths
+    source.format if source.format != 'auto' else sniff(f): f for f in paths
   }
   if len(formats) > 1:
     listed = ', '.join(f'{f} ({k})' for k, f in sorted(formats.items()))
     raise DataError(
-        f'{source.path}: files of several formats: {listed}. Use a glob that '
-        'matches one of them'
+      f'{source.path}: files of several formats: {listed}. Use a glob that '
+      'matches one of them'
     )
   stats = [(f, os.stat(f)) for f in paths]
   return {
-      'format': next(iter(formats)),
-      'files': [
-          {'path': f, 'size': s.st_size, 'mtime_ns': s.st_mtime_ns}
-          for f, s in stats
-      ],
+    'format': next(iter(formats)),
+    'files': [
+      {'path': f, 'size': s.st_size, 'mtime_ns': s.st_mtime_ns}
+      for f, s in stats
+    ],
   }
 
 
@@ -99,9 +100,9 @@ def read_records(source: DataSource, resolved: dict) -> Iterator[Record]:
     yield from hub.read(source, resolved)
     return
   reader = {
-      'jsonl': read_jsonl,
-      'json': json_document.read_json,
-      'parquet': arrow.read_parquet,
+    'jsonl': read_jsonl,
+    'json': json_document.read_json,
+    'parquet': arrow.read_parquet,
   }[resolved['format']]
   paths = [f['path'] for f in resolved['files']]
   if resolved['format'] == 'parquet':
@@ -127,8 +128,8 @@ def sniff(path: str) -> str:
     return by_name or 'jsonl'
   if not text.startswith('{'):
     raise DataError(
-        f'{path}: neither JSON, JSON Lines nor Parquet; it begins with '
-        f'{text[:40]!r}'
+      f'{path}: neither JSON, JSON Lines nor Parquet; it begins with '
+      f'{text[:40]!r}'
     )
   # An object: several on lines of their own (JSON Lines), or one document.
   try:
@@ -137,9 +138,11 @@ def sniff(path: str) -> str:
     first_line = text.split('\n', 1)[0]
     return 'json' if len(first_line) < len(text) else by_name or 'jsonl'
   one_document = not text[end:].strip() and any(
-      isinstance(v, list) and v and isinstance(v[0], dict)
-      and k not in ('messages', 'conversations', 'conversation')
-      for k, v in value.items()
+    isinstance(v, list)
+    and v
+    and isinstance(v[0], dict)
+    and k not in ('messages', 'conversations', 'conversation')
+    for k, v in value.items()
   )
   return 'json' if one_document else 'jsonl'
 
@@ -175,9 +178,9 @@ def read_jsonl(path: str) -> Iterator[Record]:
         break
   if bad:
     raise DataError(
-        f'{path}: not JSON Lines: none of its first {len(bad)} non-blank lines '
-        f'is a JSON object ({bad[0].problem}). For one JSON array or document '
-        'set data.format=json'
+      f'{path}: not JSON Lines: none of its first {len(bad)} non-blank lines '
+      f'is a JSON object ({bad[0].problem}). For one JSON array or document '
+      'set data.format=json'
     )
 
 
@@ -186,25 +189,25 @@ def _parse_line(line: bytes, number: int) -> Record:
     raw = line.decode('utf-8')
   except UnicodeDecodeError as e:
     return Record(
-        line.decode('utf-8', 'surrogateescape'), None,
-        f'not UTF-8: byte 0x{line[e.start]:02x} at position {e.start} of line '
-        f'{number}',
+      line.decode('utf-8', 'surrogateescape'),
+      None,
+      f'not UTF-8: byte 0x{line[e.start]:02x} at position {e.start} of line '
+      f'{number}',
     )
   try:
     value = json.loads(raw)
   except RecursionError:
-    return Record(raw, None, f'malformed JSON: {raw_lib.TOO_DEEP}, '
-                  f'line {number}')
+    return Record(
+      raw, None, f'malformed JSON: {raw_lib.TOO_DEEP}, line {number}'
+    )
   except ValueError as e:
     what = getattr(e, 'msg', str(e))
     column = getattr(e, 'colno', 1)
     return Record(
-        raw, None, f'malformed JSON: {what} at line {number} column {column}'
+      raw, None, f'malformed JSON: {what} at line {number} column {column}'
     )
   return raw_lib.to_record(raw, value, f' at line {number}')
 
 
 def _suffix(name: str) -> str:
   return pathlib.Path(name.removesuffix('.gz')).suffix.lower()
-
-

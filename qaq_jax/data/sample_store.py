@@ -23,7 +23,8 @@ VERSION = 2  # of the layout; a change makes older folders unreadable
 _GROUP_ROWS = 1024  # rows of a row group, the unit of reading,
 _GROUP_BYTES = 16 << 20  # or this many bytes of text, whichever is first
 
-_SCHEMA = pa.schema([
+_SCHEMA = pa.schema(
+  [
     ('row', pa.int64()),
     ('id', pa.string()),  # as JSON, so that 7 and "7" stay apart
     ('query', pa.string()),
@@ -33,11 +34,12 @@ _SCHEMA = pa.schema([
     ('status', pa.string()),
     ('reason', pa.string()),
     ('raw', pa.binary()),  # may hold bytes that are not UTF-8
-])
+  ]
+)
 
 
 def write_parts(
-    samples: Iterable[Sample], out_dir, rows_per_part: int, info: dict
+  samples: Iterable[Sample], out_dir, rows_per_part: int, info: dict
 ) -> dict:
   """Writes samples to `out_dir` in one step; returns the manifest.
 
@@ -66,14 +68,14 @@ def write_parts(
     writer.add(group)
   writer.close()
   manifest = {
-      'version': VERSION,
-      'rows': writer.rows,
-      'content_hash': digest.hexdigest(),
-      'statuses': dict(sorted(statuses.items())),
-      'reasons': reasons.result(),
-      'has_id': has_id,
-      'parts': writer.parts,
-      **info,
+    'version': VERSION,
+    'rows': writer.rows,
+    'content_hash': digest.hexdigest(),
+    'statuses': dict(sorted(statuses.items())),
+    'reasons': reasons.result(),
+    'has_id': has_id,
+    'parts': writer.parts,
+    **info,
   }
   manifest['sha256'] = _seal(manifest)
   (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + '\n')
@@ -109,7 +111,7 @@ class SampleStore:
         info = json.load(file)
     except FileNotFoundError as e:
       raise DataError(
-          f'{directory}: no prepared samples; run the prepare stage first'
+        f'{directory}: no prepared samples; run the prepare stage first'
       ) from e
     except ValueError as e:
       raise _damaged(directory / MANIFEST, e) from e
@@ -117,16 +119,15 @@ class SampleStore:
       raise _damaged(directory / MANIFEST, 'no JSON object')
     if info.get('version') != VERSION:
       raise DataError(
-          f'{directory}: samples of layout version {info.get("version")}, this '
-          f'program reads {VERSION}; run the prepare stage again'
+        f'{directory}: samples of layout version {info.get("version")}, this '
+        f'program reads {VERSION}; run the prepare stage again'
       )
     if info.get('sha256') != _seal(info):
       raise _damaged(directory / MANIFEST, 'not what was written')
     for part in info['parts']:
       if not (directory / part['file']).is_file():
         raise DataError(
-            f'{directory}: {part["file"]} is missing; run the prepare stage '
-            'again'
+          f'{directory}: {part["file"]} is missing; run the prepare stage again'
         )
     return cls(directory, info, stamp)
 
@@ -156,8 +157,9 @@ class SampleStore:
     """Whether any row has an id of its own."""
     return self.info['has_id']
 
-  def iter_rows(self, start: int = 0, stop: int | None = None
-                ) -> Iterator[Sample]:
+  def iter_rows(
+    self, start: int = 0, stop: int | None = None
+  ) -> Iterator[Sample]:
     """Yields samples `start <= row < stop` in order.
 
     Raises:
@@ -170,8 +172,9 @@ class SampleStore:
       for row in table.to_pylist():
         yield _from_row(row)
 
-  def iter_raw(self, start: int = 0, stop: int | None = None
-               ) -> Iterator[bytes]:
+  def iter_raw(
+    self, start: int = 0, stop: int | None = None
+  ) -> Iterator[bytes]:
     """Yields the raw lines of a row range, without line feeds."""
     stop = self.num_rows if stop is None else stop
     for table in self._tables(start, stop, ['raw']):
@@ -180,11 +183,11 @@ class SampleStore:
   def _tables(self, start, stop, columns) -> Iterator[pa.Table]:
     if not 0 <= start <= stop <= self.num_rows:
       raise IndexError(
-          f'rows {start}:{stop} of a store with {self.num_rows} rows'
+        f'rows {start}:{stop} of a store with {self.num_rows} rows'
       )
     parts = self.info['parts']
     first = bisect.bisect_right([p['start'] for p in parts], start) - 1
-    for part in parts[max(first, 0):]:
+    for part in parts[max(first, 0) :]:
       at = part['start']
       if at >= stop:
         return
@@ -193,8 +196,8 @@ class SampleStore:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
           self._check_unchanged()
           groups = [
-              file.metadata.row_group(i).num_rows
-              for i in range(file.num_row_groups)
+            file.metadata.row_group(i).num_rows
+            for i in range(file.num_row_groups)
           ]
           if (sum(groups), file.schema_arrow) != (part['rows'], _SCHEMA):
             # The footer has no checksum of its own.
@@ -221,8 +224,8 @@ class SampleStore:
       now = {}
     if now.get('parts') != self.info['parts']:
       raise DataError(
-          f'{self.directory}: was replaced by other samples while it was being '
-          'read; start this run again, and prepare one folder from one run only'
+        f'{self.directory}: was replaced by other samples while it was being '
+        'read; start this run again, and prepare one folder from one run only'
       )
 
 
@@ -242,8 +245,11 @@ class _PartWriter:
       name = f'part-{len(self.parts):06d}.parquet'
       self.parts.append({'file': name, 'start': self.rows, 'rows': 0})
       self._writer = pq.ParquetWriter(
-          self._directory / name, _SCHEMA, compression='zstd',
-          write_statistics=False, write_page_checksum=True,
+        self._directory / name,
+        _SCHEMA,
+        compression='zstd',
+        write_statistics=False,
+        write_page_checksum=True,
       )
     self._group.append(row)
     self._bytes += len(row['raw']) + len(row['query']) + len(row['answer'])
@@ -271,8 +277,8 @@ class _PartWriter:
 
 def _damaged(path, why) -> DataError:
   return DataError(
-      f'{path}: damaged on the disk ({why}); run the prepare stage again, it '
-      'writes damaged samples anew. If that fails too, look at the disk'
+    f'{path}: damaged on the disk ({why}); run the prepare stage again, it '
+    'writes damaged samples anew. If that fails too, look at the disk'
   )
 
 
@@ -294,15 +300,15 @@ def _sha256(path) -> str:
 
 def _to_row(sample: Sample) -> dict:
   return {
-      'row': sample.row,
-      'id': None if sample.id is None else json.dumps(sample.id),
-      'query': sample.query,
-      'input': sample.input,
-      'answer': sample.answer,
-      'system': sample.system,
-      'status': sample.status,
-      'reason': sample.reason,
-      'raw': _raw_bytes(sample.raw),
+    'row': sample.row,
+    'id': None if sample.id is None else json.dumps(sample.id),
+    'query': sample.query,
+    'input': sample.input,
+    'answer': sample.answer,
+    'system': sample.system,
+    'status': sample.status,
+    'reason': sample.reason,
+    'raw': _raw_bytes(sample.raw),
   }
 
 
@@ -316,8 +322,8 @@ def _hashable(value) -> bytes:
   """The value's type, length and bytes: no two rows hash alike by chance."""
   if value is None:
     return b'n'
-  kind, data = (b'b', value) if isinstance(value, bytes) else (
-      b's', str(value).encode()
+  kind, data = (
+    (b'b', value) if isinstance(value, bytes) else (b's', str(value).encode())
   )
   return kind + len(data).to_bytes(8, 'little') + data
 

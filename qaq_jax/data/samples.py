@@ -24,8 +24,13 @@ from qaq_jax.data.selected import write_selected
 from qaq_jax.data.types import DataError, DataSource, Sample
 
 __all__ = [
-    'DataError', 'DataSource', 'Sample', 'SampleStore', 'prepare',
-    'read_samples', 'write_selected',
+  'DataError',
+  'DataSource',
+  'Sample',
+  'SampleStore',
+  'prepare',
+  'read_samples',
+  'write_selected',
 ]
 
 _PROBE = 100  # records looked at to recognise the columns
@@ -43,10 +48,10 @@ def read_samples(source: DataSource) -> Iterator[Sample]:
 
 
 def prepare(
-    source: DataSource,
-    out_dir,
-    rows_per_part: int = 65536,
-    log: Callable[[str], None] = print,
+  source: DataSource,
+  out_dir,
+  rows_per_part: int = 65536,
+  log: Callable[[str], None] = print,
 ) -> dict:
   """Writes the samples of a source to `out_dir` as Parquet parts.
 
@@ -80,12 +85,15 @@ def prepare(
   shown = ', '.join(f'{r} = {c!r}' for r, c in columns.items())
   log(f'{source.path} ({resolved["format"]}): {shown or "no rows"}')
   info = {
-      'source': {
-          'path': source.path, **resolved,
-          'turns': source.turns, 'strip': source.strip, 'limit': source.limit,
-      },
-      'columns': columns,
-      'request': request,
+    'source': {
+      'path': source.path,
+      **resolved,
+      'turns': source.turns,
+      'strip': source.strip,
+      'limit': source.limit,
+    },
+    'columns': columns,
+    'request': request,
   }
   info = write_parts(samples, out_dir, rows_per_part, info)
   counts = ', '.join(f'{n} {s}' for s, n in sorted(info['statuses'].items()))
@@ -96,7 +104,7 @@ def prepare(
 
 
 def current(
-    source: DataSource, out_dir, log: Callable[[str], None] = print
+  source: DataSource, out_dir, log: Callable[[str], None] = print
 ) -> dict | None:
   """What `prepare` returned, if it would write the same samples again."""
   resolved = records_lib.resolve(source)
@@ -135,7 +143,7 @@ def _kept(out_dir, request, resolved, log) -> dict | None:
 def _open_samples(source, resolved):
   """(columns, iterator of samples) of a resolved source."""
   records = itertools.islice(
-      records_lib.read_records(source, resolved), source.limit
+    records_lib.read_records(source, resolved), source.limit
   )
   head = list(itertools.islice(records, _PROBE))
   columns = {}
@@ -143,6 +151,6 @@ def _open_samples(source, resolved):
     columns = mapping.recognise(head, source.columns, source.path)
   records = itertools.chain(head, records)
   return columns, (
-      mapping.to_sample(row, record, columns, source)
-      for row, record in enumerate(records)
+    mapping.to_sample(row, record, columns, source)
+    for row, record in enumerate(records)
   )

@@ -35,23 +35,23 @@ def write_selected(store: SampleStore, rows, path) -> None:
   """
   rows = np.asarray(rows, np.int64)
   if rows.size and (
-      rows[0] < 0 or rows[-1] >= store.num_rows or (np.diff(rows) <= 0).any()
+    rows[0] < 0 or rows[-1] >= store.num_rows or (np.diff(rows) <= 0).any()
   ):
     raise ValueError(
-        f'rows must be increasing and within 0..{store.num_rows - 1}'
+      f'rows must be increasing and within 0..{store.num_rows - 1}'
     )
   path = pathlib.Path(path)
   if not path.name.endswith(_ENDINGS):
     raise DataError(
-        f'{path}: config.select.output must end in one of '
-        f'{", ".join(_ENDINGS)}, which says the format to write'
+      f'{path}: config.select.output must end in one of '
+      f'{", ".join(_ENDINGS)}, which says the format to write'
     )
   if path.suffix == '.parquet':
     form = store.info['source'].get('format')
     if form != 'parquet':
       raise DataError(
-          f'{path}: Parquet output needs Parquet input; the input was {form}. '
-          'Let config.select.output end in .jsonl'
+        f'{path}: Parquet output needs Parquet input; the input was {form}. '
+        'Let config.select.output end in .jsonl'
       )
     with _atomic_path(path) as temporary:
       _write_parquet(store, rows, temporary)
@@ -60,8 +60,9 @@ def write_selected(store: SampleStore, rows, path) -> None:
   with _atomic_path(path) as temporary, open(temporary, 'wb') as plain:
     # No name and no time in the gzip header: same rows, same bytes.
     out = (
-        gzip.GzipFile('', 'wb', fileobj=plain, mtime=0)
-        if path.suffix == '.gz' else plain
+      gzip.GzipFile('', 'wb', fileobj=plain, mtime=0)
+      if path.suffix == '.gz'
+      else plain
     )
     out.write(b'[\n' if as_array else b'')
     for i, line in enumerate(_raw_lines(store, rows)):
@@ -93,8 +94,8 @@ def _write_parquet(store, rows, path):
       stat = os.stat(file['path'])
       if (stat.st_size, stat.st_mtime_ns) != (file['size'], file['mtime_ns']):
         raise DataError(
-            f'{file["path"]} changed since it was prepared; run the prepare '
-            'and score stages again, or write .jsonl'
+          f'{file["path"]} changed since it was prepared; run the prepare '
+          'and score stages again, or write .jsonl'
         )
       with pq.ParquetFile(file['path']) as data:
         writer = writer or pq.ParquetWriter(path, data.schema_arrow)

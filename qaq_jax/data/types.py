@@ -11,9 +11,9 @@ FORMATS = ('auto', 'jsonl', 'json', 'parquet', 'hf')
 
 # Ours: the paper publishes a wording for mathematics only (spec 1, rule 7).
 REVERSE_INSTRUCTION = (
-    'Below is a piece of code. Write the instruction that a user would have '
-    'given to receive exactly this code as the answer. Reply with the '
-    'instruction only.\n\n{answer}'
+  'Below is a piece of code. Write the instruction that a user would have '
+  'given to receive exactly this code as the answer. Reply with the '
+  'instruction only.\n\n{answer}'
 )
 
 
@@ -56,17 +56,17 @@ class DataSource:
       raise DataError('data.path is empty: name a file, folder or hub id')
     if self.format not in FORMATS:
       raise DataError(
-          f'data.format={self.format!r}: choose one of {", ".join(FORMATS)}'
+        f'data.format={self.format!r}: choose one of {", ".join(FORMATS)}'
       )
     if self.turns not in TURNS:
       raise DataError(
-          f'data.turns={self.turns!r}: choose one of {", ".join(TURNS)}'
+        f'data.turns={self.turns!r}: choose one of {", ".join(TURNS)}'
       )
     unknown = sorted(set(self.columns) - set(COLUMN_ROLES))
     if unknown:
       raise DataError(
-          f'data.columns has unknown keys {unknown}; there are: '
-          + ', '.join(COLUMN_ROLES)
+        f'data.columns has unknown keys {unknown}; there are: '
+        + ', '.join(COLUMN_ROLES)
       )
     set_ = object.__setattr__
     set_(self, 'path', str(self.path))

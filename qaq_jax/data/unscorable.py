@@ -38,7 +38,7 @@ class ReasonCounter:
   def result(self) -> list[dict]:
     """Returns `reason`, `rows` and `first` (a row), most frequent first."""
     return sorted(
-        self._reasons.values(), key=lambda r: (-r['rows'], r['first'])
+      self._reasons.values(), key=lambda r: (-r['rows'], r['first'])
     )
 
 
@@ -49,25 +49,25 @@ def describe(info: dict) -> list[str]:
     info: `rows`, `statuses` and `reasons`, as `prepare` returns them.
   """
   reasons = info.get('reasons', [])  # none in older folders
-  shown = reasons if len(reasons) <= _SHOWN else reasons[:_SHOWN - 1]
+  shown = reasons if len(reasons) <= _SHOWN else reasons[: _SHOWN - 1]
   lines = [
-      f'  {r["rows"]:,} x {_cut(r["reason"])} (first: row {r["first"]},'
-      ' counted from 0)'
-      for r in shown
+    f'  {r["rows"]:,} x {_cut(r["reason"])} (first: row {r["first"]},'
+    ' counted from 0)'
+    for r in shown
   ]
-  if rest := reasons[len(shown):]:
+  if rest := reasons[len(shown) :]:
     lines.append(
-        f'  {sum(r["rows"] for r in rest):,} x {len(rest)} more reasons'
+      f'  {sum(r["rows"] for r in rest):,} x {len(rest)} more reasons'
     )
   bad = info['rows'] - info['statuses'].get('ok', 0)
   if bad > _MANY * info['rows']:
     lines.append(
-        f'! {bad:,} of {info["rows"]:,} rows ({bad / info["rows"]:.0%}) cannot '
-        'be scored and will not be selected: check config.data.columns and '
-        'config.data.turns against the reasons above, or the data'
+      f'! {bad:,} of {info["rows"]:,} rows ({bad / info["rows"]:.0%}) cannot '
+      'be scored and will not be selected: check config.data.columns and '
+      'config.data.turns against the reasons above, or the data'
     )
   return lines
 
 
 def _cut(text: str) -> str:
-  return text if len(text) <= _WIDTH else text[:_WIDTH - 3] + '...'
+  return text if len(text) <= _WIDTH else text[: _WIDTH - 3] + '...'

@@ -49,7 +49,7 @@ class CorpusOptions:
 
 
 def mine_corpus(
-    options: CorpusOptions,
+  options: CorpusOptions,
 ) -> tuple[list[mining.Pair], list[mining.Pair]]:
   """Training and held-out pairs; none equals a pair of the demo's packages.
 
@@ -58,7 +58,7 @@ def mine_corpus(
   """
   _check_installed(options)
   limits = mining.Limits(
-      min_query=16, min_words=4, max_answer=options.max_answer
+    min_query=16, min_words=4, max_answer=options.max_answer
   )
   site = options.site or None
   held_out_names = tuple(name for name, *_ in options.held_out)
@@ -68,13 +68,15 @@ def mine_corpus(
   codes = {mining.normalised_code(p.answer) for p in demo}
   queries = {mining.normalised_query(p.query) for p in demo}
   kept = [
-      p for p in found
-      if mining.normalised_code(p.answer) not in codes
-      and mining.normalised_query(p.query) not in queries
+    p
+    for p in found
+    if mining.normalised_code(p.answer) not in codes
+    and mining.normalised_query(p.query) not in queries
   ]
   logging.info(
-      '%s; left out %d that the demo has too',
-      mining.describe(kept, site), len(found) - len(kept),
+    '%s; left out %d that the demo has too',
+    mining.describe(kept, site),
+    len(found) - len(kept),
   )
   held_out = [p for p in kept if p.package in held_out_names]
   return [p for p in kept if p.package not in held_out_names], held_out
@@ -90,15 +92,15 @@ def _check_installed(options):
   if missing:
     where = options.site or 'SITE_PACKAGES'
     raise ModuleNotFoundError(
-        f'{len(missing)} packages of the corpus are not installed in '
-        f'{options.site or "the running environment"}. Install them with\n'
-        f'  pip install --no-deps --target={where} {" ".join(missing)}\n'
-        f'and give --config.corpus.site={where}'
+      f'{len(missing)} packages of the corpus are not installed in '
+      f'{options.site or "the running environment"}. Install them with\n'
+      f'  pip install --no-deps --target={where} {" ".join(missing)}\n'
+      f'and give --config.corpus.site={where}'
     )
 
 
 def load_or_mine(
-    options: CorpusOptions, workdir: str | os.PathLike
+  options: CorpusOptions, workdir: str | os.PathLike
 ) -> tuple[list[mining.Pair], list[mining.Pair]]:
   """`mine_corpus`, kept in WORKDIR/{train,held_out}.jsonl for the next time."""
   files = [pathlib.Path(workdir, f'{n}.jsonl') for n in ('train', 'held_out')]
@@ -109,20 +111,20 @@ def load_or_mine(
       part.write_text(''.join(lines), encoding='utf-8')
       part.rename(file)
   return tuple(
-      [mining.Pair(**json.loads(line)) for line in f.open(encoding='utf-8')]
-      for f in files
+    [mining.Pair(**json.loads(line)) for line in f.open(encoding='utf-8')]
+    for f in files
   )
 
 
 def encode(
-    tokenizer: tokenizers.Tokenizer, pairs: Sequence[mining.Pair]
+  tokenizer: tokenizers.Tokenizer, pairs: Sequence[mining.Pair]
 ) -> list[separation.Tokens]:
   """Ids of each pair's query and answer, encoded separately as in scoring."""
   queries = tokenizer.encode_batch([p.query for p in pairs])
   answers = tokenizer.encode_batch([p.answer for p in pairs])
   return [
-      separation.Tokens(tuple(q.ids), tuple(a.ids))
-      for q, a in zip(queries, answers, strict=True)
+    separation.Tokens(tuple(q.ids), tuple(a.ids))
+    for q, a in zip(queries, answers, strict=True)
   ]
 
 
@@ -131,19 +133,19 @@ def pieces(tokenizer: tokenizers.Tokenizer) -> dict[str, tuple[int, ...]]:
   newline = tuple(tokenizer.encode('\n').ids)
   after = REVERSE_INSTRUCTION.removeprefix('{answer}')
   return {
-      'bos': (tokenizer.token_to_id(tokenizer_lib.BOS),),
-      'eos': (tokenizer.token_to_id(tokenizer_lib.EOS),),
-      'newline': newline,
-      'before_query': (*tokenizer.encode(after).ids, *newline),
+    'bos': (tokenizer.token_to_id(tokenizer_lib.BOS),),
+    'eos': (tokenizer.token_to_id(tokenizer_lib.EOS),),
+    'newline': newline,
+    'before_query': (*tokenizer.encode(after).ids, *newline),
   }
 
 
 def make_examples(
-    tokenizer: tokenizers.Tokenizer,
-    pairs: Sequence[mining.Pair],
-    *,
-    forward_share: float,
-    query_weight: float,
+  tokenizer: tokenizers.Tokenizer,
+  pairs: Sequence[mining.Pair],
+  *,
+  forward_share: float,
+  query_weight: float,
 ) -> list[Example]:
   """Every pair answer first, and a fixed share of them also query first."""
   part = pieces(tokenizer)
@@ -152,22 +154,28 @@ def make_examples(
   def add(row, *spans):
     ids = [i for ids, _ in spans for i in ids]
     weights = [w for ids, w in spans for _ in ids]
-    examples.append(Example(
-        np.array(ids, np.int32), np.array(weights, np.float32), row
-    ))
+    examples.append(
+      Example(np.array(ids, np.int32), np.array(weights, np.float32), row)
+    )
 
   encoded = encode(tokenizer, pairs)
   for row, (pair, ids) in enumerate(zip(pairs, encoded, strict=True)):
     add(
-        row,
-        (part['bos'], 0), (ids.answer, 1), (part['before_query'], 0),
-        (ids.query, query_weight), (part['eos'], 1),
+      row,
+      (part['bos'], 0),
+      (ids.answer, 1),
+      (part['before_query'], 0),
+      (ids.query, query_weight),
+      (part['eos'], 1),
     )
     digest = hashlib.sha256(pair.query.encode()).digest()
     if int.from_bytes(digest[:4], 'big') < forward_share * 2**32:
       add(
-          row,
-          (part['bos'], 0), (ids.query, query_weight), (part['newline'], 1),
-          (ids.answer, 1), (part['eos'], 1),
+        row,
+        (part['bos'], 0),
+        (ids.query, query_weight),
+        (part['newline'], 1),
+        (ids.answer, 1),
+        (part['eos'], 1),
       )
   return examples

@@ -16,11 +16,11 @@ from qaq_jax.demo import mining
 
 CLEAN = 'none'
 DEFECTS = {
-    'swapped': 'the answer belongs to another query of similar answer length',
-    'nonsense': 'half of the words of the query are invented',
-    'echo': 'the answer only repeats the query',
-    'cut_off': 'the answer stops early',
-    'boilerplate': 'the answer is an empty frame that would fit any query',
+  'swapped': 'the answer belongs to another query of similar answer length',
+  'nonsense': 'half of the words of the query are invented',
+  'echo': 'the answer only repeats the query',
+  'cut_off': 'the answer stops early',
+  'boilerplate': 'the answer is an empty frame that would fit any query',
 }
 
 # Short answers: a few thousand rows are scored in under a minute, and the
@@ -28,45 +28,80 @@ DEFECTS = {
 DEMO_LIMITS = mining.Limits(max_answer=600)
 
 # Parts of invented words: pronounceable, and words of nothing.
-_ONSETS = ('b', 'bl', 'd', 'dr', 'f', 'gl', 'gr', 'k', 'l', 'm', 'n', 'pl',
-           'qu', 'r', 'sk', 'sn', 't', 'tr', 'v', 'w', 'z')
+_ONSETS = (
+  'b',
+  'bl',
+  'd',
+  'dr',
+  'f',
+  'gl',
+  'gr',
+  'k',
+  'l',
+  'm',
+  'n',
+  'pl',
+  'qu',
+  'r',
+  'sk',
+  'sn',
+  't',
+  'tr',
+  'v',
+  'w',
+  'z',
+)
 _NUCLEI = ('a', 'e', 'i', 'o', 'u', 'ai', 'ee', 'oo')
-_CODAS = ('b', 'd', 'g', 'lk', 'm', 'mp', 'n', 'nd', 'p', 'rf', 'sh', 't',
-          'x', 'zz')
+_CODAS = (
+  'b',
+  'd',
+  'g',
+  'lk',
+  'm',
+  'mp',
+  'n',
+  'nd',
+  'p',
+  'rf',
+  'sh',
+  't',
+  'x',
+  'zz',
+)
 _ECHOES = (
-    'def main():\n    print({query!r})',
-    '# {query}\ndef solution():\n    # {query}\n    pass',
-    'def function():\n    text = {query!r}\n    return text',
+  'def main():\n    print({query!r})',
+  '# {query}\ndef solution():\n    # {query}\n    pass',
+  'def function():\n    text = {query!r}\n    return text',
 )
 _BOILERPLATE = (
-    'def solution(*args, **kwargs):\n'
-    '    # TODO: add the implementation here\n'
-    '    result = None\n'
-    '    return result',
-    'class Solution:\n'
-    '    def __init__(self):\n'
-    '        self.data = None\n'
-    '    def run(self):\n'
-    '        return self.data',
-    'def main():\n'
-    '    # Your code goes here\n'
-    '    pass\n'
-    '\n'
-    "if __name__ == '__main__':\n"
-    '    main()',
-    'import os\nimport sys\n\ndef process(data):\n'
-    '    try:\n'
-    '        return data\n'
-    '    except Exception as e:\n'
-    '        print(e)\n'
-    '        return None',
+  'def solution(*args, **kwargs):\n'
+  '    # TODO: add the implementation here\n'
+  '    result = None\n'
+  '    return result',
+  'class Solution:\n'
+  '    def __init__(self):\n'
+  '        self.data = None\n'
+  '    def run(self):\n'
+  '        return self.data',
+  'def main():\n'
+  '    # Your code goes here\n'
+  '    pass\n'
+  '\n'
+  "if __name__ == '__main__':\n"
+  '    main()',
+  'import os\nimport sys\n\ndef process(data):\n'
+  '    try:\n'
+  '        return data\n'
+  '    except Exception as e:\n'
+  '        print(e)\n'
+  '        return None',
 )
 
 
 def _word(rng: random.Random) -> str:
   return ''.join(
-      rng.choice(_ONSETS) + rng.choice(_NUCLEI) + rng.choice(_CODAS)
-      for _ in range(rng.choice((1, 2, 2)))
+    rng.choice(_ONSETS) + rng.choice(_NUCLEI) + rng.choice(_CODAS)
+    for _ in range(rng.choice((1, 2, 2)))
   )
 
 
@@ -116,10 +151,10 @@ def _swap(records: list[dict], rows: Sequence[int]) -> None:
 
 
 def plant(
-    pairs: Sequence[mining.Pair],
-    *,
-    shares: Mapping[str, float],
-    seed: int = 0,
+  pairs: Sequence[mining.Pair],
+  *,
+  shares: Mapping[str, float],
+  seed: int = 0,
 ) -> list[dict]:
   """Records in the Alpaca schema with `id` and `defect`, defects planted.
 
@@ -137,23 +172,23 @@ def plant(
   counts = {name: round(share * len(pairs)) for name, share in shares.items()}
   if min(counts.values(), default=0) < 0 or sum(counts.values()) > len(pairs):
     raise ValueError(
-        f'shares {dict(shares)} of {len(pairs)} rows: each at least 0 and '
-        'together at most 1'
+      f'shares {dict(shares)} of {len(pairs)} rows: each at least 0 and '
+      'together at most 1'
     )
   if counts.get('swapped') == 1:
     raise ValueError(
-        f'a swap needs two rows; raise the share of swapped or the '
-        f'number of rows ({len(pairs)})'
+      f'a swap needs two rows; raise the share of swapped or the '
+      f'number of rows ({len(pairs)})'
     )
   rng = random.Random(f'planted defects {seed}')
   records = [
-      {
-          'id': f'{pair.package}/{pair.module}:{pair.name}',
-          'instruction': pair.query,
-          'output': pair.answer,
-          'defect': CLEAN,
-      }
-      for pair in pairs
+    {
+      'id': f'{pair.package}/{pair.module}:{pair.name}',
+      'instruction': pair.query,
+      'output': pair.answer,
+      'defect': CLEAN,
+    }
+    for pair in pairs
   ]
   rows = rng.sample(range(len(records)), sum(counts.values()))
   # A cut-off or nonsense row keeps its own pair, so swapping touches only
@@ -177,15 +212,15 @@ def plant(
 
 
 def write_demo_data(
-    path: str | os.PathLike,
-    *,
-    rows: int,
-    shares: Mapping[str, float],
-    seed: int = 0,
-    packages: Sequence[str] = mining.DEMO_PACKAGES,
-    limits: mining.Limits = DEMO_LIMITS,
-    held_out: int = 0,
-    held_out_path: str | os.PathLike | None = None,
+  path: str | os.PathLike,
+  *,
+  rows: int,
+  shares: Mapping[str, float],
+  seed: int = 0,
+  packages: Sequence[str] = mining.DEMO_PACKAGES,
+  limits: mining.Limits = DEMO_LIMITS,
+  held_out: int = 0,
+  held_out_path: str | os.PathLike | None = None,
 ) -> dict:
   """Mines, plants defects and writes the demo's JSONL, atomically.
 
@@ -216,11 +251,11 @@ def write_demo_data(
     _write_lines(held_out_path, rest)
   counts = count_defects(record['defect'] for record in records)
   return {
-      'rows': len(records),
-      'held_out': len(rest),
-      'defects': counts,
-      'source': mining.describe(mined),
-      'content_hash': mining.content_hash(drawn),
+    'rows': len(records),
+    'held_out': len(rest),
+    'defects': counts,
+    'source': mining.describe(mined),
+    'content_hash': mining.content_hash(drawn),
   }
 
 

@@ -22,7 +22,7 @@ _ROWS = flags.DEFINE_integer('rows', 1000, 'Pairs to measure on.')
 
 
 def measure(
-    folder: str | os.PathLike, pairs: list[mining.Pair]
+  folder: str | os.PathLike, pairs: list[mining.Pair]
 ) -> dict[str, float]:
   """`separation.separation` of a model in Hugging Face format, float32.
 
@@ -35,14 +35,14 @@ def measure(
   """
   model = checkpoint.load(folder, mesh=None, dtype=jnp.float32)
   tokenizer = tokenizers.Tokenizer.from_file(
-      str(pathlib.Path(folder) / 'tokenizer.json')
+    str(pathlib.Path(folder) / 'tokenizer.json')
   )
   part = corpus.pieces(tokenizer)
   return separation.separation(
-      model,
-      corpus.encode(tokenizer, pairs),
-      bos=part['bos'][0],
-      before_query=part['before_query'],
+    model,
+    corpus.encode(tokenizer, pairs),
+    bos=part['bos'][0],
+    before_query=part['before_query'],
   )
 
 

@@ -50,11 +50,11 @@ def swap_by_length(lengths: Sequence[int]) -> np.ndarray:
 
 
 def nll(
-    model: nnx.Module,
-    rows: Sequence[tuple[Sequence[int], int]],
-    *,
-    tokens_per_batch: int = 8192,
-    multiple: int = 64,
+  model: nnx.Module,
+  rows: Sequence[tuple[Sequence[int], int]],
+  *,
+  tokens_per_batch: int = 8192,
+  multiple: int = 64,
 ) -> np.ndarray:
   """Sum of -log p, nats, over each row's tokens from position `start` on.
 
@@ -67,7 +67,7 @@ def nll(
   graphdef, params = nnx.split(model)
   chunks = head_lib.HeadChunks.for_platform(jax.default_backend())
   batch_nll = jax.jit(
-      partial(likelihood.batch_likelihood, graphdef, chunks=chunks)
+    partial(likelihood.batch_likelihood, graphdef, chunks=chunks)
   )
   sums = np.zeros(len(rows))
   length_of = {}
@@ -91,11 +91,11 @@ def nll(
 
 
 def separation(
-    model: nnx.Module,
-    pairs: Sequence[Tokens],
-    *,
-    bos: int,
-    before_query: Sequence[int],
+  model: nnx.Module,
+  pairs: Sequence[Tokens],
+  *,
+  bos: int,
+  before_query: Sequence[int],
 ) -> dict[str, float]:
   """AUROC of RMI, true answers against answers of about equal length.
 
@@ -118,13 +118,13 @@ def separation(
   rows = [((bos, *p.query), 1) for p in pairs]
   rows += [reverse(p, p.answer) for p in pairs]
   rows += [
-      reverse(p, pairs[j].answer) for p, j in zip(pairs, partner, strict=True)
+    reverse(p, pairs[j].answer) for p, j in zip(pairs, partner, strict=True)
   ]
   sizes = np.array([len(p.query) for p in pairs])
   alone, true, swapped = nll(model, rows).reshape(3, -1) / sizes
   return {
-      'auroc': auroc(alone - true, alone - swapped),
-      'nll_q': float(alone.mean()),
-      'nll_q_given_a': float(true.mean()),
-      'nll_q_given_swapped': float(swapped.mean()),
+    'auroc': auroc(alone - true, alone - swapped),
+    'nll_q': float(alone.mean()),
+    'nll_q_given_a': float(true.mean()),
+    'nll_q_given_swapped': float(swapped.mean()),
   }

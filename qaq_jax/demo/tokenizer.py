@@ -24,42 +24,44 @@ PATTERN = r'[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[0-9]|[^A-Za-z0-9]{1,16}'
 
 
 def train_tokenizer(
-    texts: Iterable[str], vocab_size: int
+  texts: Iterable[str], vocab_size: int
 ) -> tokenizers.Tokenizer:
   """Trains the tokenizer; the same texts give the same vocabulary."""
   tokenizer = tokenizers.Tokenizer(models.BPE())
-  tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+  tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    [
       pre_tokenizers.Split(tokenizers.Regex(PATTERN), 'isolated'),
       pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-  ])
+    ]
+  )
   tokenizer.decoder = decoders.ByteLevel()
   trainer = trainers.BpeTrainer(
-      vocab_size=vocab_size,
-      special_tokens=[BOS, EOS, PAD],
-      initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-      show_progress=False,
+    vocab_size=vocab_size,
+    special_tokens=[BOS, EOS, PAD],
+    initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+    show_progress=False,
   )
   tokenizer.train_from_iterator(texts, trainer)
   return tokenizer
 
 
 def save_tokenizer(
-    tokenizer: tokenizers.Tokenizer,
-    directory: str | os.PathLike,
-    *,
-    max_length: int,
+  tokenizer: tokenizers.Tokenizer,
+  directory: str | os.PathLike,
+  *,
+  max_length: int,
 ) -> None:
   """Writes tokenizer.json and tokenizer_config.json for AutoTokenizer."""
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   tokenizer.save(str(directory / 'tokenizer.json'))
   config = {
-      'tokenizer_class': 'PreTrainedTokenizerFast',
-      'bos_token': BOS,
-      'eos_token': EOS,
-      'pad_token': PAD,
-      'clean_up_tokenization_spaces': False,
-      'model_max_length': max_length,
+    'tokenizer_class': 'PreTrainedTokenizerFast',
+    'bos_token': BOS,
+    'eos_token': EOS,
+    'pad_token': PAD,
+    'clean_up_tokenization_spaces': False,
+    'model_max_length': max_length,
   }
   text = json.dumps(config, indent=2) + '\n'
   (directory / 'tokenizer_config.json').write_text(text, encoding='utf-8')

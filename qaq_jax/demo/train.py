@@ -24,8 +24,10 @@ from qaq_jax.models.decoder import Decoder
 from qaq_jax.models.hf import checkpoint
 
 _CONFIG = config_flags.DEFINE_config_file(
-    'config', None, 'Recipe, as in configs/train_demo.py:strong.',
-    lock_config=True,
+  'config',
+  None,
+  'Recipe, as in configs/train_demo.py:strong.',
+  lock_config=True,
 )
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of all output.')
 
@@ -43,25 +45,25 @@ def load_or_train_tokenizer(pairs, vocab_size: int, path: pathlib.Path):
 def model_config(sizes: dict, tokenizer, max_length: int) -> dict:
   """A Qwen3 config.json of the given sizes for the tokenizer."""
   return {
-      'model_type': 'qwen3',
-      'architectures': ['Qwen3ForCausalLM'],
-      'vocab_size': tokenizer.get_vocab_size(),
-      'hidden_size': sizes['hidden_size'],
-      'intermediate_size': sizes['intermediate_size'],
-      'num_hidden_layers': sizes['num_layers'],
-      'num_attention_heads': sizes['num_heads'],
-      'num_key_value_heads': sizes['num_heads'],
-      'head_dim': sizes['head_dim'],
-      'max_position_embeddings': max_length,
-      'rope_theta': 10000.0,
-      'rms_norm_eps': 1e-6,
-      'hidden_act': 'silu',
-      'attention_bias': False,
-      'use_sliding_window': False,
-      'tie_word_embeddings': True,
-      'bos_token_id': tokenizer.token_to_id(tokenizer_lib.BOS),
-      'eos_token_id': tokenizer.token_to_id(tokenizer_lib.EOS),
-      'pad_token_id': tokenizer.token_to_id(tokenizer_lib.PAD),
+    'model_type': 'qwen3',
+    'architectures': ['Qwen3ForCausalLM'],
+    'vocab_size': tokenizer.get_vocab_size(),
+    'hidden_size': sizes['hidden_size'],
+    'intermediate_size': sizes['intermediate_size'],
+    'num_hidden_layers': sizes['num_layers'],
+    'num_attention_heads': sizes['num_heads'],
+    'num_key_value_heads': sizes['num_heads'],
+    'head_dim': sizes['head_dim'],
+    'max_position_embeddings': max_length,
+    'rope_theta': 10000.0,
+    'rms_norm_eps': 1e-6,
+    'hidden_act': 'silu',
+    'attention_bias': False,
+    'use_sliding_window': False,
+    'tie_word_embeddings': True,
+    'bos_token_id': tokenizer.token_to_id(tokenizer_lib.BOS),
+    'eos_token_id': tokenizer.token_to_id(tokenizer_lib.EOS),
+    'pad_token_id': tokenizer.token_to_id(tokenizer_lib.PAD),
   }
 
 
@@ -72,13 +74,13 @@ def train(config, workdir: str) -> dict:
   options = corpus.CorpusOptions(**config.corpus)
   train_pairs, held_out = corpus.load_or_mine(options, workdir)
   tokenizer = load_or_train_tokenizer(
-      train_pairs, options.vocab_size, workdir / 'tokenizer' / 'tokenizer.json'
+    train_pairs, options.vocab_size, workdir / 'tokenizer' / 'tokenizer.json'
   )
   examples = corpus.make_examples(
-      tokenizer,
-      train_pairs,
-      forward_share=options.forward_share,
-      query_weight=options.query_weight,
+    tokenizer,
+    train_pairs,
+    forward_share=options.forward_share,
+    query_weight=options.query_weight,
   )
   every = max(len(held_out) // options.max_held_out, 1)
   measured = corpus.encode(tokenizer, held_out[::every])
@@ -86,30 +88,30 @@ def train(config, workdir: str) -> dict:
 
   def evaluate(model):
     return separation.separation(
-        model, measured, bos=part['bos'][0], before_query=part['before_query']
+      model, measured, bos=part['bos'][0], before_query=part['before_query']
     )
 
   model = Decoder(
-      config_lib.from_hf(model_config(config.model, tokenizer, 1024)),
-      rngs=nnx.Rngs(config.seed),
-      dtype=jnp.dtype(config.dtype),
+    config_lib.from_hf(model_config(config.model, tokenizer, 1024)),
+    rngs=nnx.Rngs(config.seed),
+    dtype=jnp.dtype(config.dtype),
   )
   logging.info(
-      '%d training, %d held-out pairs', len(train_pairs), len(measured)
+    '%d training, %d held-out pairs', len(train_pairs), len(measured)
   )
   optimizer_options = optimizer.OptimizerOptions(**config.optimizer)
   trainer = step.Trainer(
-      model, optimizer.make(optimizer_options), step.StepOptions()
+    model, optimizer.make(optimizer_options), step.StepOptions()
   )
   fitted = loop.fit(
-      trainer,
-      trainer.state,
-      examples,
-      workdir,
-      options=loop.FitOptions(seed=config.seed, **config.loop),
-      optimizer_options=optimizer_options,
-      measure_fn=lambda state: evaluate(trainer.model(state)),
-      name=config.name,
+    trainer,
+    trainer.state,
+    examples,
+    workdir,
+    options=loop.FitOptions(seed=config.seed, **config.loop),
+    optimizer_options=optimizer_options,
+    measure_fn=lambda state: evaluate(trainer.model(state)),
+    name=config.name,
   )
   out = workdir / 'model'
   checkpoint.save_hf(trainer.model(fitted.state), out, dtype=jnp.bfloat16)

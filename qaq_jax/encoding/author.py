@@ -33,15 +33,19 @@ def messages_of(sample, system, reverse_instruction, folded) -> dict:
     return turns
 
   return {
-      'q': conversation(sample.query),
-      'empty': conversation(''),
-      'q_given_a': conversation(asked, sample.query),
+    'q': conversation(sample.query),
+    'empty': conversation(''),
+    'q_given_a': conversation(asked, sample.query),
   }
 
 
 def encode(
-    tokenizer: Tokenizer, messages: dict, *, template: str, date_string,
-    max_length,
+  tokenizer: Tokenizer,
+  messages: dict,
+  *,
+  template: str,
+  date_string,
+  max_length,
 ) -> tuple[list[Sequence], dict[str, str], str]:
   """Sequences 'author_q' and 'author_q_given_a' of one sample.
 
@@ -56,23 +60,30 @@ def encode(
     The sequences, the terms that have none with the reason, and what was cut
     off ('' if nothing).
   """
+
   def render(turns, **options):
     return chat.render(
-        tokenizer.hf, turns, template=template, date_string=date_string,
-        **options,
+      tokenizer.hf,
+      turns,
+      template=template,
+      date_string=date_string,
+      **options,
     )
 
   # Qwen3's own default is thinking on, so leaving the option out matters.
   renders = (
-      ('q', render(messages['q']), len(render(messages['empty']))),
-      (
-          'q_given_a',
-          render(messages['q_given_a'], enable_thinking=False),
-          len(render(
-              messages['q_given_a'][:-1], add_generation_prompt=True,
-              enable_thinking=False,
-          )),
+    ('q', render(messages['q']), len(render(messages['empty']))),
+    (
+      'q_given_a',
+      render(messages['q_given_a'], enable_thinking=False),
+      len(
+        render(
+          messages['q_given_a'][:-1],
+          add_generation_prompt=True,
+          enable_thinking=False,
+        )
       ),
+    ),
   )
   sequences, cut = [], ''
   nulls = {t: 'not scored by the released scorer' for t in ('a', 'a_given_q')}
@@ -90,8 +101,6 @@ def encode(
       cut = cut or f'{term}: {nulls[term]}'
       continue
     sequences.append(
-        Sequence(
-            f'author_{term}', ids, ((term, int(scored[0]), len(ids)),)
-        )
+      Sequence(f'author_{term}', ids, ((term, int(scored[0]), len(ids)),))
     )
   return sequences, nulls, cut

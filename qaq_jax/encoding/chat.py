@@ -20,8 +20,8 @@ ANSWER_SLOT = '{answer}'
 _FOLD = '\n\n'  # between a system prompt and the user text it is put before
 # Letters only: nothing a template would trim, split at or escape.
 _SYSTEM, _USER, _ASSISTANT = (
-    f'Qaq{name}Sentinel{code}Qaq'
-    for name, code in (('Sys', 'ZKVJW'), ('Usr', 'XQJZH'), ('Asst', 'WVKQX'))
+  f'Qaq{name}Sentinel{code}Qaq'
+  for name, code in (('Sys', 'ZKVJW'), ('Usr', 'XQJZH'), ('Asst', 'WVKQX'))
 )
 
 
@@ -63,8 +63,9 @@ def shipped() -> list[str]:
   """Names of the templates that come with this package."""
   folder = importlib.resources.files('qaq_jax.encoding') / 'chat_templates'
   return sorted(
-      f.name.removesuffix('.jinja') for f in folder.iterdir()
-      if f.name.endswith('.jinja')
+    f.name.removesuffix('.jinja')
+    for f in folder.iterdir()
+    if f.name.endswith('.jinja')
   )
 
 
@@ -83,9 +84,8 @@ def find_template(hf, name: str) -> tuple[str, str]:
   if name == AUTO:
     if not hf.chat_template:
       raise TemplateError(
-          f'{hf.name_or_path}: its tokenizer has no chat template (a base '
-          'model?). Set chat_template to that of its instruct sibling: '
-          + choices
+        f'{hf.name_or_path}: its tokenizer has no chat template (a base '
+        'model?). Set chat_template to that of its instruct sibling: ' + choices
       )
     return hf.get_chat_template(), "the tokenizer's own"
   if name in shipped():
@@ -94,10 +94,13 @@ def find_template(hf, name: str) -> tuple[str, str]:
   path = pathlib.Path(name)
   if path.is_dir():
     files = [
-        path / f for f in (
-            'chat_template.jinja', 'chat_template.json',
-            'tokenizer_config.json'
-        ) if (path / f).is_file()
+      path / f
+      for f in (
+        'chat_template.jinja',
+        'chat_template.json',
+        'tokenizer_config.json',
+      )
+      if (path / f).is_file()
     ]
   else:
     files = [path] if path.is_file() else []
@@ -111,8 +114,8 @@ def find_template(hf, name: str) -> tuple[str, str]:
     if text:
       return text, f'borrowed from {file}'
   raise TemplateError(
-      f'chat_template={name!r}: no such template or none in it; choose '
-      f'{AUTO}, {choices}'
+    f'chat_template={name!r}: no such template or none in it; choose '
+    f'{AUTO}, {choices}'
   )
 
 
@@ -121,8 +124,8 @@ def check_reverse_instruction(text: str) -> tuple[str, str]:
   parts = text.split(ANSWER_SLOT)
   if len(parts) != 2:
     raise TemplateError(
-        f'score.reverse_instruction must hold {ANSWER_SLOT} exactly once: '
-        f'{text!r}'
+      f'score.reverse_instruction must hold {ANSWER_SLOT} exactly once: '
+      f'{text!r}'
     )
   return parts[0], parts[1]
 
@@ -133,13 +136,15 @@ def plain_chat(reverse_instruction: str) -> Chat:
   forward = Pieces(('',), '\n', '')
   reverse = Pieces((before,), after + '\n', '')
   return Chat(
-      PLAIN, {False: forward, True: forward}, {False: reverse, True: reverse},
-      'ignored',
+    PLAIN,
+    {False: forward, True: forward},
+    {False: reverse, True: reverse},
+    'ignored',
   )
 
 
 def chat_of_template(
-    hf, name: str, *, reverse_instruction: str, date_string: str
+  hf, name: str, *, reverse_instruction: str, date_string: str
 ) -> Chat:
   """Renders a template once and splits it at the slots.
 
@@ -196,53 +201,57 @@ class _Renderer:
     for slot in slots:
       if full.count(slot) != 1:
         raise TemplateError(
-            f'the chat template ({self._origin}) does not print the '
-            f'{self._name(slot)} exactly once'
+          f'the chat template ({self._origin}) does not print the '
+          f'{self._name(slot)} exactly once'
         )
     if not full.startswith(asked):
       raise TemplateError(
-          f'the chat template ({self._origin}) renders [system, user] '
-          'otherwise when an assistant turn follows, so one sequence cannot '
-          'give both likelihoods; set chat_template to one of: plain, '
-          + ', '.join(shipped())
+        f'the chat template ({self._origin}) renders [system, user] '
+        'otherwise when an assistant turn follows, so one sequence cannot '
+        'give both likelihoods; set chat_template to one of: plain, '
+        + ', '.join(shipped())
       )
     before, rest = full.split(_USER)
     if _ASSISTANT in before:
       raise TemplateError(
-          f'the chat template ({self._origin}) puts the assistant first'
+        f'the chat template ({self._origin}) puts the assistant first'
       )
     between, after = rest.split(_ASSISTANT)
     note = (
-        'the prompt for generation differs from the turn that is scored: '
-        f'{prompt[len(asked):]!r}'
+      'the prompt for generation differs from the turn that is scored: '
+      f'{prompt[len(asked) :]!r}'
     )
     if not full.startswith(prompt) and note not in self.notes:
       self.notes.append(note)
     head = tuple(before.split(_SYSTEM))
     if system != 'none' and len(head) != 2:
       raise TemplateError(
-          f'the chat template ({self._origin}) puts the system prompt behind '
-          'the query'
+        f'the chat template ({self._origin}) puts the system prompt behind '
+        'the query'
       )
     return Pieces(head, between, after)
 
   def _render(self, messages, add_generation_prompt=False) -> str:
     try:
       return render(
-          self._hf, messages, template=self._template,
-          date_string=self._date_string, enable_thinking=False,
-          add_generation_prompt=add_generation_prompt,
+        self._hf,
+        messages,
+        template=self._template,
+        date_string=self._date_string,
+        enable_thinking=False,
+        add_generation_prompt=add_generation_prompt,
       )
     except Exception as e:  # noqa: BLE001 templates raise what they like
       raise TemplateError(
-          f'the chat template ({self._origin}) refuses '
-          f'{[m["role"] for m in messages]}: {e}'
+        f'the chat template ({self._origin}) refuses '
+        f'{[m["role"] for m in messages]}: {e}'
       ) from e
 
   def _name(self, slot):
     return {
-        _USER: 'user text', _ASSISTANT: 'assistant text',
-        _SYSTEM: 'system prompt',
+      _USER: 'user text',
+      _ASSISTANT: 'assistant text',
+      _SYSTEM: 'system prompt',
     }[slot]
 
 
@@ -258,16 +267,19 @@ def render(hf, messages, *, template, date_string, **options) -> str:
     date = datetime.datetime.strptime(date_string, '%d %b %Y')
     options['fixed_date'] = {c: date.strftime(c) for c in _DATE_CODES}
   return hf.apply_chat_template(
-      messages, chat_template=template, tokenize=False,
-      date_string=date_string, **options,
+    messages,
+    chat_template=template,
+    tokenize=False,
+    date_string=date_string,
+    **options,
   )
 
 
 _DATE_CODES = [f'%{c}' for c in 'aAbBcdeFHIjmMpSuwyYxX'] + ['%-d', '%-m']
 _FIXED_STRFTIME = (
-    '{%- macro strftime_now(form) -%}'
-    '{%- set date = namespace(text=form) -%}'
-    '{%- for code, value in fixed_date.items() -%}'
-    '{%- set date.text = date.text | replace(code, value) -%}'
-    '{%- endfor -%}{{- date.text -}}{%- endmacro %}\n'
+  '{%- macro strftime_now(form) -%}'
+  '{%- set date = namespace(text=form) -%}'
+  '{%- for code, value in fixed_date.items() -%}'
+  '{%- set date.text = date.text | replace(code, value) -%}'
+  '{%- endfor -%}{{- date.text -}}{%- endmacro %}\n'
 )

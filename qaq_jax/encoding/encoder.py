@@ -36,22 +36,22 @@ class Encoder:
   """Encodes samples for one model; see the module's docstring."""
 
   def __init__(
-      self,
-      tokenizer_dir,
-      *,
-      template: str = chat.AUTO,
-      system_prompt: str | None = None,
-      reverse_instruction: str = REVERSE_INSTRUCTION,
-      max_length: int = 2048,
-      on_long: str = 'skip',
-      author_compatible: bool = False,
-      ifd_cherry: bool = False,
-      ifd_superfilter: bool = False,
-      embeddings: bool = False,
-      date_string: str = '26 Jul 2024',
-      cherry_limit: int = 512,
-      superfilter_limit: int = 1024,
-      merge_check_every: int = 16,
+    self,
+    tokenizer_dir,
+    *,
+    template: str = chat.AUTO,
+    system_prompt: str | None = None,
+    reverse_instruction: str = REVERSE_INSTRUCTION,
+    max_length: int = 2048,
+    on_long: str = 'skip',
+    author_compatible: bool = False,
+    ifd_cherry: bool = False,
+    ifd_superfilter: bool = False,
+    embeddings: bool = False,
+    date_string: str = '26 Jul 2024',
+    cherry_limit: int = 512,
+    superfilter_limit: int = 1024,
+    merge_check_every: int = 16,
   ):
     """Loads the tokenizer and renders the template.
 
@@ -92,47 +92,49 @@ class Encoder:
     self._embeddings = embeddings
     self._merge_check_every = merge_check_every
     self._options = {
-        'template': template,
-        'system_prompt': self.system_prompt,
-        'reverse_instruction': reverse_instruction,
-        'max_length': max_length,
-        'on_long': on_long,
-        'author_compatible': author_compatible,
-        'ifd_cherry': ifd_cherry,
-        'ifd_superfilter': ifd_superfilter,
-        'embeddings': embeddings,
-        'date_string': date_string,
-        'cherry_limit': cherry_limit,
-        'superfilter_limit': superfilter_limit,
+      'template': template,
+      'system_prompt': self.system_prompt,
+      'reverse_instruction': reverse_instruction,
+      'max_length': max_length,
+      'on_long': on_long,
+      'author_compatible': author_compatible,
+      'ifd_cherry': ifd_cherry,
+      'ifd_superfilter': ifd_superfilter,
+      'embeddings': embeddings,
+      'date_string': date_string,
+      'cherry_limit': cherry_limit,
+      'superfilter_limit': superfilter_limit,
     }
     hf = self.tokenizer.hf
     if template != chat.PLAIN:
       self._chat = chat.chat_of_template(
-          hf, template, reverse_instruction=reverse_instruction,
-          date_string=date_string,
+        hf,
+        template,
+        reverse_instruction=reverse_instruction,
+        date_string=date_string,
       )
     elif author_compatible:
       raise chat.TemplateError(
-          'score.author_compatible needs a chat template, not plain'
+        'score.author_compatible needs a chat template, not plain'
       )
     else:
       self._chat = chat.plain_chat(reverse_instruction)
     # The released scorer renders samples through the template itself, so its
     # pieces alone do not tell what the ids will be.
     self._author_template = (
-        chat.find_template(hf, template)[0] if author_compatible else None
+      chat.find_template(hf, template)[0] if author_compatible else None
     )
     self._layout = Layout(self.tokenizer, self._chat)
     for frame in self.frames(self.system_prompt):
       if not len(frame.head):
         raise chat.TemplateError(
-            f'the chat template ({self._chat.origin}) puts no token before '
-            'the query, so its first token cannot be scored; use plain'
+          f'the chat template ({self._chat.origin}) puts no token before '
+          'the query, so its first token cannot be scored; use plain'
         )
       if frame.size >= max_length:
         raise ValueError(
-            f'max_length={max_length} has no room: the template alone '
-            f'takes {frame.size} tokens'
+          f'max_length={max_length} has no room: the template alone '
+          f'takes {frame.size} tokens'
         )
 
   def encode(self, samples: AbstractSequence[Sample]) -> list[Encoded]:
@@ -149,15 +151,14 @@ class Encoder:
     good = [s for s in samples if s.status == 'ok']
     texts = [s.query for s in good] + [s.answer for s in good]
     ids = self.tokenizer.plain.encode_batch(texts)
-    pairs = zip(good, ids[: len(good)], ids[len(good):], strict=True)
+    pairs = zip(good, ids[: len(good)], ids[len(good) :], strict=True)
     extra = self._encode_extra(good)
-    encoded = iter([
-        self._encode_one(sample, q, a, extra) for sample, q, a in pairs
-    ])
+    encoded = iter(
+      [self._encode_one(sample, q, a, extra) for sample, q, a in pairs]
+    )
     return [
-        next(encoded) if s.status == 'ok'
-        else Encoded(s.row, s.status, s.reason)
-        for s in samples
+      next(encoded) if s.status == 'ok' else Encoded(s.row, s.status, s.reason)
+      for s in samples
     ]
 
   def _encode_one(self, sample, q, a, extra) -> Encoded:
@@ -177,43 +178,55 @@ class Encoder:
       in_reverse = min(len(a), self._max_length - reverse.size - len(q))
       if not self._truncate or min(in_forward, in_reverse) < 1:
         return Encoded(
-            sample.row, 'too_long', f'{longest} tokens of {self._max_length}'
+          sample.row, 'too_long', f'{longest} tokens of {self._max_length}'
         )
       kept = min(in_forward, in_reverse)
       status = 'truncated'
       reason = f'answer cut to {kept} of {len(a)} tokens'
     kept = min(in_forward, in_reverse)
     sequences = (
-        _lay_out('forward', forward, q, a[:kept], 'q', 'a_given_q'),
-        _lay_out(
-            'reverse', reverse, a[:in_reverse], q, 'a', 'q_given_a',
-            scored_first=kept,
-        ),
-        *more,
+      _lay_out('forward', forward, q, a[:kept], 'q', 'a_given_q'),
+      _lay_out(
+        'reverse',
+        reverse,
+        a[:in_reverse],
+        q,
+        'a',
+        'q_given_a',
+        scored_first=kept,
+      ),
+      *more,
     )
     merged = None
     if self._merge_check_every and not sample.row % self._merge_check_every:
       merged = self._layout.has_merges(
-          (sample.query, q), (sample.answer, a), system
+        (sample.query, q), (sample.answer, a), system
       )
     return Encoded(sample.row, status, reason, sequences, nulls, merged)
 
   def _author_row(self, sample, system, forward, q, a, more, nulls):
     messages = author.messages_of(
-        sample, system, self._options['reverse_instruction'],
-        folded=self._chat.system == 'folded',
+      sample,
+      system,
+      self._options['reverse_instruction'],
+      folded=self._chat.system == 'folded',
     )
     sequences, missing, cut = author.encode(
-        self.tokenizer, messages, template=self._author_template,
-        date_string=self._options['date_string'],
-        max_length=self._max_length,
+      self.tokenizer,
+      messages,
+      template=self._author_template,
+      date_string=self._options['date_string'],
+      max_length=self._max_length,
     )
     if self._embeddings:
       ids = np.concatenate([forward.head, q, forward.between, a])
       sequences.append(Sequence('forward', ids[: self._max_length], ()))
     return Encoded(
-        sample.row, 'truncated' if cut else 'ok', cut,
-        (*sequences, *more), {**nulls, **missing},
+      sample.row,
+      'truncated' if cut else 'ok',
+      cut,
+      (*sequences, *more),
+      {**nulls, **missing},
     )
 
   def _encode_extra(self, samples) -> Mapping[int, tuple]:
@@ -223,7 +236,7 @@ class Encoder:
       forms.append((published_ifd.cherry, self._options['cherry_limit']))
     if self._superfilter:
       forms.append(
-          (published_ifd.superfilter, self._options['superfilter_limit'])
+        (published_ifd.superfilter, self._options['superfilter_limit'])
       )
     found = {s.row: ((), {}) for s in samples} if forms else {}
     for form, limit in forms:
@@ -250,7 +263,7 @@ class Encoder:
   def rendered(self, sample: Sample) -> tuple[str, str]:
     """Text of the forward and the reverse sequence, up to the scored end."""
     return self._layout.rendered(
-        sample.query, sample.answer, sample.system or self.system_prompt
+      sample.query, sample.answer, sample.system or self.system_prompt
     )
 
   def fingerprint(self) -> dict:
@@ -258,19 +271,21 @@ class Encoder:
     with_system = self.system_prompt is not None
     text = self._author_template
     return {
-        **({} if text is None else {
-            'template_sha256': hashlib.sha256(text.encode()).hexdigest()
-        }),
-        'tokenizer_files': dict(self.tokenizer.files),
-        'pieces': {
-            name: dataclasses.asdict(p)
-            for kind in ('forward', 'reverse')
-            for has_system, p in getattr(self._chat, kind).items()
-            for name in [f'{kind}{"_with_system" if has_system else ""}']
-        },
-        'system_prompt_used': with_system,
-        'prefix_ids': list(self._layout.prefix),
-        'options': dict(self._options),
+      **(
+        {}
+        if text is None
+        else {'template_sha256': hashlib.sha256(text.encode()).hexdigest()}
+      ),
+      'tokenizer_files': dict(self.tokenizer.files),
+      'pieces': {
+        name: dataclasses.asdict(p)
+        for kind in ('forward', 'reverse')
+        for has_system, p in getattr(self._chat, kind).items()
+        for name in [f'{kind}{"_with_system" if has_system else ""}']
+      },
+      'system_prompt_used': with_system,
+      'prefix_ids': list(self._layout.prefix),
+      'options': dict(self._options),
     }
 
   def info(self) -> dict:
@@ -284,30 +299,31 @@ class Encoder:
       system = "the row's own, else the template's default"
     else:
       system = "the row's own, else the config's" + (
-          ', put before the user text' if self._chat.system == 'folded' else ''
+        ', put before the user text' if self._chat.system == 'folded' else ''
       )
     return {
-        'template': self._chat.origin,
-        'system_prompt': system,
-        'bos': 'none' if bos is None or bos not in head else
-               f'{self.tokenizer.hf.bos_token} (once, by the template)',
-        'head': self.tokenizer.decode(head),
-        'notes': list(self._chat.notes),
+      'template': self._chat.origin,
+      'system_prompt': system,
+      'bos': 'none'
+      if bos is None or bos not in head
+      else f'{self.tokenizer.hf.bos_token} (once, by the template)',
+      'head': self.tokenizer.decode(head),
+      'notes': list(self._chat.notes),
     }
 
 
 def _lay_out(
-    kind, frame, first, second, first_term, second_term, scored_first=None
+  kind, frame, first, second, first_term, second_term, scored_first=None
 ) -> Sequence:
   """Joins the ids of one sequence and marks its spans."""
   start = len(frame.head)
   scored = len(first) if scored_first is None else scored_first
   second_start = start + len(first) + len(frame.between)
   return Sequence(
-      kind,
-      np.concatenate([frame.head, first, frame.between, second]),
-      (
-          (first_term, start, start + scored),
-          (second_term, second_start, second_start + len(second)),
-      ),
+    kind,
+    np.concatenate([frame.head, first, frame.between, second]),
+    (
+      (first_term, start, start + scored),
+      (second_term, second_start, second_start + len(second)),
+    ),
   )

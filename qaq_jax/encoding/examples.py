@@ -64,8 +64,8 @@ class TrainingOptions:
     weights = self.prompt_weight, self.response_weight
     if min(weights) < 0 or max(weights) <= 0:
       raise ValueError(
-          f'prompt_weight={weights[0]}, response_weight={weights[1]}: none '
-          'negative, and one of them above 0'
+        f'prompt_weight={weights[0]}, response_weight={weights[1]}: none '
+        'negative, and one of them above 0'
       )
 
 
@@ -94,22 +94,22 @@ class Rendered:
     """Lines to print."""
     tokens = self.tokens
     lines = [
-        f'{len(self.examples):,} examples, {tokens:,} tokens '
-        f'({tokens / max(len(self.examples), 1):,.0f} each)'
+      f'{len(self.examples):,} examples, {tokens:,} tokens '
+      f'({tokens / max(len(self.examples), 1):,.0f} each)'
     ]
     if self.truncated:
       lines.append(f'  {self.truncated:,} answers cut at max_length')
     for reason, rows in sorted(self.skipped.items()):
       lines.append(f'  {rows:,} samples left out: {reason}')
     if self.truncated or 'too long' in self.skipped:
-      lines.append('  the longest, row {1}, has {0:,} tokens'.format(
-          *self.longest
-      ))
+      lines.append(
+        '  the longest, row {1}, has {0:,} tokens'.format(*self.longest)
+      )
     return lines
 
 
 def make_examples(
-    samples: Iterable[Sample], encoder: Encoder, options: TrainingOptions
+  samples: Iterable[Sample], encoder: Encoder, options: TrainingOptions
 ) -> Rendered:
   """Renders samples for training.
 
@@ -154,7 +154,7 @@ def make_examples(
 
 def _example(prompt, response, options, row) -> Example:
   weights = np.full(len(prompt) + len(response), options.prompt_weight)
-  weights[len(prompt):] = options.response_weight
+  weights[len(prompt) :] = options.response_weight
   return Example(
-      np.concatenate([prompt, response]), weights.astype(np.float32), row
+    np.concatenate([prompt, response]), weights.astype(np.float32), row
   )

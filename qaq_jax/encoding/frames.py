@@ -45,13 +45,13 @@ class Layout:
       self.prefix = [i for i in ids if i is not None][:1]
       if not self.prefix:
         raise chat.TemplateError(
-            f'{tokenizer.hf.name_or_path}: template plain begins with BOS, or '
-            'else EOS, and its tokenizer names neither; add bos_token or '
-            'eos_token to tokenizer_config.json'
+          f'{tokenizer.hf.name_or_path}: template plain begins with BOS, or '
+          'else EOS, and its tokenizer names neither; add bos_token or '
+          'eos_token to tokenizer_config.json'
         )
-    self._frames: collections.OrderedDict[
-        str | None, tuple[Frame, Frame]
-    ] = collections.OrderedDict()
+    self._frames: collections.OrderedDict[str | None, tuple[Frame, Frame]] = (
+      collections.OrderedDict()
+    )
     self._runs: dict[str, list[str]] = {}
 
   def _pieces(self, system) -> tuple[chat.Pieces, chat.Pieces, str | None]:
@@ -66,8 +66,8 @@ class Layout:
     forward, reverse, system = self._pieces(system)
     if system not in self._frames:
       self._frames[system] = tuple(
-          Frame(self._encode_head(p, system), self._encode_between(p))
-          for p in (forward, reverse)
+        Frame(self._encode_head(p, system), self._encode_between(p))
+        for p in (forward, reverse)
       )
       if len(self._frames) > _CACHED_PROMPTS:
         self._frames.popitem(last=False)
@@ -79,16 +79,19 @@ class Layout:
     if self._plain:
       text = pieces.head(system)
       return np.concatenate(
-          [np.array(self.prefix, np.int32), tokens.plain.encode(text)]
+        [np.array(self.prefix, np.int32), tokens.plain.encode(text)]
       )
     if system is None or len(tokens.plain_runs(system)) == 1:
       return tokens.start.encode(pieces.head(system))
     # The system prompt spells a marker; it stays plain text.
     first, last = pieces.before
-    return np.concatenate([
-        tokens.start.encode(first), tokens.plain.encode(system),
+    return np.concatenate(
+      [
+        tokens.start.encode(first),
+        tokens.plain.encode(system),
         tokens.middle.encode(last),
-    ])
+      ]
+    )
 
   def _encode_between(self, pieces: chat.Pieces) -> np.ndarray:
     view = self._tokenizer.plain if self._plain else self._tokenizer.middle
@@ -113,26 +116,28 @@ class Layout:
     eos = tokens.hf.eos_token_id
     if eos is None:
       raise chat.TemplateError(
-          f'{tokens.hf.name_or_path}: the chat template ({self._chat.origin}) '
-          'puts no special token behind an answer, so an answer ends with EOS, '
-          'and the tokenizer names none; add eos_token to tokenizer_config.json'
+        f'{tokens.hf.name_or_path}: the chat template ({self._chat.origin}) '
+        'puts no special token behind an answer, so an answer ends with EOS, '
+        'and the tokenizer names none; add eos_token to tokenizer_config.json'
       )
     return np.array([eos], np.int32)
 
   def rendered(
-      self, query: str, answer: str, system: str | None
+    self, query: str, answer: str, system: str | None
   ) -> tuple[str, str]:
     """Text of the forward and the reverse sequence, without what follows."""
     forward, reverse, system = self._pieces(system)
     prefix = self._tokenizer.decode(self.prefix)
     return (
-        f'{prefix}{forward.head(system)}{query}{forward.between}{answer}',
-        f'{prefix}{reverse.head(system)}{answer}{reverse.between}{query}',
+      f'{prefix}{forward.head(system)}{query}{forward.between}{answer}',
+      f'{prefix}{reverse.head(system)}{answer}{reverse.between}{query}',
     )
 
   def has_merges(
-      self, query: tuple[str, np.ndarray], answer: tuple[str, np.ndarray],
-      system: str | None,
+    self,
+    query: tuple[str, np.ndarray],
+    answer: tuple[str, np.ndarray],
+    system: str | None,
   ) -> bool:
     """Whether joint tokenization would differ at a boundary of a piece.
 
@@ -147,11 +152,17 @@ class Layout:
     forward, reverse, _ = self._pieces(system)
     encode = self._tokenizer.plain.encode
     for pieces, first, second in (
-        (forward, query, answer), (reverse, answer, query)
+      (forward, query, answer),
+      (reverse, answer, query),
     ):
       between = self._plain_runs(pieces.between)
-      runs = [[(self._plain_runs(pieces.before[-1])[-1], None), first,
-               (between[0], None)]]
+      runs = [
+        [
+          (self._plain_runs(pieces.before[-1])[-1], None),
+          first,
+          (between[0], None),
+        ]
+      ]
       if len(between) > 1:
         runs.append([(between[-1], None)])
       runs[-1] += [second, (self._plain_runs(pieces.after)[0], None)]
@@ -165,6 +176,6 @@ class Layout:
   def _plain_runs(self, text: str) -> list[str]:
     if text not in self._runs:
       self._runs[text] = (
-          [text] if self._plain else self._tokenizer.plain_runs(text)
+        [text] if self._plain else self._tokenizer.plain_runs(text)
       )
     return self._runs[text]

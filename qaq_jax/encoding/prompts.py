@@ -9,8 +9,11 @@ from qaq_jax.encoding.tokenization import Tokenizer
 
 
 def chat_prompt(
-    encoder: Encoder, query: str, *, system: str | None = None,
-    answer: str = '',
+  encoder: Encoder,
+  query: str,
+  *,
+  system: str | None = None,
+  answer: str = '',
 ) -> np.ndarray:
   """Returns the ids of a user's turn and the start of the model's, int32.
 

@@ -15,9 +15,9 @@ from qaq_jax.encoding.tokenization import Tokenizer
 
 HEADING = '### Response:'
 _ALPACA = (
-    'Below is an instruction that describes a task{0}. Write a response that '
-    'appropriately completes the request.\n\n### Instruction:\n{1}\n\n{2}'
-    + HEADING
+  'Below is an instruction that describes a task{0}. Write a response that '
+  'appropriately completes the request.\n\n### Instruction:\n{1}\n\n{2}'
+  + HEADING
 )
 _ALPACA_INPUT = ', paired with an input that provides further context'
 _NOTHING_LEFT = 'no answer token is left to score'
@@ -27,7 +27,7 @@ def alpaca_prompt(instruction: str, extra: str) -> str:
   """The Alpaca prompt up to and including its response heading."""
   if extra:
     return _ALPACA.format(
-        _ALPACA_INPUT, instruction, f'### Input:\n{extra}\n\n'
+      _ALPACA_INPUT, instruction, f'### Input:\n{extra}\n\n'
     )
   return _ALPACA.format('', instruction, '')
 
@@ -51,8 +51,8 @@ def cherry(tokenizer: Tokenizer, samples, limit: int) -> list:
   prompt_ids = _encode(tokenizer, prompts)
   alone = _encode(tokenizer, [HEADING + s.answer for s in samples])
   whole = _encode(
-      tokenizer,
-      [p + s.answer for p, s in zip(prompts, samples, strict=True)],
+    tokenizer,
+    [p + s.answer for p, s in zip(prompts, samples, strict=True)],
   )
   results = []
   for prompt, one, two in zip(prompt_ids, alone, whole, strict=True):
@@ -60,15 +60,21 @@ def cherry(tokenizer: Tokenizer, samples, limit: int) -> list:
     kept = min(room, len(one) - heading, len(two) - len(prompt))
     if kept < 1:
       why = (
-          f'prompt of {len(prompt)} tokens leaves no room in {limit}'
-          if room < 1 else _NOTHING_LEFT
+        f'prompt of {len(prompt)} tokens leaves no room in {limit}'
+        if room < 1
+        else _NOTHING_LEFT
       )
       results.append(((), {'a_cherry_alone': why, 'a_cherry_cond': why}))
       continue
-    results.append(_pair('cherry', [
-        (one[: heading + kept], heading),
-        (two[: len(prompt) + kept], len(prompt)),
-    ]))
+    results.append(
+      _pair(
+        'cherry',
+        [
+          (one[: heading + kept], heading),
+          (two[: len(prompt) + kept], len(prompt)),
+        ],
+      )
+    )
   return results
 
 
@@ -84,21 +90,24 @@ def superfilter(tokenizer: Tokenizer, samples, limit: int) -> list:
     For each sample (sequences, term -> reason of a null).
   """
   prompts = [
-      f'{s.instruction}\n{s.input}\n' if s.input else f'{s.instruction}\n'
-      for s in samples
+    f'{s.instruction}\n{s.input}\n' if s.input else f'{s.instruction}\n'
+    for s in samples
   ]
   prompt_ids = _encode(tokenizer, prompts)
   alone = _encode(tokenizer, [s.answer for s in samples])
   whole = _encode(
-      tokenizer,
-      [p + s.answer for p, s in zip(prompts, samples, strict=True)],
+    tokenizer,
+    [p + s.answer for p, s in zip(prompts, samples, strict=True)],
   )
   return [
-      _pair('superfilter', [
-          (one[: limit - min(len(prompt), limit) + 1], 1),
-          (two[:limit], len(prompt)),
-      ])
-      for prompt, one, two in zip(prompt_ids, alone, whole, strict=True)
+    _pair(
+      'superfilter',
+      [
+        (one[: limit - min(len(prompt), limit) + 1], 1),
+        (two[:limit], len(prompt)),
+      ],
+    )
+    for prompt, one, two in zip(prompt_ids, alone, whole, strict=True)
   ]
 
 
@@ -112,7 +121,7 @@ def _pair(form: str, sides) -> tuple[tuple[Sequence, ...], dict[str, str]]:
       nulls[term] = _NOTHING_LEFT
     else:
       sequences.append(
-          Sequence(f'{form}_{name}', ids, ((term, start, len(ids)),))
+        Sequence(f'{form}_{name}', ids, ((term, start, len(ids)),))
       )
   return tuple(sequences), nulls
 

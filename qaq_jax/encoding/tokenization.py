@@ -30,9 +30,15 @@ import transformers
 # bytes per token before they become int32.
 _CHUNK = 1 << 20
 _FILES = (
-    'tokenizer.json', 'tokenizer_config.json', 'special_tokens_map.json',
-    'added_tokens.json', 'vocab.json', 'merges.txt', 'tokenizer.model',
-    'chat_template.jinja', 'chat_template.json',
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'special_tokens_map.json',
+  'added_tokens.json',
+  'vocab.json',
+  'merges.txt',
+  'tokenizer.model',
+  'chat_template.jinja',
+  'chat_template.json',
 )
 
 
@@ -55,9 +61,9 @@ class View:
     self.tokenizer.no_truncation()
     self.tokenizer.no_padding()
     moved = {
-        self.tokenizer.token_to_id(text): real
-        for text, real in real_ids.items()
-        if self.tokenizer.token_to_id(text) not in (None, real)
+      self.tokenizer.token_to_id(text): real
+      for text, real in real_ids.items()
+      if self.tokenizer.token_to_id(text) not in (None, real)
     }
     self._remap = None
     if moved:
@@ -78,7 +84,7 @@ class View:
         size += len(texts[stop])
         stop += 1
       encoded = self.tokenizer.encode_batch_fast(
-          texts[at:stop], add_special_tokens=False
+        texts[at:stop], add_special_tokens=False
       )
       ids.extend(self._ids(e) for e in encoded)
       at = stop
@@ -110,9 +116,7 @@ class Tokenizer:
 
   def decode(self, ids: Iterable[int]) -> str:
     """Text of ids, markers included, no space stripped."""
-    return self.decoder.decode(
-        [int(i) for i in ids], skip_special_tokens=False
-    )
+    return self.decoder.decode([int(i) for i in ids], skip_special_tokens=False)
 
   def plain_runs(self, text: str) -> list[str]:
     """`text` split at its markers; the runs between them, maybe empty."""
@@ -139,25 +143,25 @@ def load(directory) -> Tokenizer:
   if not directory.is_dir():
     raise TokenizerError(f'{directory}: no such folder')
   loader = (
-      transformers.PreTrainedTokenizerFast
-      if (directory / 'tokenizer.json').is_file()
-      else transformers.AutoTokenizer
+    transformers.PreTrainedTokenizerFast
+    if (directory / 'tokenizer.json').is_file()
+    else transformers.AutoTokenizer
   )
   try:
     hf = loader.from_pretrained(
-        str(directory), local_files_only=True, trust_remote_code=False
+      str(directory), local_files_only=True, trust_remote_code=False
     )
   except Exception as e:  # noqa: BLE001 many kinds, all with one cure
     raise TokenizerError(
-        f'{directory}: no tokenizer could be loaded from it: {e}\nA folder '
-        'needs tokenizer.json (best), or the vocabulary files and a '
-        'tokenizer_config.json that names tokenizer_class; a SentencePiece or '
-        'tiktoken file needs the package of that name'
+      f'{directory}: no tokenizer could be loaded from it: {e}\nA folder '
+      'needs tokenizer.json (best), or the vocabulary files and a '
+      'tokenizer_config.json that names tokenizer_class; a SentencePiece or '
+      'tiktoken file needs the package of that name'
     ) from e
   if not hasattr(hf, 'backend_tokenizer'):
     raise TokenizerError(
-        f'{directory}: {type(hf).__name__} is not a fast tokenizer; convert it '
-        'to tokenizer.json'
+      f'{directory}: {type(hf).__name__} is not a fast tokenizer; convert it '
+      'to tokenizer.json'
     )
   spec = json.loads(hf.backend_tokenizer.to_str())
   spec['truncation'] = spec['padding'] = None
@@ -169,31 +173,30 @@ def load(directory) -> Tokenizer:
   with_added = backend.encode('a', add_special_tokens=True).ids
   without = backend.encode('a', add_special_tokens=False).ids
   prefix = with_added[: len(with_added) - len(without)]
-  if with_added[len(prefix):] != without:  # something is added behind too
-    prefix = prefix[:1] if with_added[1: 1 + len(without)] == without else []
+  if with_added[len(prefix) :] != without:  # something is added behind too
+    prefix = prefix[:1] if with_added[1 : 1 + len(without)] == without else []
   # Building a view takes a second or so; most tokenizers add no dummy prefix.
   start, plain_start = View(spec, ids), View(plain, ids)
   middle_spec = _without_dummy_prefix(spec)
   no_prefix = _same(spec, middle_spec)
   return Tokenizer(
-      hf=hf,
-      start=start,
-      middle=start if no_prefix else View(middle_spec, ids),
-      plain_start=plain_start,
-      plain=plain_start if no_prefix else View(
-          _without_dummy_prefix(plain), ids
-      ),
-      marker_ids=frozenset(
-          t['id'] for t in spec['added_tokens'] if not _is_text(t)
-      ),
-      added_prefix=tuple(prefix),
-      decoder=start.tokenizer if _same(spec, _without_strip(spec)) else (
-          tokenizers.Tokenizer.from_str(json.dumps(_without_strip(spec)))
-      ),
-      files={
-          name: hashlib.sha256((directory / name).read_bytes()).hexdigest()
-          for name in _FILES if (directory / name).is_file()
-      },
+    hf=hf,
+    start=start,
+    middle=start if no_prefix else View(middle_spec, ids),
+    plain_start=plain_start,
+    plain=plain_start if no_prefix else View(_without_dummy_prefix(plain), ids),
+    marker_ids=frozenset(
+      t['id'] for t in spec['added_tokens'] if not _is_text(t)
+    ),
+    added_prefix=tuple(prefix),
+    decoder=start.tokenizer
+    if _same(spec, _without_strip(spec))
+    else (tokenizers.Tokenizer.from_str(json.dumps(_without_strip(spec)))),
+    files={
+      name: hashlib.sha256((directory / name).read_bytes()).hexdigest()
+      for name in _FILES
+      if (directory / name).is_file()
+    },
   )
 
 
@@ -213,20 +216,20 @@ def _without_markers(spec: dict) -> dict:
   if model['type'] == 'BPE':
     # A vocabulary may hold a marker as an ordinary entry that merges build.
     model['merges'] = [
-        m for m in model['merges']
-        if (m.replace(' ', '', 1) if isinstance(m, str) else ''.join(m))
-        not in markers
+      m
+      for m in model['merges']
+      if (m.replace(' ', '', 1) if isinstance(m, str) else ''.join(m))
+      not in markers
     ]
     if model.get('ignore_merges'):
       keep = model.get('unk_token')
       model['vocab'] = {
-          t: i for t, i in model['vocab'].items()
-          if t not in markers or t == keep
+        t: i for t, i in model['vocab'].items() if t not in markers or t == keep
       }
   elif model['type'] == 'Unigram':
     model['vocab'] = [
-        [f'\U0010ffff{i}' if piece in markers else piece, score]
-        for i, (piece, score) in enumerate(model['vocab'])
+      [f'\U0010ffff{i}' if piece in markers else piece, score]
+      for i, (piece, score) in enumerate(model['vocab'])
     ]
   return spec
 

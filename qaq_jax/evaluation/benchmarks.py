@@ -86,11 +86,11 @@ def read(name: str, path: str, *, limit: int = 0) -> Benchmark:
   """
   if name not in NAMES:
     raise ValueError(
-        f'there is no benchmark {name!r}; there are: ' + ', '.join(NAMES)
+      f'there is no benchmark {name!r}; there are: ' + ', '.join(NAMES)
     )
   if not path:
     raise ValueError(
-        f'{name}: no file given. It is published: {PUBLISHED[name]}'
+      f'{name}: no file given. It is published: {PUBLISHED[name]}'
     )
   family, suites, make = NAMES[name]
   content = pathlib.Path(path).read_bytes()
@@ -107,12 +107,12 @@ def read(name: str, path: str, *, limit: int = 0) -> Benchmark:
     prefix = _PREFIXES.get(name.partition('_')[0], '')
     if not task.task_id.startswith(prefix):
       raise ValueError(
-          f'{path}: line {number}: task_id {task.task_id!r} is none of {name}, '
-          f'whose begin with {prefix!r}: is it the file of another benchmark?'
+        f'{path}: line {number}: task_id {task.task_id!r} is none of {name}, '
+        f'whose begin with {prefix!r}: is it the file of another benchmark?'
       )
     if task.task_id in tasks:
       raise ValueError(
-          f'{path}: line {number}: task_id {task.task_id!r} is there twice'
+        f'{path}: line {number}: task_id {task.task_id!r} is there twice'
       )
     tasks[task.task_id] = task
     if limit and len(tasks) == limit:
@@ -148,13 +148,13 @@ class _Fields:
     """Returns field `name`; `kind` is a type or a tuple of types."""
     if name not in self._record:
       raise ValueError(
-          f'{self.where}: field {name!r} is missing; there are: '
-          + ', '.join(self._record)
+        f'{self.where}: field {name!r} is missing; there are: '
+        + ', '.join(self._record)
       )
     value = self._record[name]
     if not isinstance(value, kind) or isinstance(value, bool):
       raise ValueError(
-          f'{self.where}: field {name!r} is of type {type(value).__name__}'
+        f'{self.where}: field {name!r} is of type {type(value).__name__}'
       )
     return value
 
@@ -175,21 +175,21 @@ def _evalplus(fields, suites) -> Task:
   if task_id.startswith('Mbpp/'):
     try:
       inputs = {
-          name: mbpp_inputs.restore(task_id, value)
-          for name, value in inputs.items()
+        name: mbpp_inputs.restore(task_id, value)
+        for name, value in inputs.items()
       }
     except (ValueError, TypeError, IndexError, AttributeError) as e:
       raise ValueError(
-          f'{fields.where}: inputs of another form than those of {task_id} '
-          f'in MBPP+ v0.2.0: {e}'
+        f'{fields.where}: inputs of another form than those of {task_id} '
+        f'in MBPP+ v0.2.0: {e}'
       ) from e
   return Task(
-      task_id=task_id,
-      prompt=prompt,
-      entry_point=fields.take('entry_point', str),
-      reference=prompt + fields.take('canonical_solution', str),
-      suites=inputs,
-      atol=float(fields.take('atol', (int, float))),
+    task_id=task_id,
+    prompt=prompt,
+    entry_point=fields.take('entry_point', str),
+    reference=prompt + fields.take('canonical_solution', str),
+    suites=inputs,
+    atol=float(fields.take('atol', (int, float))),
   )
 
 
@@ -197,12 +197,12 @@ def _humaneval_original(fields, suites) -> Task:
   del suites
   prompt = fields.take('prompt', str)
   return Task(
-      task_id=fields.take('task_id', str),
-      prompt=prompt,
-      entry_point=fields.take('entry_point', str),
-      reference=prompt + fields.take('canonical_solution', str),
-      suites={},
-      check=fields.take('test', str),
+    task_id=fields.take('task_id', str),
+    prompt=prompt,
+    entry_point=fields.take('entry_point', str),
+    reference=prompt + fields.take('canonical_solution', str),
+    suites={},
+    check=fields.take('test', str),
   )
 
 
@@ -213,17 +213,17 @@ def _mbpp_original(fields, suites) -> Task | None:
     return None
   tests = fields.take('test_list', list)
   if not tests or not all(isinstance(test, str) for test in tests):
-    raise ValueError(f'{fields.where}: field \'test_list\' holds no tests')
+    raise ValueError(f"{fields.where}: field 'test_list' holds no tests")
   text = fields.take('text', str).strip()
   code = fields.take('code', str).replace('\r\n', '\n')
   setup = fields.take('test_setup_code', str).replace('\r\n', '\n')
   return Task(
-      task_id=f'Mbpp/{number}',
-      prompt=f'"""\n{text}\n{tests[0]}\n"""\n',
-      entry_point=_tested(tests[0], fields.where),
-      reference=code,
-      suites={},
-      check='\n'.join([setup, *tests]),
+    task_id=f'Mbpp/{number}',
+    prompt=f'"""\n{text}\n{tests[0]}\n"""\n',
+    entry_point=_tested(tests[0], fields.where),
+    reference=code,
+    suites={},
+    check='\n'.join([setup, *tests]),
   )
 
 
@@ -237,23 +237,23 @@ def _tested(test, where):
 
 # Name -> family, suites, reader of one record.
 NAMES: dict[str, tuple[str, tuple[str, ...], collections.abc.Callable]] = {
-    'humaneval': ('humaneval', ('base',), _evalplus),
-    'humaneval_plus': ('humaneval', ('base', 'plus'), _evalplus),
-    'mbpp': ('mbpp', ('base',), _evalplus),
-    'mbpp_plus': ('mbpp', ('base', 'plus'), _evalplus),
-    'humaneval_original': ('humaneval', ('check',), _humaneval_original),
-    'mbpp_original': ('mbpp', ('check',), _mbpp_original),
-    # A name of their own: their figure is none of HumanEval.
-    'demo_tasks': ('humaneval', ('base', 'plus'), _evalplus),
+  'humaneval': ('humaneval', ('base',), _evalplus),
+  'humaneval_plus': ('humaneval', ('base', 'plus'), _evalplus),
+  'mbpp': ('mbpp', ('base',), _evalplus),
+  'mbpp_plus': ('mbpp', ('base', 'plus'), _evalplus),
+  'humaneval_original': ('humaneval', ('check',), _humaneval_original),
+  'mbpp_original': ('mbpp', ('check',), _mbpp_original),
+  # A name of their own: their figure is none of HumanEval.
+  'demo_tasks': ('humaneval', ('base', 'plus'), _evalplus),
 }
 _HUMANEVAL_PLUS = 'github.com/evalplus/humanevalplus_release'
 _MBPP_PLUS = 'github.com/evalplus/mbppplus_release'
 PUBLISHED = {
-    'humaneval': _HUMANEVAL_PLUS,
-    'humaneval_plus': _HUMANEVAL_PLUS,
-    'mbpp': _MBPP_PLUS,
-    'mbpp_plus': _MBPP_PLUS,
-    'humaneval_original': 'github.com/openai/human-eval',
-    'mbpp_original': 'github.com/google-research/google-research, mbpp/',
-    'demo_tasks': 'qaq_jax/demo/tasks/tasks.jsonl, here',
+  'humaneval': _HUMANEVAL_PLUS,
+  'humaneval_plus': _HUMANEVAL_PLUS,
+  'mbpp': _MBPP_PLUS,
+  'mbpp_plus': _MBPP_PLUS,
+  'humaneval_original': 'github.com/openai/human-eval',
+  'mbpp_original': 'github.com/google-research/google-research, mbpp/',
+  'demo_tasks': 'qaq_jax/demo/tasks/tasks.jsonl, here',
 }

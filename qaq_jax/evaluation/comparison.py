@@ -70,18 +70,18 @@ def parse_table(table: Sequence[Sequence]) -> list[Line]:
       rule, kind, amount, seeds = entry
     except (TypeError, ValueError):
       raise ValueError(
-          f'config.compare.table: {entry!r} is not (rule, budget, amount, '
-          "seeds), as in ('diff_high', 'share', 0.25, 3)"
+        f'config.compare.table: {entry!r} is not (rule, budget, amount, '
+        "seeds), as in ('diff_high', 'share', 0.25, 3)"
       ) from None
     if kind not in BUDGETS:
       raise ValueError(
-          f'config.compare.table: budget {kind!r} of {rule!r} is not one of '
-          + ', '.join(BUDGETS)
+        f'config.compare.table: budget {kind!r} of {rule!r} is not one of '
+        + ', '.join(BUDGETS)
       )
     if seeds != int(seeds) or seeds < 1 or not amount > 0:
       raise ValueError(
-          f'config.compare.table: {entry!r}: the amount is positive, the '
-          'number of seeds a whole number from 1 on'
+        f'config.compare.table: {entry!r}: the amount is positive, the '
+        'number of seeds a whole number from 1 on'
       )
     lines.append(Line(rule, kind, amount, int(seeds)))
   keys = [(line.rule, line.kind, line.amount) for line in lines]
@@ -111,7 +111,7 @@ class Loss:
 
 
 def interval(
-    one: Loss, other: Loss | None = None, *, seed: int = 0
+  one: Loss, other: Loss | None = None, *, seed: int = 0
 ) -> tuple[float, float]:
   """95% interval of a line's loss, or of its difference to another's.
 
@@ -142,9 +142,9 @@ def interval(
 
 
 def summarise(
-    losses: Mapping[Line, Loss],
-    facts: Mapping[Line, Mapping],
-    baseline: str,
+  losses: Mapping[Line, Loss],
+  facts: Mapping[Line, Mapping],
+  baseline: str,
 ) -> list[dict]:
   """One record per line: loss with interval, and difference to the baseline.
 
@@ -158,22 +158,23 @@ def summarise(
   found = []
   for line, loss in losses.items():
     other = next(
-        (
-            losses[o] for o in losses
-            if (o.rule, o.kind, o.amount) == (baseline, line.kind, line.amount)
-            and o != line
-        ),
-        None,
+      (
+        losses[o]
+        for o in losses
+        if (o.rule, o.kind, o.amount) == (baseline, line.kind, line.amount)
+        and o != line
+      ),
+      None,
     )
     by_seed = loss.by_seed
     record = {
-        'rule': line.rule,
-        'budget': line.budget,
-        'seeds': line.seeds,
-        **facts[line],
-        'loss': float(by_seed.mean()),
-        'interval': interval(loss),
-        'by_seed': by_seed.tolist(),
+      'rule': line.rule,
+      'budget': line.budget,
+      'seeds': line.seeds,
+      **facts[line],
+      'loss': float(by_seed.mean()),
+      'interval': interval(loss),
+      'by_seed': by_seed.tolist(),
     }
     if other is not None:
       record['minus_baseline'] = float(by_seed.mean() - other.by_seed.mean())
@@ -182,9 +183,7 @@ def summarise(
   return found
 
 
-def format_table(
-    records: Sequence[Mapping], baseline: str, start: Loss
-) -> str:
+def format_table(records: Sequence[Mapping], baseline: str, start: Loss) -> str:
   """The records as a Markdown table, lowest loss first within a budget.
 
   Args:
@@ -195,44 +194,70 @@ def format_table(
   budgets = list(dict.fromkeys(r['budget'] for r in records))
   scores = list(records[0]['scores'])
   ordered = sorted(
-      records, key=lambda r: (budgets.index(r['budget']), r['loss'])
+    records, key=lambda r: (budgets.index(r['budget']), r['loss'])
   )
   head = (
-      'rule', 'budget', 'rows', 'tokens', 'updates', 'seeds',
-      'held-out loss [95%]', 'lowest to highest seed',
-      f'minus {baseline} [95%]',
-      *(f'{name} pass@1 [95%]' for name in scores),
+    'rule',
+    'budget',
+    'rows',
+    'tokens',
+    'updates',
+    'seeds',
+    'held-out loss [95%]',
+    'lowest to highest seed',
+    f'minus {baseline} [95%]',
+    *(f'{name} pass@1 [95%]' for name in scores),
   )
   rows = [head, ('---',) * len(head)]
   low, high = interval(start)
-  rows.append((
-      '(before)', '', '0', '0', '0', '',
-      f'{start.by_seed.mean():.4f} [{low:.4f}, {high:.4f}]', '', '',
+  rows.append(
+    (
+      '(before)',
+      '',
+      '0',
+      '0',
+      '0',
+      '',
+      f'{start.by_seed.mean():.4f} [{low:.4f}, {high:.4f}]',
+      '',
+      '',
       *[''] * len(scores),
-  ))
+    )
+  )
   for r in ordered:
     low, high = r['interval']
     spread = (
-        f'{min(r["by_seed"]):.4f} to {max(r["by_seed"]):.4f}'
-        if r['seeds'] > 1 else ''
+      f'{min(r["by_seed"]):.4f} to {max(r["by_seed"]):.4f}'
+      if r['seeds'] > 1
+      else ''
     )
     difference = ''
     if 'minus_baseline' in r:
       a, b = r['minus_baseline_interval']
       difference = f'{r["minus_baseline"]:+.4f} [{a:+.4f}, {b:+.4f}]'
-    rows.append((
-        r['rule'], r['budget'], f'{r["rows"]:,.0f}', f'{r["tokens"]:,.0f}',
-        f'{r["steps"]:,.0f}', str(r['seeds']),
-        f'{r["loss"]:.4f} [{low:.4f}, {high:.4f}]', spread, difference,
+    rows.append(
+      (
+        r['rule'],
+        r['budget'],
+        f'{r["rows"]:,.0f}',
+        f'{r["tokens"]:,.0f}',
+        f'{r["steps"]:,.0f}',
+        str(r['seeds']),
+        f'{r["loss"]:.4f} [{low:.4f}, {high:.4f}]',
+        spread,
+        difference,
         *(_percent(r['scores'][name]) for name in scores),
-    ))
+      )
+    )
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   return '\n'.join(
-      '| ' + ' | '.join(
-          cell.ljust(width, '-' if set(cell) == {'-'} else ' ')
-          for cell, width in zip(row, widths, strict=True)
-      ) + ' |'
-      for row in rows
+    '| '
+    + ' | '.join(
+      cell.ljust(width, '-' if set(cell) == {'-'} else ' ')
+      for cell, width in zip(row, widths, strict=True)
+    )
+    + ' |'
+    for row in rows
   )
 
 

@@ -37,8 +37,8 @@ from qaq_jax.workdir import journal
 _VERSION = 2  # of what decides a verdict
 _CGROUP_LIMIT = pathlib.Path('/sys/fs/cgroup/memory.max')  # a container's
 REFUSAL = (
-    'running programs that a model wrote needs --allow-code-execution. They '
-    'run contained, see docs/evaluation.md; nothing has been run'
+  'running programs that a model wrote needs --allow-code-execution. They '
+  'run contained, see docs/evaluation.md; nothing has been run'
 )
 
 
@@ -63,11 +63,11 @@ class Options:
 
 
 def run(
-    benchmark: benchmarks.Benchmark,
-    samples: list[programs.Sample],
-    path: str,
-    options: Options,
-    say: Callable[[str], None] = print,
+  benchmark: benchmarks.Benchmark,
+  samples: list[programs.Sample],
+  path: str,
+  options: Options,
+  say: Callable[[str], None] = print,
 ) -> dict:
   """Runs every sample that has no verdict yet, and sums up.
 
@@ -86,14 +86,13 @@ def run(
     Refused: programs cannot be contained here.
     ValueError: the results file belongs to another run.
   """
-  sandbox = Sandbox(
-      options.limits, allow_uncontained=options.allow_uncontained
-  )
+  sandbox = Sandbox(options.limits, allow_uncontained=options.allow_uncontained)
   say(sandbox.containment.describe())
   workers = options.workers or _workers(options.limits)
   timing = options.timing.scaled(judge.machine_scale())
   results = _Results(path, _fingerprint(benchmark, options, sandbox))
   with tqdm.tqdm(desc='references', unit='suite', disable=None) as bar:
+
     def tick(done, total):
       bar.total = total
       bar.update(done - bar.n)
@@ -110,8 +109,14 @@ def run(
       reference = known[task.task_id, suite]
       try:
         verdict = judge.judge(
-            sandbox, benchmark.family, task, suite, sample.program, reference,
-            timing, all_tests=options.all_tests,
+          sandbox,
+          benchmark.family,
+          task,
+          suite,
+          sample.program,
+          reference,
+          timing,
+          all_tests=options.all_tests,
         )
       except Refused:
         raise  # of this machine, not of the program
@@ -128,8 +133,11 @@ def run(
     jobs = [pool.submit(work, sample) for sample in todo]
     try:
       for job in tqdm.tqdm(
-          futures.as_completed(jobs), total=len(jobs), desc=benchmark.name,
-          unit='sample', disable=None,
+        futures.as_completed(jobs),
+        total=len(jobs),
+        desc=benchmark.name,
+        unit='sample',
+        disable=None,
       ):
         job.result()
     except BaseException:
@@ -138,12 +146,12 @@ def run(
   verdicts = results.of(samples)
   results.close()
   return {
-      'benchmark': benchmark.name,
-      'md5': benchmark.digest,
-      'containment': dataclasses.asdict(sandbox.containment),
-      'scores': summarize(benchmark, verdicts),
-      'failures': _failures(verdicts),
-      'broken_references': broken,
+    'benchmark': benchmark.name,
+    'md5': benchmark.digest,
+    'containment': dataclasses.asdict(sandbox.containment),
+    'scores': summarize(benchmark, verdicts),
+    'failures': _failures(verdicts),
+    'broken_references': broken,
   }
 
 
@@ -160,7 +168,7 @@ def _workers(limits):
 
 
 def summarize(
-    benchmark: benchmarks.Benchmark, verdicts: list[dict]
+  benchmark: benchmarks.Benchmark, verdicts: list[dict]
 ) -> dict[str, dict]:
   """Returns pass@k of each score that the benchmark has.
 
@@ -181,9 +189,11 @@ def summarize(
   for name, suites in scores.items():
     outcomes = collections.defaultdict(list)
     for verdict in verdicts:
-      outcomes[verdict['task_id']].append(all(
+      outcomes[verdict['task_id']].append(
+        all(
           verdict['suites'][suite]['status'] == judge.PASS for suite in suites
-      ))
+        )
+      )
     found[name] = pass_at_k.summarize(outcomes)
   return found
 
@@ -201,15 +211,15 @@ def _failures(verdicts):
 
 def _fingerprint(benchmark, options, sandbox):
   return {
-      'version': _VERSION,
-      'benchmark': benchmark.name,
-      'md5': benchmark.digest,
-      'python': platform.python_version(),
-      'all_tests': options.all_tests,
-      'timing': dataclasses.asdict(options.timing),
-      'limits': dataclasses.asdict(options.limits),
-      'layer': sandbox.containment.layer,
-      'seccomp': sandbox.containment.seccomp,
+    'version': _VERSION,
+    'benchmark': benchmark.name,
+    'md5': benchmark.digest,
+    'python': platform.python_version(),
+    'all_tests': options.all_tests,
+    'timing': dataclasses.asdict(options.timing),
+    'limits': dataclasses.asdict(options.limits),
+    'layer': sandbox.containment.layer,
+    'seccomp': sandbox.containment.seccomp,
   }
 
 
@@ -219,8 +229,8 @@ class _Results:
   def __init__(self, path, fingerprint):
     self._journal = journal.Journal(path, fingerprint)
     self._verdicts = {
-        (record['task_id'], record['number'], record['program']): record
-        for record in self._journal.records
+      (record['task_id'], record['number'], record['program']): record
+      for record in self._journal.records
     }
 
   def _key(self, sample):
@@ -233,8 +243,10 @@ class _Results:
     """Keeps the verdicts of a sample; safe from several threads."""
     task_id, number, digest = self._key(sample)
     record = {
-        'task_id': task_id, 'number': number, 'program': digest,
-        'suites': suites,
+      'task_id': task_id,
+      'number': number,
+      'program': digest,
+      'suites': suites,
     }
     self._journal.add(record)
     self._verdicts[task_id, number, digest] = record
@@ -261,21 +273,19 @@ def table(scores: dict[str, dict], prompt: str = '') -> str:
     for metric, m in metrics.items():
       interval = f'{100 * m["low"]:.1f} - {100 * m["high"]:.1f}'
       lines.append(
-          f'{name:20} {metric:9} {100 * m["value"]:6.1f}  {interval:15} '
-          f'{m["tasks"]:5} {m["samples"]:7}  {prompt or "not known"}'
+        f'{name:20} {metric:9} {100 * m["value"]:6.1f}  {interval:15} '
+        f'{m["tasks"]:5} {m["samples"]:7}  {prompt or "not known"}'
       )
   return '\n'.join(lines)
 
 
 def _parse(argv):
   parser = argparse.ArgumentParser(
-      prog='python -m qaq_jax.evaluation.harness',
-      description='Runs samples against a benchmark.',
+    prog='python -m qaq_jax.evaluation.harness',
+    description='Runs samples against a benchmark.',
   )
   parser.add_argument('--samples', required=True, help='.jsonl or a folder')
-  parser.add_argument(
-      '--benchmark', required=True, choices=benchmarks.NAMES
-  )
+  parser.add_argument('--benchmark', required=True, choices=benchmarks.NAMES)
   parser.add_argument('--path', required=True, help='the published file')
   parser.add_argument('--output', default='', help='results, JSON lines')
   parser.add_argument('--prompt', default='', choices=['', 'chat', 'base'])
@@ -296,13 +306,14 @@ def main(argv: list[str] | None = None) -> None:
       raise Refused(REFUSAL)
     benchmark = benchmarks.read(args.benchmark, args.path, limit=args.limit)
     samples = programs.read(
-        args.samples, benchmark, allow_missing=args.allow_missing
+      args.samples, benchmark, allow_missing=args.allow_missing
     )
     stem = args.samples.rstrip('/').removesuffix('.gz').removesuffix('.jsonl')
     output = args.output or f'{stem}.{args.benchmark}.results.jsonl'
     options = Options(
-        workers=args.workers, all_tests=args.all_tests,
-        allow_uncontained=args.allow_uncontained,
+      workers=args.workers,
+      all_tests=args.all_tests,
+      allow_uncontained=args.allow_uncontained,
     )
     result = run(benchmark, samples, output, options)
   except (ValueError, OSError, Refused) as e:

@@ -48,8 +48,11 @@ class Timing:
   def scaled(self, scale: float) -> 'Timing':
     """Returns the limits for a machine that is `scale` times slower."""
     return Timing(
-        self.floor * scale, self.factor, self.total * scale,
-        self.test_code * scale, self.load * scale,
+      self.floor * scale,
+      self.factor,
+      self.total * scale,
+      self.test_code * scale,
+      self.load * scale,
     )
 
 
@@ -105,6 +108,7 @@ def machine_scale() -> float:
   Measured by CPU time, so that a loaded machine is not taken for a slow one:
   what other processes take is not counted against a program either.
   """
+
   def loop():
     started = time.process_time()
     total, table = 0, {}
@@ -122,13 +126,16 @@ def encode_calls(inputs: list) -> list[str]:
 
 
 def run_reference(
-    sandbox: Sandbox, family: str, task: Task, suite: str
+  sandbox: Sandbox, family: str, task: Task, suite: str
 ) -> Reference:
   """Runs the reference solution for its outputs and times."""
   if suite == 'check':
     verdict = judge_check(
-        sandbox, task, task.reference, Timing(test_code=_REFERENCE_SECONDS),
-        Reference([], [], [0.0]),
+      sandbox,
+      task,
+      task.reference,
+      Timing(test_code=_REFERENCE_SECONDS),
+      Reference([], [], [0.0]),
     )
     error = '' if verdict.status == PASS else verdict.reason
     return Reference([], [], [verdict.seconds], error)
@@ -155,8 +162,15 @@ def run_reference(
 
 
 def judge(
-    sandbox: Sandbox, family: str, task: Task, suite: str, program: str,
-    reference: Reference, timing: Timing, *, all_tests: bool = False,
+  sandbox: Sandbox,
+  family: str,
+  task: Task,
+  suite: str,
+  program: str,
+  reference: Reference,
+  timing: Timing,
+  *,
+  all_tests: bool = False,
 ) -> Verdict:
   """Runs `program` on a suite of `task`.
 
@@ -184,8 +198,11 @@ def judge(
     if run.stopped or (run.failed and not all_tests):
       break
   return Verdict(
-      run.status, run.reason, run.failed, len(reference.calls),
-      round(run.seconds, 3),
+    run.status,
+    run.reason,
+    run.failed,
+    len(reference.calls),
+    round(run.seconds, 3),
   )
 
 
@@ -204,7 +221,7 @@ class _Run:
     self.inputs = task.suites[suite]
     self.atols = oracles.tolerances(task.atol, reference.expected)
     self.limits = [
-        max(timing.floor, timing.factor * s) for s in reference.seconds
+      max(timing.floor, timing.factor * s) for s in reference.seconds
     ]
     self.budget = min(timing.total, sum(self.limits)) + timing.floor
     self.next, self.seconds = 0, 0.0
@@ -237,7 +254,7 @@ class _Run:
       self.before = process.seconds
     self.loaded = True
     _send_calls(
-        process, self.task.entry_point, self.reference.calls[self.next:]
+      process, self.task.entry_point, self.reference.calls[self.next :]
     )
     while self.next < len(self.inputs):
       self._test(process)
@@ -259,8 +276,12 @@ class _Run:
     except ValueError as e:
       raise ProgramError('output', str(e)) from e
     if not oracles.matches(
-        self.family, self.task.entry_point, self.inputs[i], output,
-        self.reference.expected[i], self.atols[i],
+      self.family,
+      self.task.entry_point,
+      self.inputs[i],
+      output,
+      self.reference.expected[i],
+      self.atols[i],
     ):
       self._fail(FAIL, 'wrong output')
 
@@ -271,8 +292,11 @@ class _Run:
 
 
 def judge_check(
-    sandbox: Sandbox, task: Task, program: str, timing: Timing,
-    reference: Reference,
+  sandbox: Sandbox,
+  task: Task,
+  program: str,
+  timing: Timing,
+  reference: Reference,
 ) -> Verdict:
   """Runs a task's test code against `program`, in a process of its own."""
   limit = max(timing.test_code, timing.factor * reference.seconds[0])
@@ -285,9 +309,9 @@ def judge_check(
       _load(tester, '' if by_name else task.reference, _REFERENCE_SECONDS)
       _load(process, program, timing.load)
       before = process.seconds
-      tester.send({
-          'check': task.check, 'function': task.entry_point if by_name else ''
-      })
+      tester.send(
+        {'check': task.check, 'function': task.entry_point if by_name else ''}
+      )
       _relay(tester, process, task.entry_point, limit)
     except ProgramError as e:
       status, reason = TIMEOUT if e.kind == 'timeout' else FAIL, _reason(e)

@@ -38,7 +38,7 @@ def _second(convert):
 def _sets(value):
   # An empty list becomes a dict, as in EvalPlus.
   return [
-      set(item) if isinstance(item, list) and item else {} for item in value
+    set(item) if isinstance(item, list) and item else {} for item in value
   ]
 
 
@@ -51,26 +51,66 @@ def _dict_of_tuples(value):
 
 
 _RULES = (
-    (_each(_tuples), (
-        2, 116, 132, 143, 222, 261, 273, 394, 399, 421, 424, 429, 470, 560,
-        579, 596, 616, 630, 726, 740, 744, 809,
-    )),
-    (_each(_lists_of_tuples), (
-        63, 64, 70, 94, 120, 237, 272, 299, 400, 409, 417, 438, 473, 614, 780,
-    )),
-    (_first(_lists_of_tuples), (75, 413, 444, 753)),
-    (_second(_tuples), (106, 750)),
-    (_first(_sets), (115,)),
-    (lambda a: [float(a[0]), complex(a[1])], (124,)),
-    (_first(_tuples), (250, 307, 405, 446, 617, 720, 763, 808)),
-    (_first(complex), (252,)),
-    (_each(_tuples_of_tuples), (259, 401, 445)),
-    (_each(_mixed_tuple), (278,)),
-    (_each(_deep), (580, 615, 791)),
-    (_first(_dict_of_tuples), (722,)),
+  (
+    _each(_tuples),
+    (
+      2,
+      116,
+      132,
+      143,
+      222,
+      261,
+      273,
+      394,
+      399,
+      421,
+      424,
+      429,
+      470,
+      560,
+      579,
+      596,
+      616,
+      630,
+      726,
+      740,
+      744,
+      809,
+    ),
+  ),
+  (
+    _each(_lists_of_tuples),
+    (
+      63,
+      64,
+      70,
+      94,
+      120,
+      237,
+      272,
+      299,
+      400,
+      409,
+      417,
+      438,
+      473,
+      614,
+      780,
+    ),
+  ),
+  (_first(_lists_of_tuples), (75, 413, 444, 753)),
+  (_second(_tuples), (106, 750)),
+  (_first(_sets), (115,)),
+  (lambda a: [float(a[0]), complex(a[1])], (124,)),
+  (_first(_tuples), (250, 307, 405, 446, 617, 720, 763, 808)),
+  (_first(complex), (252,)),
+  (_each(_tuples_of_tuples), (259, 401, 445)),
+  (_each(_mixed_tuple), (278,)),
+  (_each(_deep), (580, 615, 791)),
+  (_first(_dict_of_tuples), (722,)),
 )
 _BY_NUMBER = {
-    number: convert for convert, numbers in _RULES for number in numbers
+  number: convert for convert, numbers in _RULES for number in numbers
 }
 
 

@@ -15,11 +15,18 @@ _RTOL = 1e-7
 _FLOAT_ATOL = 1e-6  # where the task has no tolerance and outputs are floats
 
 # MBPP tasks whose outputs are compared as sets.
-_AS_SETS = frozenset({
-    'similar_elements', 'find_char_long', 'common_in_nested_lists',
-    'extract_singly', 'larg_nnum', 'intersection_array', 'find_dissimilar',
+_AS_SETS = frozenset(
+  {
+    'similar_elements',
+    'find_char_long',
+    'common_in_nested_lists',
+    'extract_singly',
+    'larg_nnum',
+    'intersection_array',
+    'find_dissimilar',
     'Diff',
-})
+  }
+)
 # MBPP tasks that return a match object: only its presence counts.
 _NOT_NONE = frozenset({'check_str', 'text_match_three', 'text_starta_endb'})
 
@@ -46,8 +53,12 @@ def tolerances(atol: float, expected: list) -> list[float]:
 
 
 def matches(
-    family: str, name: str, arguments: list, output: object, expected: object,
-    atol: float,
+  family: str,
+  name: str,
+  arguments: list,
+  output: object,
+  expected: object,
+  atol: float,
 ) -> bool:
   """Whether `output` is right.
 

@@ -24,7 +24,7 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
   """
   if not 0 <= num_correct <= num_samples or not 0 < k <= num_samples:
     raise ValueError(
-        f'pass@{k} of {num_correct} right ones in {num_samples} samples'
+      f'pass@{k} of {num_correct} right ones in {num_samples} samples'
     )
   wrong = math.comb(num_samples - num_correct, k)
   return 1.0 - wrong / math.comb(num_samples, k)
@@ -35,7 +35,7 @@ def wilson(successes: float, trials: int) -> tuple[float, float]:
   share, z2 = successes / trials, _Z * _Z
   centre = share + z2 / (2 * trials)
   half = _Z * math.sqrt(
-      share * (1 - share) / trials + z2 / (4 * trials * trials)
+    share * (1 - share) / trials + z2 / (4 * trials * trials)
   )
   scale = 1 + z2 / trials
   return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
@@ -57,7 +57,7 @@ def bootstrap(per_task: np.ndarray, seed: int = 0) -> tuple[float, float]:
 
 
 def summarize(
-    outcomes: dict[str, list[bool]], ks: tuple[int, ...] = (1, 10, 100)
+  outcomes: dict[str, list[bool]], ks: tuple[int, ...] = (1, 10, 100)
 ) -> dict[str, dict]:
   """Returns pass@k with an interval for every k that all tasks can serve.
 
@@ -74,20 +74,19 @@ def summarize(
   for k in ks:
     if k > min(counts):
       continue
-    values = np.array([
-        pass_at_k(len(passed), sum(passed), k) for passed in outcomes.values()
-    ])
+    values = np.array(
+      [pass_at_k(len(passed), sum(passed), k) for passed in outcomes.values()]
+    )
     single = max(counts) == 1
     low, high = (
-        wilson(int(values.sum()), len(values)) if single
-        else bootstrap(values)
+      wilson(int(values.sum()), len(values)) if single else bootstrap(values)
     )
     found[f'pass@{k}'] = {
-        'value': float(values.mean()),
-        'low': low,
-        'high': high,
-        'interval': 'Wilson' if single else 'bootstrap over tasks',
-        'tasks': len(values),
-        'samples': sum(counts),
+      'value': float(values.mean()),
+      'low': low,
+      'high': high,
+      'interval': 'Wilson' if single else 'bootstrap over tasks',
+      'tasks': len(values),
+      'samples': sum(counts),
     }
   return found

@@ -15,21 +15,25 @@ from qaq_jax.evaluation.benchmarks import Task
 STYLES = ('chat', 'base')
 
 _QUESTION = (
-    'Please provide a self-contained Python script that solves the following '
-    'problem in a markdown code block:'
+  'Please provide a self-contained Python script that solves the following '
+  'problem in a markdown code block:'
 )
 _ANSWER = (
-    'Below is a Python script with a self-contained function that solves the '
-    'problem and passes corresponding tests:'
+  'Below is a Python script with a self-contained function that solves the '
+  'problem and passes corresponding tests:'
 )
 _STOPS = (
-    '<|endoftext|>', '<|endofmask|>', '</s>', '\nif __name__',
-    '\ndef main(', '\nprint(',
+  '<|endoftext|>',
+  '<|endofmask|>',
+  '</s>',
+  '\nif __name__',
+  '\ndef main(',
+  '\nprint(',
 )
 _CHAT_STOPS = ('\n```\n',)
 _BASE_STOPS = {
-    'humaneval': ('\ndef ', '\nclass ', '\nimport ', '\nfrom ', '\nassert '),
-    'mbpp': ('\n"""', '\nassert'),
+  'humaneval': ('\ndef ', '\nclass ', '\nimport ', '\nfrom ', '\nassert '),
+  'mbpp': ('\n"""', '\nassert'),
 }
 _MAX_LINES = 400  # of a text that is searched for a program
 
@@ -66,8 +70,9 @@ def make_prompt(family: str, task: Task, style: str) -> Prompt:
   if style == 'base':
     return Prompt(f'{text}\n', '', _STOPS + _BASE_STOPS[family])
   return Prompt(
-      f'{_QUESTION}\n```\n{text}\n```\n', f'{_ANSWER}\n```python\n',
-      _STOPS + _CHAT_STOPS,
+    f'{_QUESTION}\n```\n{text}\n```\n',
+    f'{_ANSWER}\n```python\n',
+    _STOPS + _CHAT_STOPS,
   )
 
 
@@ -103,8 +108,7 @@ def extract(text: str, entry_point: str) -> str:
       definitions[name] = node
   needed = _needed(entry_point, definitions)
   parts = imports + [
-      _source(code, node) for name, node in definitions.items()
-      if name in needed
+    _source(code, node) for name, node in definitions.items() if name in needed
   ]
   return '\n'.join(parts).strip() or code
 
@@ -131,7 +135,7 @@ def longest_program(text: str) -> str:
 def _beside_blank(lines, i):
   """EvalPlus looks at runs of two lines and more; one may be blank."""
   return any(
-      0 <= j < len(lines) and not lines[j].strip() for j in (i - 1, i + 1)
+    0 <= j < len(lines) and not lines[j].strip() for j in (i - 1, i + 1)
   )
 
 
@@ -183,9 +187,11 @@ def _names(tree):
       text = getattr(node, field, None)
       if isinstance(text, str):
         found.update(text.split('.'))
-    found.update(getattr(node, 'names', ()) if isinstance(
-        node, (ast.Global, ast.Nonlocal)
-    ) else ())
+    found.update(
+      getattr(node, 'names', ())
+      if isinstance(node, (ast.Global, ast.Nonlocal))
+      else ()
+    )
   return found
 
 

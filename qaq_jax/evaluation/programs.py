@@ -37,7 +37,7 @@ class Sample:
 
 
 def read(
-    path: str, benchmark: Benchmark, *, allow_missing: bool = False
+  path: str, benchmark: Benchmark, *, allow_missing: bool = False
 ) -> list[Sample]:
   """Reads the samples of a benchmark.
 
@@ -62,9 +62,9 @@ def read(
   missing = [task_id for task_id, count in counts.items() if not count]
   if missing and not allow_missing:
     raise ValueError(
-        f'{path}: no sample of {len(missing)} tasks of {benchmark.name}, the '
-        f'first is {missing[0]!r}; a figure over the others would not be the '
-        "benchmark's (--allow-missing measures them all the same)"
+      f'{path}: no sample of {len(missing)} tasks of {benchmark.name}, the '
+      f'first is {missing[0]!r}; a figure over the others would not be the '
+      "benchmark's (--allow-missing measures them all the same)"
     )
   if not found:
     raise ValueError(f'{path}: no sample of {benchmark.name}')

@@ -26,10 +26,10 @@ Key = tuple[str, str]  # task id, suite
 
 
 def compute(
-    benchmark: Benchmark,
-    sandbox: Sandbox,
-    workers: int,
-    tick: Callable[[int, int], None] = lambda done, total: None,
+  benchmark: Benchmark,
+  sandbox: Sandbox,
+  workers: int,
+  tick: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[Key, judge.Reference]:
   """Returns the references of every task and suite, from the cache if there.
 
@@ -47,7 +47,7 @@ def compute(
 
   def run(key):
     return judge.run_reference(
-        sandbox, benchmark.family, benchmark.tasks[key[0]], key[1]
+      sandbox, benchmark.family, benchmark.tasks[key[0]], key[1]
     )
 
   with futures.ThreadPoolExecutor(workers) as pool:
@@ -63,10 +63,16 @@ def compute(
 def _cache_path(benchmark):
   """One file per benchmark file, Python and machine, which times belong to."""
   home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  key = json.dumps([
-      _VERSION, benchmark.digest, platform.python_version(),
-      socket.gethostname(), platform.machine(), os.cpu_count(),
-  ])
+  key = json.dumps(
+    [
+      _VERSION,
+      benchmark.digest,
+      platform.python_version(),
+      socket.gethostname(),
+      platform.machine(),
+      os.cpu_count(),
+    ]
+  )
   name = hashlib.sha256(key.encode()).hexdigest()[:16]
   folder = pathlib.Path(home) / 'qaq_jax' / 'references'
   return folder / f'{benchmark.family}-{name}.json.gz'
@@ -78,16 +84,16 @@ def _read(path):
   except (OSError, EOFError, ValueError):
     return {}  # absent or damaged: computed again
   return {
-      (record.pop('task_id'), record.pop('suite')): judge.Reference(**record)
-      for record in records
+    (record.pop('task_id'), record.pop('suite')): judge.Reference(**record)
+    for record in records
   }
 
 
 def _write(path, found):
   path.parent.mkdir(parents=True, exist_ok=True)
   records = [
-      {'task_id': task_id, 'suite': suite} | dataclasses.asdict(reference)
-      for (task_id, suite), reference in found.items()
-      if not reference.error  # tried again the next time
+    {'task_id': task_id, 'suite': suite} | dataclasses.asdict(reference)
+    for (task_id, suite), reference in found.items()
+    if not reference.error  # tried again the next time
   ]
   files.write_atomic(path, gzip.compress(json.dumps(records).encode(), 1))

@@ -54,11 +54,11 @@ class Layout:
     if self.packing == 'packed':
       return (self.max_length,)
     rounded = {
-        min(
-            -(-int(self.max_length * share) // _MULTIPLE) * _MULTIPLE,
-            self.max_length,
-        )
-        for share in _SHARES
+      min(
+        -(-int(self.max_length * share) // _MULTIPLE) * _MULTIPLE,
+        self.max_length,
+      )
+      for share in _SHARES
     }
     return tuple(sorted(rounded - {0}))
 
@@ -93,9 +93,9 @@ class Layout:
       length = next(t for t in self.lengths if t >= longest)
       number = self.rows(length)
       part, rows = rows[:number], rows[number:]
-      micros.append(_fill(
-          [[examples[i] for i in row] for row in part], number, length
-      ))
+      micros.append(
+        _fill([[examples[i] for i in row] for row in part], number, length)
+      )
     return micros
 
 
@@ -109,7 +109,7 @@ def _fill(rows, number, length) -> dict:
       stop = at + len(example.ids)
       tokens[r, at:stop] = example.ids
       segment_ids[r, at:stop] = segment
-      weights[r, at + 1:stop] = example.weights[1:]
+      weights[r, at + 1 : stop] = example.weights[1:]
       at = stop
   return {'tokens': tokens, 'segment_ids': segment_ids, 'weights': weights}
 
@@ -134,35 +134,34 @@ class Batch:
 
 
 def indices(
-    number_of_examples: int, batch_size: int, *, seed: int, step: int
+  number_of_examples: int, batch_size: int, *, seed: int, step: int
 ) -> np.ndarray:
   """Examples of update `step` (from 0): a slice of its epoch's permutation."""
   steps = -(-number_of_examples // batch_size)
   epoch, number = divmod(step, steps)
   order = np.random.default_rng((seed, epoch)).permutation(number_of_examples)
-  return order[number * batch_size:(number + 1) * batch_size]
+  return order[number * batch_size : (number + 1) * batch_size]
 
 
 def batches(
-    examples: Sequence[Example],
-    layout: Layout,
-    *,
-    seed: int,
-    first: int,
-    last: int,
+  examples: Sequence[Example],
+  layout: Layout,
+  *,
+  seed: int,
+  first: int,
+  last: int,
 ) -> Iterator[Batch]:
   """Yields the batches of updates first, first + 1, ... last - 1 (from 0)."""
   for step in range(first, last):
     part = [
-        examples[i] for i in indices(
-            len(examples), layout.batch_size, seed=seed, step=step
-        )
+      examples[i]
+      for i in indices(len(examples), layout.batch_size, seed=seed, step=step)
     ]
     sizes = [len(e.ids) for e in part]
     yield Batch(
-        step=step + 1,
-        rows=[e.row for e in part],
-        tokens=sum(sizes),
-        attended=sum(n * n for n in sizes),
-        micros=layout.lay_out(part),
+      step=step + 1,
+      rows=[e.row for e in part],
+      tokens=sum(sizes),
+      attended=sum(n * n for n in sizes),
+      micros=layout.lay_out(part),
     )

@@ -25,7 +25,7 @@ class Checkpoints:
   """
 
   def __init__(
-      self, directory: str | os.PathLike, keep: int = 2, *, tidy: bool = True
+    self, directory: str | os.PathLike, keep: int = 2, *, tidy: bool = True
   ):
     """Opens the folder, made when missing.
 
@@ -38,17 +38,19 @@ class Checkpoints:
     policies = ocp.training.preservation_policies
     self.directory = pathlib.Path(directory).absolute()
     self._checkpointer = ocp.training.Checkpointer(
-        self.directory,
-        preservation_policy=policies.AnyPreservationPolicy([
-            policies.LatestN(keep),
-            policies.BestN(
-                get_metric_fn=lambda metrics: metrics[_LOSS],
-                reverse=True,  # the last of the sorted are the best
-                n=1,
-                keep_checkpoints_without_metrics=False,
-            ),
-        ]),
-        cleanup_tmp_directories=tidy,
+      self.directory,
+      preservation_policy=policies.AnyPreservationPolicy(
+        [
+          policies.LatestN(keep),
+          policies.BestN(
+            get_metric_fn=lambda metrics: metrics[_LOSS],
+            reverse=True,  # the last of the sorted are the best
+            n=1,
+            keep_checkpoints_without_metrics=False,
+          ),
+        ]
+      ),
+      cleanup_tmp_directories=tidy,
     )
 
   @property
@@ -61,8 +63,9 @@ class Checkpoints:
   def best(self) -> tuple[int, float] | None:
     """Step and validation loss of the best; the later one of equals."""
     losses = [
-        (c.metrics[_LOSS], -c.step)
-        for c in self._checkpointer.checkpoints if c.metrics
+      (c.metrics[_LOSS], -c.step)
+      for c in self._checkpointer.checkpoints
+      if c.metrics
     ]
     if not losses:
       return None
@@ -70,8 +73,11 @@ class Checkpoints:
     return -step, loss
 
   def save(
-      self, step: int, state, progress: dict,
-      validation_loss: float | None = None,
+    self,
+    step: int,
+    state,
+    progress: dict,
+    validation_loss: float | None = None,
   ) -> None:
     """Starts saving; waits for the save before it.
 
@@ -84,8 +90,12 @@ class Checkpoints:
     metrics = None if validation_loss is None else {_LOSS: validation_loss}
     with self._naming():  # what went wrong with the save before, too
       self._checkpointer.save_async(
-          step, state, force=True, overwrite=True, custom_metadata=progress,
-          metrics=metrics,
+        step,
+        state,
+        force=True,
+        overwrite=True,
+        custom_metadata=progress,
+        metrics=metrics,
       )
 
   def restore(self, step: int, like) -> tuple[object, dict]:
@@ -104,9 +114,9 @@ class Checkpoints:
       progress = self._checkpointer.metadata(step).custom_metadata
     except Exception as e:  # noqa: BLE001  (many kinds, all with one cure)
       raise StoreError(  # orbax prints the whole tree
-          f'the checkpoint {self.directory / str(step)} cannot be read '
-          f'({str(e)[:_SHOWN]}...): delete this folder to go on from the '
-          'checkpoint before it'
+        f'the checkpoint {self.directory / str(step)} cannot be read '
+        f'({str(e)[:_SHOWN]}...): delete this folder to go on from the '
+        'checkpoint before it'
       ) from e
     return state, progress
 
@@ -130,17 +140,17 @@ class Checkpoints:
       yield
     except Exception as e:
       raise StoreError(
-          f'a checkpoint could not be written to {self.directory} '
-          f'({str(e)[:_SHOWN]}...): the ones before it stay; free the disk, '
-          'and the same command goes on from the last'
+        f'a checkpoint could not be written to {self.directory} '
+        f'({str(e)[:_SHOWN]}...): the ones before it stay; free the disk, '
+        'and the same command goes on from the last'
       ) from e
 
 
 def abstract(state):
   """The same pytree of jax.ShapeDtypeStruct, with shardings."""
   return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-      state,
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+    state,
   )
 
 
@@ -168,8 +178,11 @@ def _bytes_in(directory: pathlib.Path) -> int:
 
 
 def check_folder(
-    directory: str | os.PathLike, state, keep: int, reserve: int = 0,
-    free: int | None = None,
+  directory: str | os.PathLike,
+  state,
+  keep: int,
+  reserve: int = 0,
+  free: int | None = None,
 ) -> str:
   """Sees to it that the checkpoints of a run can be written.
 
@@ -198,19 +211,19 @@ def check_folder(
       free = shutil.disk_usage(directory).free
   except OSError as e:
     raise StoreError(
-        f'checkpoints cannot be written to {directory}: {e}. Free the disk or '
-        'give another folder'
+      f'checkpoints cannot be written to {directory}: {e}. Free the disk or '
+      'give another folder'
     ) from e
   needed = size_of(state) * (keep + 2) + reserve + _SLACK - there
   text = (
-      f'{keep + 2} checkpoints of {size_of(state) / 2**20:,.1f} MiB'
-      + (f', an export of {reserve / 2**20:,.1f} MiB' if reserve else '')
-      + f': up to {max(needed, 0) / 2**20:,.0f} MiB more, '
-      f'{free / 2**20:,.0f} MiB free'
+    f'{keep + 2} checkpoints of {size_of(state) / 2**20:,.1f} MiB'
+    + (f', an export of {reserve / 2**20:,.1f} MiB' if reserve else '')
+    + f': up to {max(needed, 0) / 2**20:,.0f} MiB more, '
+    f'{free / 2**20:,.0f} MiB free'
   )
   if needed > free:
     raise StoreError(
-        f'the disk of {directory} is too full ({text}): free some, give '
-        'another folder, or keep fewer checkpoints'
+      f'the disk of {directory} is too full ({text}): free some, give '
+      'another folder, or keep fewer checkpoints'
     )
   return text

@@ -46,8 +46,13 @@ class Curve:
   """
 
   def __init__(
-      self, workdir: pathlib.Path, run: Run, *, step: int,
-      progress: Mapping | None, write: bool = True,
+    self,
+    workdir: pathlib.Path,
+    run: Run,
+    *,
+    step: int,
+    progress: Mapping | None,
+    write: bool = True,
   ):
     """Opens the files for the lines behind `step`.
 
@@ -69,13 +74,19 @@ class Curve:
     self._trackers = []
     if write:
       self._trackers = trackers_lib.open_trackers(
-          run.trackers, workdir, name=run.name, config=dict(run.settings)
+        run.trackers, workdir, name=run.name, config=dict(run.settings)
       )
-      self._journal = trackers_lib.Journal(workdir / 'metrics.jsonl', after=step)
-      self._samples = trackers_lib.Journal(workdir / 'samples.jsonl', after=step)
+      self._journal = trackers_lib.Journal(
+        workdir / 'metrics.jsonl', after=step
+      )
+      self._samples = trackers_lib.Journal(
+        workdir / 'samples.jsonl', after=step
+      )
     self._bar = trackers_lib.Bar(
-        run.name, tokens=run.tokens_left, steps=run.steps,
-        show=run.show and write,
+      run.name,
+      tokens=run.tokens_left,
+      steps=run.steps,
+      show=run.show and write,
     )
 
   @property
@@ -84,8 +95,13 @@ class Curve:
     return time.perf_counter() - self._started
 
   def add(
-      self, batch: Batch, rate: float, *, loss: float, weight: float,
-      grad_norm: float,
+    self,
+    batch: Batch,
+    rate: float,
+    *,
+    loss: float,
+    weight: float,
+    grad_norm: float,
   ) -> None:
     """Counts an update, and writes a line if one is due.
 
@@ -112,10 +128,12 @@ class Curve:
     if batch.step % run.log_every and batch.step != run.steps:
       return
     self._write(
-        batch.step, **self._window.means(), learning_rate=rate,
-        tokens=self.tokens,
-        tokens_per_second=_rounded(tokens_per_second, 1),
-        mfu=_rounded(used, 4),
+      batch.step,
+      **self._window.means(),
+      learning_rate=rate,
+      tokens=self.tokens,
+      tokens_per_second=_rounded(tokens_per_second, 1),
+      mfu=_rounded(used, 4),
     )
     self._window = trackers_lib.Window()
     if self._since is not None:
@@ -140,8 +158,9 @@ class Curve:
     if self._journal is None:
       return
     values = {
-        'epoch': round(step / self._run.per_epoch, 4), **values,
-        'seconds': round(self.seconds, 2),
+      'epoch': round(step / self._run.per_epoch, 4),
+      **values,
+      'seconds': round(self.seconds, 2),
     }
     self._journal.write(step=step, **values)
     numbers = {k: v for k, v in values.items() if v is not None}
@@ -154,9 +173,9 @@ class Curve:
       if journal is not None:
         journal.sync()
     return {
-        'tokens': self.tokens,
-        'seconds': self.seconds,
-        'window': dict(self._window.sums),
+      'tokens': self.tokens,
+      'seconds': self.seconds,
+      'window': dict(self._window.sums),
     }
 
   def close(self) -> None:

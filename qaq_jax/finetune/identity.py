@@ -28,8 +28,9 @@ def digest(examples: Sequence[Example]) -> str:
 def describe_options(options, free: Sequence[str] = ()) -> dict:
   """A dataclass as JSON, without the fields that change no number."""
   return {
-      field.name: _plain(getattr(options, field.name))
-      for field in dataclasses.fields(options) if field.name not in free
+    field.name: _plain(getattr(options, field.name))
+    for field in dataclasses.fields(options)
+    if field.name not in free
   }
 
 
@@ -46,12 +47,12 @@ def _plain(value):
 def describe_model(model: Decoder) -> dict:
   """What of a model changes a loss besides its weights."""
   return {
-      'family': model.config.family,
-      'layers': model.config.num_layers,
-      'heads': model.config.num_heads,
-      'dtype': model.dtype.name,
-      'attention': model.attention,
-      'lora': _plain(model.lora),
+    'family': model.config.family,
+    'layers': model.config.num_layers,
+    'heads': model.config.num_heads,
+    'dtype': model.dtype.name,
+    'attention': model.attention,
+    'lora': _plain(model.lora),
   }
 
 
@@ -59,8 +60,8 @@ def shapes(state) -> dict[str, str]:
   """Path -> type and shape of a pytree's arrays."""
   leaves = jax.tree_util.tree_flatten_with_path(state)[0]
   return {
-      jax.tree_util.keystr(path): f'{x.dtype.name}{list(x.shape)}'
-      for path, x in leaves
+    jax.tree_util.keystr(path): f'{x.dtype.name}{list(x.shape)}'
+    for path, x in leaves
   }
 
 
@@ -79,8 +80,8 @@ def check(path: str | pathlib.Path, wanted: Mapping, started: bool) -> None:
   found = files.read_json(path) if started else None
   if started and found is None:
     raise files.StoreError(
-        f'{path.parent} has checkpoints but no {path.name}, so it is unknown '
-        'what they belong to: use another folder, or delete its checkpoints'
+      f'{path.parent} has checkpoints but no {path.name}, so it is unknown '
+      'what they belong to: use another folder, or delete its checkpoints'
     )
   if found is None:
     if jax.process_index() == 0:
@@ -88,8 +89,8 @@ def check(path: str | pathlib.Path, wanted: Mapping, started: bool) -> None:
     return
   if changed := files.differences(found, wanted):
     raise files.StoreError(
-        f'{path.parent} holds the checkpoints of another run:\n  '
-        + '\n  '.join(changed)
-        + '\nSet these back, use another folder, or delete '
-        f'{path.parent / "checkpoints"} to begin again'
+      f'{path.parent} holds the checkpoints of another run:\n  '
+      + '\n  '.join(changed)
+      + '\nSet these back, use another folder, or delete '
+      f'{path.parent / "checkpoints"} to begin again'
     )

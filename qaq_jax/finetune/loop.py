@@ -35,20 +35,20 @@ class NonFiniteError(FloatingPointError):
 
 
 def fit(
-    trainer,
-    state,
-    examples: Sequence[Example],
-    workdir: str | os.PathLike,
-    *,
-    options: FitOptions,
-    optimizer_options: optimizer.OptimizerOptions,
-    validation: Sequence[Example] = (),
-    sample_fn: Callable[[object], Sequence] | None = None,
-    measure_fn: Callable[[object], Mapping[str, float]] | None = None,
-    fingerprint: Mapping | None = None,
-    reserve: int = 0,
-    name: str = '',
-    say: Callable[[str], None] = print,
+  trainer,
+  state,
+  examples: Sequence[Example],
+  workdir: str | os.PathLike,
+  *,
+  options: FitOptions,
+  optimizer_options: optimizer.OptimizerOptions,
+  validation: Sequence[Example] = (),
+  sample_fn: Callable[[object], Sequence] | None = None,
+  measure_fn: Callable[[object], Mapping[str, float]] | None = None,
+  fingerprint: Mapping | None = None,
+  reserve: int = 0,
+  name: str = '',
+  say: Callable[[str], None] = print,
 ) -> FitResult:
   """Trains to the last update, going on from the folder's checkpoint.
 
@@ -88,7 +88,7 @@ def fit(
   if not examples:
     raise ValueError('there are no examples to train on')
   room = checkpoints.check_folder(
-      workdir / 'checkpoints', state, options.keep, reserve
+    workdir / 'checkpoints', state, options.keep, reserve
   )
   with contextlib.ExitStack() as stack:
     if jax.process_index() == 0:
@@ -97,18 +97,18 @@ def fit(
     stack.callback(store.close)
     first = store.latest or 0
     identity.check(
-        workdir / 'fingerprint.json',
-        {
-            'version': identity.VERSION,
-            'examples': identity.digest(examples),
-            'validation': identity.digest(validation),
-            'options': identity.describe_options(options, FREE),
-            'optimizer': identity.describe_options(optimizer_options),
-            'model': identity.describe_model(trainer.model(state)),
-            'state': identity.shapes(state),
-            'given': dict(fingerprint or {}),
-        },
-        started=bool(first),
+      workdir / 'fingerprint.json',
+      {
+        'version': identity.VERSION,
+        'examples': identity.digest(examples),
+        'validation': identity.digest(validation),
+        'options': identity.describe_options(options, FREE),
+        'optimizer': identity.describe_options(optimizer_options),
+        'model': identity.describe_model(trainer.model(state)),
+        'state': identity.shapes(state),
+        'given': dict(fingerprint or {}),
+      },
+      started=bool(first),
     )
     saved = None
     like = checkpoints.abstract(state)
@@ -120,17 +120,27 @@ def fit(
     for line in plan.describe(name, room):
       (_mute if jax.process_index() else say)(line)
     the_curve = curve.Curve(
-        workdir, plan.curve(name, optimizer_options), step=first,
-        progress=saved, write=jax.process_index() == 0,
+      workdir,
+      plan.curve(name, optimizer_options),
+      step=first,
+      progress=saved,
+      write=jax.process_index() == 0,
     )
     stack.callback(the_curve.close)
     loop = _Loop(
-        trainer=trainer, state=state, examples=examples,
-        validation=validation, options=options, plan=plan, store=store,
-        curve=the_curve, sample_fn=sample_fn, measure_fn=measure_fn,
-        rate_of=lambda step: optimizer.learning_rate(
-            optimizer_options, step, plan.steps
-        ),
+      trainer=trainer,
+      state=state,
+      examples=examples,
+      validation=validation,
+      options=options,
+      plan=plan,
+      store=store,
+      curve=the_curve,
+      sample_fn=sample_fn,
+      measure_fn=measure_fn,
+      rate_of=lambda step: optimizer.learning_rate(
+        optimizer_options, step, plan.steps
+      ),
     )
     del state
     try:
@@ -139,19 +149,19 @@ def fit(
       if e.errno not in (errno.ENOSPC, errno.EDQUOT):
         raise
       raise files.StoreError(
-          f'the disk of {workdir} is full: free some, and the same command '
-          'goes on from the last checkpoint'
+        f'the disk of {workdir} is full: free some, and the same command '
+        'goes on from the last checkpoint'
       ) from e
     best = store.best or (plan.steps, None)
   directory = workdir / 'checkpoints'
   return FitResult(
-      state=loop.state,
-      steps=plan.steps,
-      tokens=the_curve.tokens,
-      seconds=the_curve.seconds,
-      best_step=best[0],
-      best_loss=best[1],
-      load_best=lambda: checkpoints.load(directory, best[0], like),
+    state=loop.state,
+    steps=plan.steps,
+    tokens=the_curve.tokens,
+    seconds=the_curve.seconds,
+    best_step=best[0],
+    best_loss=best[1],
+    load_best=lambda: checkpoints.load(directory, best[0], like),
   )
 
 
@@ -164,12 +174,12 @@ def _check_examples(examples, options, what):
     size = len(example.ids)
     if not 2 <= size <= options.max_length:
       raise ValueError(
-          f'{what}: row {example.row} has {size:,} tokens; it must be 2 to '
-          f'max_length={options.max_length:,}'
+        f'{what}: row {example.row} has {size:,} tokens; it must be 2 to '
+        f'max_length={options.max_length:,}'
       )
     if not example.weights[1:].any():
       raise ValueError(
-          f'{what}: row {example.row} has no token of weight above 0 to learn'
+        f'{what}: row {example.row} has no token of weight above 0 to learn'
       )
 
 
@@ -193,13 +203,16 @@ class _Loop:
     """Makes the updates behind `first`."""
     number = len(self.examples)
     stream = batches.batches(
-        self.examples, self.plan.layout, seed=self.options.seed, first=first,
-        last=self.plan.steps,
+      self.examples,
+      self.plan.layout,
+      seed=self.options.seed,
+      first=first,
+      last=self.plan.steps,
     )
     flying = None  # dispatched, its metrics not fetched
     with (
-        contextlib.closing(progress.ahead(stream, depth=2)) as ready,
-        signals.Signals() as asked,
+      contextlib.closing(progress.ahead(stream, depth=2)) as ready,
+      signals.Signals() as asked,
     ):
       for batch in ready:
         metrics = self._update(batch)
@@ -215,9 +228,9 @@ class _Loop:
         if stop:
           self.store.wait()
           message = (
-              f'stopped by signal {stop} after update {batch.step:,} of '
-              f'{self.plan.steps:,}, which is saved in '
-              f'{self.store.directory}: the same command goes on from there'
+            f'stopped by signal {stop} after update {batch.step:,} of '
+            f'{self.plan.steps:,}, which is saved in '
+            f'{self.store.directory}: the same command goes on from there'
           )
           if not jax.process_index():
             print(message, file=sys.stderr)  # an exit status says nothing
@@ -228,7 +241,7 @@ class _Loop:
     rate = self.rate_of(batch.step - 1)
     if len(batch.micros) == 1:
       self.state, metrics = self.trainer.update(
-          self.state, batch.micros[0], rate
+        self.state, batch.micros[0], rate
       )
       return metrics
     total = self.trainer.gradient(self.state, batch.micros[0])
@@ -245,14 +258,17 @@ class _Loop:
         rows = ', '.join(map(str, batch.rows[:_SHOWN_ROWS]))
         more = len(batch.rows) - _SHOWN_ROWS
         raise NonFiniteError(
-            f'{key} is {values[key]} at update {batch.step}, made with rows '
-            f'{rows}{f" and {more} more" if more > 0 else ""}. Look at these '
-            'rows, or lower the learning rate; checkpoints of earlier updates '
-            f'are in {self.store.directory}'
+          f'{key} is {values[key]} at update {batch.step}, made with rows '
+          f'{rows}{f" and {more} more" if more > 0 else ""}. Look at these '
+          'rows, or lower the learning rate; checkpoints of earlier updates '
+          f'are in {self.store.directory}'
         )
     self.curve.add(
-        batch, self.rate_of(batch.step - 1), loss=values['loss'],
-        weight=values['weight'], grad_norm=values['grad_norm'],
+      batch,
+      self.rate_of(batch.step - 1),
+      loss=values['loss'],
+      weight=values['weight'],
+      grad_norm=values['grad_norm'],
     )
 
   def _save(self, step, evaluate):
@@ -271,18 +287,20 @@ class _Loop:
 
   def _evaluate(self, step) -> float:
     """Weighted mean of -log p over the validation examples."""
-    sums = jax.device_get([
+    sums = jax.device_get(
+      [
         self.trainer.evaluate(self.state, micro)
         for micro in self.plan.layout.lay_out(self.validation)
-    ])
+      ]
+    )
     loss = float(
-        sum(float(s['loss_sum']) for s in sums)
-        / sum(float(s['weight_sum']) for s in sums)
+      sum(float(s['loss_sum']) for s in sums)
+      / sum(float(s['weight_sum']) for s in sums)
     )
     if not math.isfinite(loss):
       raise NonFiniteError(
-          f'validation_loss is {loss} after update {step}: lower the learning '
-          'rate; checkpoints of earlier updates are in '
-          f'{self.store.directory}'
+        f'validation_loss is {loss} after update {step}: lower the learning '
+        'rate; checkpoints of earlier updates are in '
+        f'{self.store.directory}'
       )
     return loss

@@ -33,21 +33,21 @@ def add(model: Decoder, options: LoraOptions, seed: int = 0) -> Decoder:
   out = _abstract(model, mesh, options)
   wanted = _values(out)
   specs = {
-      path: spec
-      for path, spec in params_lib.param_specs(model.config, options).items()
-      if path not in values
+    path: spec
+    for path, spec in params_lib.param_specs(model.config, options).items()
+    if path not in values
   }
   abstract = {
-      path: jax.ShapeDtypeStruct(
-          spec.shape, jnp.float32, sharding=wanted[path].sharding
-      )
-      for path, spec in specs.items()
+    path: jax.ShapeDtypeStruct(
+      spec.shape, jnp.float32, sharding=wanted[path].sharding
+    )
+    for path, spec in specs.items()
   }
   if any(isinstance(x, jax.ShapeDtypeStruct) for x in values.values()):
     values |= abstract
   else:
     values |= params_lib.random_values(
-        model.config, specs, abstract, jax.random.key(seed)
+      model.config, specs, abstract, jax.random.key(seed)
     )
   return _filled(out, values)
 
@@ -82,7 +82,7 @@ def _merged(kernel, a, b, scale):
     low = a.astype(jnp.float32).reshape(a.shape[0], -1, rank)
     high = b.astype(jnp.float32).reshape(b.shape[0], rank, -1)
     delta = jnp.einsum(
-        'lir,lro->lio', low, high, precision=jax.lax.Precision.HIGHEST
+      'lir,lro->lio', low, high, precision=jax.lax.Precision.HIGHEST
     )
     delta = scale * delta.reshape(kernel.shape)
     return (kernel.astype(jnp.float32) + delta).astype(kernel.dtype)
@@ -96,27 +96,27 @@ def _merged(kernel, a, b, scale):
 
 def _abstract(model, mesh, options) -> Decoder:
   return Decoder(
-      model.config,
-      rngs=None,
-      dtype=model.dtype,
-      mesh=mesh,
-      attention=model.attention,
-      lora=options,
+    model.config,
+    rngs=None,
+    dtype=model.dtype,
+    mesh=mesh,
+    attention=model.attention,
+    lora=options,
   )
 
 
 def _values(model) -> dict:
   return {
-      path: variable.get_value()
-      for path, variable in nnx.to_flat_state(nnx.state(model))
+    path: variable.get_value()
+    for path, variable in nnx.to_flat_state(nnx.state(model))
   }
 
 
 def _filled(model, values) -> Decoder:
   """Puts arrays by path into an abstract decoder."""
   state = {
-      path: variable.replace(values[path])
-      for path, variable in nnx.to_flat_state(nnx.state(model))
+    path: variable.replace(values[path])
+    for path, variable in nnx.to_flat_state(nnx.state(model))
   }
   nnx.update(model, nnx.from_flat_state(state))
   model.eval()

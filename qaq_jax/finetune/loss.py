@@ -60,12 +60,12 @@ def head_of(model: decoder_lib.Decoder, *, rows: int, trained: bool) -> Head:
     most = 512 if jax.default_backend() == 'cpu' else 4096
     rows = min(1 << (rows.bit_length() - 1), most)
   return Head(
-      rules=model.rules,
-      rows=rows,
-      vocab_size=config.vocab_size,
-      soft_cap=config.final_soft_cap,
-      dtype=model.dtype,
-      trained=trained,
+    rules=model.rules,
+    rows=rows,
+    vocab_size=config.vocab_size,
+    soft_cap=config.final_soft_cap,
+    dtype=model.dtype,
+    trained=trained,
   )
 
 
@@ -84,9 +84,7 @@ def loss_sum(head: Head, table_VD, hidden_BTD, targets_BT, weights_BT):
 
 
 def _forward(head, table_VD, hidden_BTD, targets_BT, weights_BT):
-  loss, *grads = _run(
-      head, True, table_VD, hidden_BTD, targets_BT, weights_BT
-  )
+  loss, *grads = _run(head, True, table_VD, hidden_BTD, targets_BT, weights_BT)
   return loss, grads
 
 
@@ -109,24 +107,24 @@ def _run(head, gradient, table_VD, hidden_BTD, targets_BT, weights_BT):
   # By hand rather than by the compiler: each shard gathers its own positions
   # and runs its own number of chunks. The vocabulary may be split.
   specs = (
-      rules.spec('vocab', 'embed'),
-      rules.spec('batch', None, None),
-      rules.spec('batch', None),
-      rules.spec('batch', None),
+    rules.spec('vocab', 'embed'),
+    rules.spec('batch', None, None),
+    rules.spec('batch', None),
+    rules.spec('batch', None),
   )
   args = tuple(
-      sharding.reshard(x, spec) for x, spec in zip(args, specs, strict=True)
+    sharding.reshard(x, spec) for x, spec in zip(args, specs, strict=True)
   )
   out = [jax.P()]
   if gradient:
     out += [specs[1], specs[0]][: 1 + head.trained]
-  return jax.shard_map(
-      island, in_specs=specs, out_specs=out, check_vma=False
-  )(*args)
+  return jax.shard_map(island, in_specs=specs, out_specs=out, check_vma=False)(
+    *args
+  )
 
 
 def _island(
-    head, gradient, meshed, table_VD, hidden_BTD, targets_BT, weights_BT
+  head, gradient, meshed, table_VD, hidden_BTD, targets_BT, weights_BT
 ):
   """The loss on one shard, and its gradients, summed over the mesh."""
   rules = head.rules
@@ -198,7 +196,7 @@ def _chunk(head, vocab_axis, table_VD, hidden_CD, targets_C, weights_C):
     logits_CV, slope_CV = head.soft_cap * tanh_CV, 1.0 - tanh_CV * tanh_CV
   ids_V = first + jnp.arange(local)
   logits_CV = jnp.where(
-      ids_V < head.vocab_size, logits_CV, decoder_lib.PAD_LOGIT
+    ids_V < head.vocab_size, logits_CV, decoder_lib.PAD_LOGIT
   )
   hit_CV = ids_V == targets_C[:, None]
   top_C = jnp.max(logits_CV, axis=1)
@@ -221,11 +219,11 @@ def _product(expression, x, y):
   """A matrix product that accumulates, and ends, in float32."""
   highest = x.dtype == jnp.float32
   return jnp.einsum(
-      expression,
-      x,
-      y,
-      precision=jax.lax.Precision.HIGHEST if highest else None,
-      preferred_element_type=jnp.float32,
+    expression,
+    x,
+    y,
+    precision=jax.lax.Precision.HIGHEST if highest else None,
+    preferred_element_type=jnp.float32,
   )
 
 
@@ -234,7 +232,7 @@ def _sum_table(grad_VD, batch_axes, embed_axis):
   for axis in batch_axes:
     if axis == embed_axis:
       grad_VD = jax.lax.psum_scatter(
-          grad_VD, axis, scatter_dimension=1, tiled=True
+        grad_VD, axis, scatter_dimension=1, tiled=True
       )
     else:
       grad_VD = jax.lax.psum(grad_VD, axis)

@@ -14,7 +14,7 @@ def lora_params(state) -> int:
   """Parameters of adapters among those that a state trains."""
   leaves = jax.tree_util.tree_flatten_with_path(state.params)[0]
   return sum(
-      x.size for path, x in leaves if '_lora_' in jax.tree_util.keystr(path)
+    x.size for path, x in leaves if '_lora_' in jax.tree_util.keystr(path)
   )
 
 

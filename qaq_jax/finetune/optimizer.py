@@ -52,12 +52,12 @@ class OptimizerOptions:
   def __post_init__(self):
     if self.name not in OPTIMIZERS:
       raise ValueError(
-          f'optimizer.name is {self.name!r}; known: {", ".join(OPTIMIZERS)}'
+        f'optimizer.name is {self.name!r}; known: {", ".join(OPTIMIZERS)}'
       )
     if self.schedule not in SCHEDULES:
       raise ValueError(
-          f'optimizer.schedule is {self.schedule!r}; known:'
-          f' {", ".join(SCHEDULES)}'
+        f'optimizer.schedule is {self.schedule!r}; known:'
+        f' {", ".join(SCHEDULES)}'
       )
     for field in ('warmup_ratio', 'decay_ratio', 'final_ratio'):
       value = getattr(self, field)
@@ -94,15 +94,20 @@ def make(options: OptimizerOptions) -> optax.GradientTransformation:
   their steps share a compilation.
   """
   return _make(
-      options.name, options.weight_decay, options.b1, options.b2, options.eps,
-      options.clip,
+    options.name,
+    options.weight_decay,
+    options.b1,
+    options.b2,
+    options.eps,
+    options.clip,
   )
 
 
 @functools.cache
 def _make(name, weight_decay, b1, b2, eps, clip):
   if name == 'muon':
-    rule = _by_compiler(optax.contrib.muon(
+    rule = _by_compiler(
+      optax.contrib.muon(
         1.0,
         weight_decay=weight_decay,
         adam_b1=b1,
@@ -110,10 +115,11 @@ def _make(name, weight_decay, b1, b2, eps, clip):
         eps=eps,
         consistent_rms=0.2,
         muon_weight_dimension_numbers=_matrices,
-    ))
+      )
+    )
   else:
     rule = optax.adamw(
-        1.0, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=_decayed
+      1.0, b1=b1, b2=b2, eps=eps, weight_decay=weight_decay, mask=_decayed
     )
   return optax.chain(optax.clip_by_global_norm(clip), rule) if clip else rule
 
@@ -124,11 +130,9 @@ def _by_compiler(rule):
   def update(gradient, state, params):
     if sharding.current_mesh() is None:
       return rule.update(gradient, state, params)
-    out = jax.tree.map(
-        lambda x: jax.typeof(x).sharding.spec, (gradient, state)
-    )
+    out = jax.tree.map(lambda x: jax.typeof(x).sharding.spec, (gradient, state))
     return jax.sharding.auto_axes(rule.update, out_sharding=out)(
-        gradient, state, params
+      gradient, state, params
     )
 
   return optax.GradientTransformation(rule.init, update)
@@ -136,9 +140,7 @@ def _by_compiler(rule):
 
 def _decayed(params):
   """Which parameters decay: all but biases and the scales of norms."""
-  return {
-      name: not name.endswith(('_bias', '_scale')) for name in params
-  }
+  return {name: not name.endswith(('_bias', '_scale')) for name in params}
 
 
 def _matrices(params):

@@ -7,8 +7,12 @@ from qaq_jax.finetune import batches
 
 # Fields of FitOptions that change no number of the curve.
 FREE = (
-    'tokens_per_device', 'log_every', 'save_every', 'keep', 'trackers',
-    'progress',
+  'tokens_per_device',
+  'log_every',
+  'save_every',
+  'keep',
+  'trackers',
+  'progress',
 )
 
 
@@ -59,11 +63,11 @@ class FitOptions:
   def layout(self, shards: int) -> batches.Layout:
     """How batches are put into arrays on so many devices."""
     return batches.Layout(
-        max_length=self.max_length,
-        packing=self.packing,
-        tokens_per_device=self.tokens_per_device,
-        shards=shards,
-        batch_size=self.batch_size,
+      max_length=self.max_length,
+      packing=self.packing,
+      tokens_per_device=self.tokens_per_device,
+      shards=shards,
+      batch_size=self.batch_size,
     )
 
   def per_epoch(self, examples: int) -> int:
@@ -83,7 +87,7 @@ class FitOptions:
   def saves(self, step: int, examples: int) -> bool:
     """Whether a checkpoint follows update `step` (from 1)."""
     return self.evaluates(step, examples) or (
-        self.save_every > 0 and step % self.save_every == 0
+      self.save_every > 0 and step % self.save_every == 0
     )
 
 

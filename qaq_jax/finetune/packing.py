@@ -6,7 +6,7 @@ import numpy as np
 
 
 def first_fit_decreasing(
-    lengths: Sequence[int], capacity: int
+  lengths: Sequence[int], capacity: int
 ) -> list[list[int]]:
   """Puts sequences into as few rows as first-fit decreasing finds.
 
@@ -27,8 +27,8 @@ def first_fit_decreasing(
   lengths = np.asarray(lengths, np.int64)
   if len(lengths) and lengths.max() > capacity:
     raise ValueError(
-        f'a sequence of {lengths.max()} tokens does not fit into rows of '
-        f'{capacity}'
+      f'a sequence of {lengths.max()} tokens does not fit into rows of '
+      f'{capacity}'
     )
   room = np.full(len(lengths), capacity, np.int64)
   rows: list[list[int]] = []

@@ -31,32 +31,37 @@ class Plan:
     self._config = model.config
     self._lora = mfu.lora_params(state)
     self._peak, self._peak_origin = mfu.peak_flops(
-        model.dtype, None if mesh is None else mesh.devices.flat
+      model.dtype, None if mesh is None else mesh.devices.flat
     )
     self._tokens = sum(len(e.ids) for e in examples)
 
   def describe(self, name: str, room: str) -> list[str]:
     """Lines to print: data, shapes, updates, disk."""
     options, start = self._options, f'{name}: ' if name else ''
-    planned = list(batches.batches(
-        self._examples, self.layout, seed=options.seed, first=0,
+    planned = list(
+      batches.batches(
+        self._examples,
+        self.layout,
+        seed=options.seed,
+        first=0,
         last=min(_PLANNED, self.steps),
-    ))
+      )
+    )
     micros = [m['tokens'].size for b in planned for m in b.micros]
     full = sum(b.tokens for b in planned) / sum(micros)
     shapes = ', '.join(f'{b} x {t}' for b, t in self.layout.shapes)
     lines = [
-        f'{start}{len(self._examples):,} examples, {self._tokens:,} tokens; '
-        f'{self.steps:,} updates of {options.batch_size} examples, '
-        f'{self.per_epoch:,} per epoch',
-        f'{start}{options.packing} micro-batches (rows x tokens): {shapes}; '
-        f'{len(micros) / len(planned):.1f} per update, {full:.0%} full',
-        f'{start}{room}',
-        f'{start}peak {self._peak / 1e12:,.2f} TFLOP/s ({self._peak_origin})',
+      f'{start}{len(self._examples):,} examples, {self._tokens:,} tokens; '
+      f'{self.steps:,} updates of {options.batch_size} examples, '
+      f'{self.per_epoch:,} per epoch',
+      f'{start}{options.packing} micro-batches (rows x tokens): {shapes}; '
+      f'{len(micros) / len(planned):.1f} per update, {full:.0%} full',
+      f'{start}{room}',
+      f'{start}peak {self._peak / 1e12:,.2f} TFLOP/s ({self._peak_origin})',
     ]
     if self._first:
       lines.append(
-          f'{start}continuing after update {self._first:,} of {self.steps:,}'
+        f'{start}continuing after update {self._first:,} of {self.steps:,}'
       )
     return lines
 
@@ -65,19 +70,19 @@ class Plan:
     options = self._options
     per_update = self._tokens / self.per_epoch
     return curve_lib.Run(
-        name=name,
-        steps=self.steps,
-        per_epoch=self.per_epoch,
-        tokens_left=int(per_update * (self.steps - self._first)),
-        log_every=options.log_every,
-        flops=lambda batch: flops.training_flops(
-            self._config, batch.tokens, batch.attended, self._lora
-        ),
-        peak=self._peak,
-        settings={
-            **dataclasses.asdict(options),
-            'optimizer': dataclasses.asdict(optimizer_options),
-        },
-        trackers=options.trackers,
-        show=options.progress,
+      name=name,
+      steps=self.steps,
+      per_epoch=self.per_epoch,
+      tokens_left=int(per_update * (self.steps - self._first)),
+      log_every=options.log_every,
+      flops=lambda batch: flops.training_flops(
+        self._config, batch.tokens, batch.attended, self._lora
+      ),
+      peak=self._peak,
+      settings={
+        **dataclasses.asdict(options),
+        'optimizer': dataclasses.asdict(optimizer_options),
+      },
+      trackers=options.trackers,
+      show=options.progress,
     )

@@ -58,5 +58,5 @@ class Signals:
     if jax.process_count() == 1:
       return self._received
     return int(
-        multihost_utils.process_allgather(np.int32(self._received)).max()
+      multihost_utils.process_allgather(np.int32(self._received)).max()
     )

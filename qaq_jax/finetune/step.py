@@ -78,10 +78,10 @@ class Trainer:
   """
 
   def __init__(
-      self,
-      model: Decoder,
-      optimizer: optax.GradientTransformation,
-      options: StepOptions | None = None,
+    self,
+    model: Decoder,
+    optimizer: optax.GradientTransformation,
+    options: StepOptions | None = None,
   ):
     """Splits the model into what is trained and what is not.
 
@@ -95,28 +95,27 @@ class Trainer:
     """
     graphdef, state = nnx.split(model)
     values = {
-        _name(path): variable.get_value()
-        for path, variable in nnx.to_flat_state(state)
+      _name(path): variable.get_value()
+      for path, variable in nnx.to_flat_state(state)
     }
     trained = {
-        name: x for name, x in values.items()
-        if model.lora is None or '_lora_' in name
+      name: x
+      for name, x in values.items()
+      if model.lora is None or '_lora_' in name
     }
     self._program = _Program(
-        graphdef, optimizer, options or StepOptions(), tuple(sorted(trained))
+      graphdef, optimizer, options or StepOptions(), tuple(sorted(trained))
     )
     self._rules = model.rules
     self.mesh = None
     if model.has_mesh:
       self.mesh = next(iter(values.values())).sharding.mesh
-    abstract = any(
-        isinstance(x, jax.ShapeDtypeStruct) for x in values.values()
-    )
+    abstract = any(isinstance(x, jax.ShapeDtypeStruct) for x in values.values())
     run = jax.eval_shape if abstract else lambda f, *args: f(*args)
     with self._on_mesh():
       self._frozen = run(
-          lambda frozen: {k: x.astype(model.dtype) for k, x in frozen.items()},
-          {k: x for k, x in values.items() if k not in trained},
+        lambda frozen: {k: x.astype(model.dtype) for k, x in frozen.items()},
+        {k: x for k, x in values.items() if k not in trained},
       )
       self.state = run(functools.partial(_initial, self._program), trained)
 
@@ -133,21 +132,24 @@ class Trainer:
     """
     place = sharding.named(self.mesh, self._rules.spec('batch', None))
     micro = {
-        key: jax.ShapeDtypeStruct(
-            (rows, length), np.float32 if key == 'weights' else np.int32,
-            sharding=place,
-        )
-        for key in MICRO_KEYS
+      key: jax.ShapeDtypeStruct(
+        (rows, length),
+        np.float32 if key == 'weights' else np.int32,
+        sharding=place,
+      )
+      for key in MICRO_KEYS
     }
     arguments = self.state.params, self._frozen, micro
     with self._on_mesh():
       total = jax.eval_shape(
-          functools.partial(_gradient, self._program), *arguments
+        functools.partial(_gradient, self._program), *arguments
       )
       gradient = _add_gradient.lower(self._program, total, *arguments)
       apply = _apply.lower(
-          self._program, self.state, total,
-          jax.ShapeDtypeStruct((), np.float32),
+        self._program,
+        self.state,
+        total,
+        jax.ShapeDtypeStruct((), np.float32),
       )
       return {'gradient': gradient.compile(), 'apply': apply.compile()}
 
@@ -155,21 +157,24 @@ class Trainer:
     """Returns loss, weight and gradient, summed over one micro-batch."""
     with self._on_mesh():
       return _gradient(
-          self._program, state.params, self._frozen, self.put(micro)
+        self._program, state.params, self._frozen, self.put(micro)
       )
 
   def add_gradient(
-      self, state: TrainState, micro: dict, accumulated: Accumulated
+    self, state: TrainState, micro: dict, accumulated: Accumulated
   ) -> Accumulated:
     """Returns the sums with one more micro-batch; consumes `accumulated`."""
     with self._on_mesh():
       return _add_gradient(
-          self._program, accumulated, state.params, self._frozen,
-          self.put(micro),
+        self._program,
+        accumulated,
+        state.params,
+        self._frozen,
+        self.put(micro),
       )
 
   def apply(
-      self, state: TrainState, accumulated: Accumulated, learning_rate: float
+    self, state: TrainState, accumulated: Accumulated, learning_rate: float
   ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Makes the update of the accumulated mean gradient; consumes the state.
 
@@ -179,24 +184,27 @@ class Trainer:
     """
     with self._on_mesh():
       return _apply(
-          self._program, state, accumulated, np.float32(learning_rate)
+        self._program, state, accumulated, np.float32(learning_rate)
       )
 
   def update(
-      self, state: TrainState, micro: dict, learning_rate: float
+    self, state: TrainState, micro: dict, learning_rate: float
   ) -> tuple[TrainState, dict[str, jax.Array]]:
     """`gradient` and `apply` in one, for a batch of one micro-batch."""
     with self._on_mesh():
       return _update(
-          self._program, state, self._frozen, self.put(micro),
-          np.float32(learning_rate),
+        self._program,
+        state,
+        self._frozen,
+        self.put(micro),
+        np.float32(learning_rate),
       )
 
   def evaluate(self, state: TrainState, micro: dict) -> dict[str, jax.Array]:
     """Returns `loss_sum` (nats) and `weight_sum` of one micro-batch."""
     with self._on_mesh():
       return _evaluate(
-          self._program, state.params, self._frozen, self.put(micro)
+        self._program, state.params, self._frozen, self.put(micro)
       )
 
   def model(self, state: TrainState) -> Decoder:
@@ -215,8 +223,8 @@ class Trainer:
     missing = [key for key in MICRO_KEYS if key not in micro]
     if missing:
       raise ValueError(
-          f'micro-batch without {", ".join(missing)}: it has'
-          f' {", ".join(sorted(micro))}'
+        f'micro-batch without {", ".join(missing)}: it has'
+        f' {", ".join(sorted(micro))}'
       )
     micro = {key: micro[key] for key in MICRO_KEYS}
     if self.mesh is None:
@@ -227,8 +235,8 @@ class Trainer:
     shards = self._rules.batch_shards(self.mesh)
     if rows % shards:
       raise ValueError(
-          f'micro-batch of {rows} rows cannot be split over {shards} devices'
-          f' (mesh axes {spec[0]}): use a multiple of {shards}'
+        f'micro-batch of {rows} rows cannot be split over {shards} devices'
+        f' (mesh axes {spec[0]}): use a multiple of {shards}'
       )
     return jax.device_put(micro, place)
 
@@ -263,7 +271,7 @@ class _Program:
     model = self.model(params, frozen)
     tokens_BT, segments_BT = micro['tokens'], micro['segment_ids']
     hidden_BTD = model(
-        tokens_BT, segment_ids_BT=segments_BT, remat=self.options.remat
+      tokens_BT, segment_ids_BT=segments_BT, remat=self.options.remat
     )
     # A position predicts the token after it; the first of a segment has none
     # before it, whatever its weight says.
@@ -272,11 +280,14 @@ class _Program:
     weights_BT = _next(jnp.where(same_BT, weights_BT, 0.0))
     name = 'embedding' if model.config.tie_embeddings else 'head'
     head = loss_lib.head_of(
-        model, rows=self.options.head_rows, trained=name in self.trained
+      model, rows=self.options.head_rows, trained=name in self.trained
     )
     loss = loss_lib.loss_sum(
-        head, (params | frozen)[name], hidden_BTD, _next(tokens_BT[:, 1:]),
-        weights_BT,
+      head,
+      (params | frozen)[name],
+      hidden_BTD,
+      _next(tokens_BT[:, 1:]),
+      weights_BT,
     )
     return loss, jnp.sum(weights_BT)
 
@@ -297,7 +308,7 @@ def _path(name: str) -> tuple:
 def _initial(program, values):
   params = {name: x.astype(jnp.float32) for name, x in values.items()}
   state = TrainState(
-      params, program.optimizer.init(params), jnp.zeros((), jnp.int32)
+    params, program.optimizer.init(params), jnp.zeros((), jnp.int32)
   )
   # Constants begin without a sharding; given theirs here, the second update
   # isn't compiled anew.
@@ -313,7 +324,7 @@ def _placed(x):
 
 def _summed(program, params, frozen, micro) -> Accumulated:
   (loss, weight), gradient = jax.value_and_grad(
-      lambda params: program.sums(params, frozen, micro), has_aux=True
+    lambda params: program.sums(params, frozen, micro), has_aux=True
   )(params)
   return Accumulated(loss, weight, gradient)
 
@@ -326,7 +337,7 @@ def _gradient(program, params, frozen, micro):
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _add_gradient(program, accumulated, params, frozen, micro):
   return jax.tree.map(
-      jnp.add, accumulated, _summed(program, params, frozen, micro)
+    jnp.add, accumulated, _summed(program, params, frozen, micro)
   )
 
 
@@ -334,15 +345,15 @@ def _applied(program, state, accumulated, learning_rate):
   loss, weight, gradient = accumulated
   gradient = jax.tree.map(lambda g: g / weight, gradient)
   updates, opt_state = program.optimizer.update(
-      gradient, state.opt_state, state.params
+    gradient, state.opt_state, state.params
   )
   params = jax.tree.map(
-      lambda p, u: p + learning_rate * u, state.params, updates
+    lambda p, u: p + learning_rate * u, state.params, updates
   )
   metrics = {
-      'loss': loss / weight,
-      'grad_norm': optax.global_norm(gradient),
-      'weight': weight,
+    'loss': loss / weight,
+    'grad_norm': optax.global_norm(gradient),
+    'weight': weight,
   }
   return TrainState(params, opt_state, state.step + 1), metrics
 

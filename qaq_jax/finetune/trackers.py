@@ -56,9 +56,10 @@ class Window:
   """
 
   def __init__(self, sums: dict | None = None):
-    self.sums = dict(sums or {
-        'updates': 0, 'loss_sum': 0.0, 'weight': 0.0, 'grad_norm_sum': 0.0
-    })
+    self.sums = dict(
+      sums
+      or {'updates': 0, 'loss_sum': 0.0, 'weight': 0.0, 'grad_norm_sum': 0.0}
+    )
 
   def add(self, loss: float, weight: float, grad_norm: float) -> None:
     """Counts an update."""
@@ -71,8 +72,8 @@ class Window:
     """`loss`, mean nats per weighted token, and mean `grad_norm`."""
     sums = self.sums
     return {
-        'loss': sums['loss_sum'] / sums['weight'],
-        'grad_norm': sums['grad_norm_sum'] / sums['updates'],
+      'loss': sums['loss_sum'] / sums['weight'],
+      'grad_norm': sums['grad_norm_sum'] / sums['updates'],
     }
 
 
@@ -91,14 +92,12 @@ class Bar:
     self._steps = steps
     self._bar = progress.token_bar(f'train {name}'.strip(), tokens, show)
 
-  def add(
-      self, step: int, tokens: int, loss: float, mfu: float | None
-  ) -> None:
+  def add(self, step: int, tokens: int, loss: float, mfu: float | None) -> None:
     """Counts an update."""
     share = '' if mfu is None else f', MFU {mfu:.1%}'
     self._bar.set_postfix_str(
-        f'update {step:,}/{self._steps:,}, loss {loss:.3f}{share}',
-        refresh=False,
+      f'update {step:,}/{self._steps:,}, loss {loss:.3f}{share}',
+      refresh=False,
     )
     self._bar.update(tokens)
 
@@ -108,7 +107,7 @@ class Bar:
 
 
 def open_trackers(
-    names, workdir: str | os.PathLike, *, name: str, config: dict
+  names, workdir: str | os.PathLike, *, name: str, config: dict
 ) -> list:
   """Opens trackers; each has `log(step, values)` and `close()`.
 
@@ -125,12 +124,12 @@ def open_trackers(
   for tracker in names:
     if tracker not in TRACKERS:
       raise ValueError(
-          f'trackers has {tracker!r}; there are: {", ".join(TRACKERS)}'
+        f'trackers has {tracker!r}; there are: {", ".join(TRACKERS)}'
       )
     if importlib.util.find_spec(tracker) is None:
       raise ModuleNotFoundError(
-          f'trackers has {tracker!r}, and its package is not installed: '
-          f"pip install '.[{tracker}]'"
+        f'trackers has {tracker!r}, and its package is not installed: '
+        f"pip install '.[{tracker}]'"
       )
   makers = {'tensorboard': _TensorBoard, 'wandb': _Wandb}
   return [makers[t](pathlib.Path(workdir), name, config) for t in names]
@@ -164,8 +163,12 @@ class _Wandb:
     known = files.read_json(path) or {'id': secrets.token_hex(4)}
     files.write_json(path, known)
     self._run = wandb.init(
-        id=known['id'], resume='allow', dir=str(workdir), name=name or None,
-        project=os.environ.get('WANDB_PROJECT', 'qaq_jax'), config=config,
+      id=known['id'],
+      resume='allow',
+      dir=str(workdir),
+      name=name or None,
+      project=os.environ.get('WANDB_PROJECT', 'qaq_jax'),
+      config=config,
     )
 
   def log(self, step, values):

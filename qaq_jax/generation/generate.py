@@ -57,15 +57,15 @@ class Generator:
   """Writes after prompts with one model; see the module's docstring."""
 
   def __init__(
-      self,
-      model: Decoder,
-      tokenizer: Tokenizer | None = None,
-      *,
-      max_new_tokens: int = 512,
-      batch_size: int = 16,
-      prompt_lengths: Sequence[int] | None = None,
-      chunk: int = 32,
-      mesh: jax.sharding.Mesh | None = None,
+    self,
+    model: Decoder,
+    tokenizer: Tokenizer | None = None,
+    *,
+    max_new_tokens: int = 512,
+    batch_size: int = 16,
+    prompt_lengths: Sequence[int] | None = None,
+    chunk: int = 32,
+    mesh: jax.sharding.Mesh | None = None,
   ):
     """Lays the model out for steps of one token; compiles nothing yet.
 
@@ -87,8 +87,11 @@ class Generator:
     Raises:
       ValueError: a number below one.
     """
-    for name, value in (('max_new_tokens', max_new_tokens),
-                        ('batch_size', batch_size), ('chunk', chunk)):
+    for name, value in (
+      ('max_new_tokens', max_new_tokens),
+      ('batch_size', batch_size),
+      ('chunk', chunk),
+    ):
       if value < 1:
         raise ValueError(f'{name}={value}: must be at least 1')
     self._graphdef, self._params = nnx.split(unrolled(model))
@@ -101,38 +104,43 @@ class Generator:
     self._batch_axes = axes
     limit = model.config.max_positions
     lengths = prompt_lengths or [
-        _SMALLEST_PROMPT << i for i in range(limit.bit_length())
+      _SMALLEST_PROMPT << i for i in range(limit.bit_length())
     ]
     # Two at least: one token is a step, not a prompt.
     self._lengths = sorted({max(2, min(n, limit)) for n in (*lengths, limit)})
 
   def generate(
-      self,
-      prompts: Sequence[np.ndarray],
-      options: Sampling = GREEDY,
-      *,
-      stop_ids: Sequence[int] = (),
-      stop_strings: Sequence[str] = (),
-      seeds: Sequence[int] | None = None,
+    self,
+    prompts: Sequence[np.ndarray],
+    options: Sampling = GREEDY,
+    *,
+    stop_ids: Sequence[int] = (),
+    stop_strings: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
   ) -> list[Generation]:
     """Returns what was written after each prompt, in their order.
 
     See `stream` for the arguments.
     """
-    found = dict(self.stream(
-        prompts, options, stop_ids=stop_ids, stop_strings=stop_strings,
+    found = dict(
+      self.stream(
+        prompts,
+        options,
+        stop_ids=stop_ids,
+        stop_strings=stop_strings,
         seeds=seeds,
-    ))
+      )
+    )
     return [found[i] for i in range(len(prompts))]
 
   def stream(
-      self,
-      prompts: Sequence[np.ndarray],
-      options: Sampling = GREEDY,
-      *,
-      stop_ids: Sequence[int] = (),
-      stop_strings: Sequence[str] = (),
-      seeds: Sequence[int] | None = None,
+    self,
+    prompts: Sequence[np.ndarray],
+    options: Sampling = GREEDY,
+    *,
+    stop_ids: Sequence[int] = (),
+    stop_strings: Sequence[str] = (),
+    seeds: Sequence[int] | None = None,
   ) -> Iterator[tuple[int, Generation]]:
     """Yields (number of the prompt, what was written) as batches finish.
 
@@ -162,9 +170,7 @@ class Generator:
     if stop_strings and self._tokenizer is None:
       raise ValueError('stop_strings need a tokenizer')
     if stop_strings:
-      more, stop_strings = stopping.split_markers(
-          self._tokenizer, stop_strings
-      )
+      more, stop_strings = stopping.split_markers(self._tokenizer, stop_strings)
       stop_ids = (*stop_ids, *more)
     job = _Job(options, frozenset(map(int, stop_ids)), tuple(stop_strings))
     rows = self._rows(len(prompts))
@@ -173,7 +179,7 @@ class Generator:
     for at in range(0, len(order), rows):
       group = order[at : at + rows]
       texts = self._write(
-          [prompts[i] for i in group], [seeds[i] for i in group], rows, job
+        [prompts[i] for i in group], [seeds[i] for i in group], rows, job
       )
       yield from zip(group, texts, strict=True)
 
@@ -183,14 +189,14 @@ class Generator:
       raise ValueError(f'prompt {number} has no tokens')
     if len(prompt) >= limit:
       raise ValueError(
-          f'prompt {number} has {len(prompt)} tokens, but the model has {limit}'
-          ' positions for prompt and answer together: shorten the prompt'
+        f'prompt {number} has {len(prompt)} tokens, but the model has {limit}'
+        ' positions for prompt and answer together: shorten the prompt'
       )
     if prompt.min() < 0 or prompt.max() >= vocab:
       wrong = prompt[(prompt < 0) | (prompt >= vocab)][0]
       raise ValueError(
-          f'prompt {number} has the id {wrong}, but the vocabulary has'
-          f' {vocab}: is the tokenizer that of this model?'
+        f'prompt {number} has the id {wrong}, but the vocabulary has'
+        f' {vocab}: is the tokenizer that of this model?'
       )
 
   def _rows(self, prompts: int) -> int:
@@ -218,9 +224,7 @@ class Generator:
       tokens_BT[i, length - len(prompt) :] = prompt
       segments_BT[i, length - len(prompt) :] = 1
       seeds_B[i] = seed % 2**32
-      limits_B[i] = min(
-          self._max_new, self._config.max_positions - len(prompt)
-      )
+      limits_B[i] = min(self._max_new, self._config.max_positions - len(prompt))
     # A row without a token would attend to nothing.
     segments_BT[count:, -1] = 1
     texts = [_Text(self._tokenizer, job, limit) for limit in limits_B[:count]]
@@ -228,8 +232,9 @@ class Generator:
     stop_S = np.full(-(-(len(job.stop_ids) or 1) // 8) * 8, -1, np.int32)
     stop_S[: len(job.stop_ids)] = sorted(job.stop_ids)
     plan = steps_lib.Plan(
-        numbers=job.sampling.numbers(), stop_S=stop_S,
-        limits_B=self._put(limits_B, 0),
+      numbers=job.sampling.numbers(),
+      stop_S=stop_S,
+      limits_B=self._put(limits_B, 0),
     )
     mode = job.sampling.mode
     most = int(limits_B.max())
@@ -237,15 +242,23 @@ class Generator:
     def draws(first, count):  # of tokens first, first + 1, ...
       if not mode[0]:
         return self._put(np.zeros((rows, count), np.float32), 0)
-      return self._put(np.asarray(sampling.uniforms(
-          seed, seeds_B, np.int32(first), count=count
-      )), 0)
+      return self._put(
+        np.asarray(
+          sampling.uniforms(seed, seeds_B, np.int32(first), count=count)
+        ),
+        0,
+      )
 
     with self._context():
       state = steps_lib.prefill(
-          self._graphdef, self._params, self._put(tokens_BT, 0),
-          self._put(segments_BT, 0), draws(0, 1), plan,
-          slots=self._slots(length + min(self._chunk, most)), mode=mode,
+        self._graphdef,
+        self._params,
+        self._put(tokens_BT, 0),
+        self._put(segments_BT, 0),
+        draws(0, 1),
+        plan,
+        slots=self._slots(length + min(self._chunk, most)),
+        mode=mode,
       )
       written = 0
       while True:
@@ -256,9 +269,14 @@ class Generator:
         stopped_B = np.ones(rows, bool)
         stopped_B[:count] = [t.finish_reason is not None for t in texts]
         state, tokens_BC = steps_lib.decode(
-            self._graphdef, self._params, state, self._put(stopped_B, 0),
-            draws(written + 1, self._chunk), plan, np.int32(steps),
-            mode=mode,
+          self._graphdef,
+          self._params,
+          state,
+          self._put(stopped_B, 0),
+          draws(written + 1, self._chunk),
+          plan,
+          np.int32(steps),
+          mode=mode,
         )
         tokens_BC = np.asarray(tokens_BC)
         written += steps
@@ -274,7 +292,7 @@ class Generator:
     spec = [None] * array.ndim
     spec[batch_axis] = self._batch_axes
     return jax.device_put(
-        array, NamedSharding(self._mesh, PartitionSpec(*spec))
+      array, NamedSharding(self._mesh, PartitionSpec(*spec))
     )
 
   def _context(self):
@@ -315,7 +333,7 @@ class _Text:
     if not self._job.stop_strings:
       return
     found = stopping.cut(
-        self._tokenizer, self._ids, self._job.stop_strings, checked
+      self._tokenizer, self._ids, self._job.stop_strings, checked
     )
     if found is not None:
       number, self._text = found

@@ -55,7 +55,7 @@ class Sampling:
   def numbers(self):
     """The values that programs of one mode share: float32 [3]."""
     return jnp.array(
-        [self.temperature or 1.0, self.top_k, self.top_p], jnp.float32
+      [self.temperature or 1.0, self.top_k, self.top_p], jnp.float32
     )
 
 
@@ -79,12 +79,12 @@ def uniforms(seed, seeds_B, first, *, count: int) -> jax.Array:
 
 
 def choose(
-    logits_BV: jax.Array,
-    uniforms_B: jax.Array,
-    numbers: jax.Array,
-    *,
-    mode: tuple[bool, bool, bool],
-    rules: sharding.ShardingRules,
+  logits_BV: jax.Array,
+  uniforms_B: jax.Array,
+  numbers: jax.Array,
+  *,
+  mode: tuple[bool, bool, bool],
+  rules: sharding.ShardingRules,
 ) -> jax.Array:
   """Returns the next token of each row, int32 [B].
 
@@ -106,9 +106,9 @@ def choose(
   # A vocabulary that is split is gathered: rows are then local.
   logits_BV = sharding.reshard(logits_BV, rules.spec('batch', None))
   return jax.shard_map(
-      local,
-      in_specs=(rules.spec('batch', None), rules.spec('batch'), jax.P()),
-      out_specs=rules.spec('batch'),
+    local,
+    in_specs=(rules.spec('batch', None), rules.spec('batch'), jax.P()),
+    out_specs=rules.spec('batch'),
   )(logits_BV, uniforms_B, numbers)
 
 
@@ -151,7 +151,7 @@ def _least_kept(order_BV, w_BV, limit):
     low, high = ends
     middle = (low & high) + ((low ^ high) >> 1)  # without overflow
     above = jnp.sum(
-        jnp.where(order_BV > middle, w_BV, 0), axis=-1, keepdims=True
+      jnp.where(order_BV > middle, w_BV, 0), axis=-1, keepdims=True
     )
     enough = above < limit
     return jnp.where(enough, low, middle + 1), jnp.where(enough, middle, high)

@@ -57,7 +57,7 @@ class Plan:
 
 @functools.partial(jax.jit, static_argnames=('graphdef', 'slots', 'mode'))
 def prefill(
-    graphdef, params, tokens_BT, segments_BT, uniforms_B1, plan, *, slots, mode
+  graphdef, params, tokens_BT, segments_BT, uniforms_B1, plan, *, slots, mode
 ) -> State:
   """Reads the prompts and chooses the first token of each row.
 
@@ -73,13 +73,16 @@ def prefill(
   """
   model = nnx.merge(graphdef, params)
   cache = cache_lib.empty(
-      model.config, tokens_BT.shape[0], slots, dtype=model.dtype,
-      rules=model.rules,
+    model.config,
+    tokens_BT.shape[0],
+    slots,
+    dtype=model.dtype,
+    rules=model.rules,
   )
   hidden_BTD, cache = model(tokens_BT, None, segments_BT, cache=cache)
   token_B = _next(model, hidden_BTD[:, -1], uniforms_B1[:, 0], plan, mode)
   return State(
-      cache, token_B, jnp.zeros_like(token_B, bool), jnp.zeros((), jnp.int32)
+    cache, token_B, jnp.zeros_like(token_B, bool), jnp.zeros((), jnp.int32)
   )
 
 
@@ -90,10 +93,10 @@ def grow(state, *, slots) -> State:
 
 
 @functools.partial(
-    jax.jit, static_argnames=('graphdef', 'mode'), donate_argnames='state'
+  jax.jit, static_argnames=('graphdef', 'mode'), donate_argnames='state'
 )
 def decode(
-    graphdef, params, state, stopped_B, uniforms_BC, plan, steps, *, mode
+  graphdef, params, state, stopped_B, uniforms_BC, plan, steps, *, mode
 ) -> tuple[State, jax.Array]:
   """Hands out up to `steps` tokens of each row.
 
@@ -138,6 +141,9 @@ def decode(
 
 def _next(model, hidden_BD, uniforms_B, plan, mode):
   return sampling.choose(
-      model.logits(hidden_BD), uniforms_B, plan.numbers, mode=mode,
-      rules=model.rules,
+    model.logits(hidden_BD),
+    uniforms_B,
+    plan.numbers,
+    mode=mode,
+    rules=model.rules,
   )

@@ -12,10 +12,10 @@ from qaq_jax.models.hf.source import ModelSource
 
 
 def stop_ids(
-    tokenizer: Tokenizer,
-    config: ModelConfig | None = None,
-    source: ModelSource | None = None,
-    encoder: Encoder | None = None,
+  tokenizer: Tokenizer,
+  config: ModelConfig | None = None,
+  source: ModelSource | None = None,
+  encoder: Encoder | None = None,
 ) -> tuple[int, ...]:
   """Returns the ids after which a model has nothing more to say, ascending.
 
@@ -48,7 +48,7 @@ def stop_ids(
 
 
 def split_markers(
-    tokenizer: Tokenizer, strings: Iterable[str]
+  tokenizer: Tokenizer, strings: Iterable[str]
 ) -> tuple[tuple[int, ...], tuple[str, ...]]:
   """Returns the stop strings that are one marker token as ids, and the others.
 
@@ -61,16 +61,18 @@ def split_markers(
   if '' in strings:
     raise ValueError(f'stop_strings={list(strings)}: one is empty')
   markers = {
-      s: tokenizer.hf.convert_tokens_to_ids(s)
-      for s in strings
-      if s in tokenizer.hf.get_added_vocab()
+    s: tokenizer.hf.convert_tokens_to_ids(s)
+    for s in strings
+    if s in tokenizer.hf.get_added_vocab()
   }
   return tuple(markers.values()), tuple(s for s in strings if s not in markers)
 
 
 def cut(
-    tokenizer: Tokenizer, ids: Sequence[int], strings: Sequence[str],
-    checked: int = 0,
+  tokenizer: Tokenizer,
+  ids: Sequence[int],
+  strings: Sequence[str],
+  checked: int = 0,
 ) -> tuple[int, str] | None:
   """Finds where a text is to be cut.
 

@@ -21,7 +21,7 @@ from qaq_jax.models.config import ModelConfig
 def pytree(*fields: str):
   """Returns a decorator that registers a dataclass of arrays with JAX."""
   return functools.partial(
-      jax.tree_util.register_dataclass, data_fields=fields, meta_fields=()
+    jax.tree_util.register_dataclass, data_fields=fields, meta_fields=()
   )
 
 
@@ -52,14 +52,14 @@ class StackCache:
       return jax.lax.dynamic_update_slice(stack, x_BGTK[None], at)
 
     return dataclasses.replace(
-        self, keys=put(self.keys, k_BTGK), values=put(self.values, v_BTGK)
+      self, keys=put(self.keys, k_BTGK), values=put(self.values, v_BTGK)
     )
 
   def read(self, index) -> tuple[jax.Array, jax.Array]:
     """Returns keys and values of layer `index`, each [B, G, S, K]."""
     return tuple(
-        jax.lax.dynamic_index_in_dim(x, index, 0, keepdims=False)
-        for x in (self.keys, self.values)
+      jax.lax.dynamic_index_in_dim(x, index, 0, keepdims=False)
+      for x in (self.keys, self.values)
     )
 
 
@@ -99,15 +99,17 @@ class Cache:
   def views(self) -> list[StackCache]:
     """Returns what each stack of layers needs."""
     return [
-        StackCache(k, v, self.start_B, self.length)
-        for k, v in zip(self.keys, self.values, strict=True)
+      StackCache(k, v, self.start_B, self.length)
+      for k, v in zip(self.keys, self.values, strict=True)
     ]
 
   def after(self, views: list[StackCache], tokens: int) -> 'Cache':
     """Returns the cache with `tokens` more slots, which `views` hold."""
     return Cache(
-        [v.keys for v in views], [v.values for v in views], self.start_B,
-        self.length + tokens,
+      [v.keys for v in views],
+      [v.values for v in views],
+      self.start_B,
+      self.length + tokens,
     )
 
   def grown(self, slots: int) -> 'Cache':
@@ -117,18 +119,19 @@ class Cache:
       return jnp.pad(x, ((0, 0),) * 3 + ((0, slots - x.shape[3]), (0, 0)))
 
     return dataclasses.replace(
-        self, keys=jax.tree.map(pad, self.keys),
-        values=jax.tree.map(pad, self.values),
+      self,
+      keys=jax.tree.map(pad, self.keys),
+      values=jax.tree.map(pad, self.values),
     )
 
 
 def empty(
-    config: ModelConfig,
-    rows: int,
-    slots: int,
-    *,
-    dtype,
-    rules: sharding.ShardingRules,
+  config: ModelConfig,
+  rows: int,
+  slots: int,
+  *,
+  dtype,
+  rules: sharding.ShardingRules,
 ) -> Cache:
   """Returns a cache without tokens; call it under the decoder's mesh.
 
@@ -147,14 +150,21 @@ def empty(
 
   def stacks():
     return [
-        zeros(
-            (len(layers), rows, config.num_kv_heads, slots, config.head_dim),
-            dtype, None, 'batch', 'kv_heads', None, None,
-        )
-        for layers in config.stacks
+      zeros(
+        (len(layers), rows, config.num_kv_heads, slots, config.head_dim),
+        dtype,
+        None,
+        'batch',
+        'kv_heads',
+        None,
+        None,
+      )
+      for layers in config.stacks
     ]
 
   return Cache(
-      stacks(), stacks(), zeros((rows,), jnp.int32, 'batch'),
-      jnp.zeros((), jnp.int32),
+    stacks(),
+    stacks(),
+    zeros((rows,), jnp.int32, 'batch'),
+    jnp.zeros((), jnp.int32),
   )

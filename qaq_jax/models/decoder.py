@@ -45,16 +45,16 @@ class Decoder(nnx.Module):
   """
 
   def __init__(
-      self,
-      config: ModelConfig,
-      *,
-      rngs: nnx.Rngs | None,
-      dtype=jnp.float32,
-      param_dtype=jnp.float32,
-      rules: sharding.ShardingRules | None = None,
-      mesh: jax.sharding.Mesh | None = None,
-      attention: str = 'auto',
-      lora: params_lib.LoraOptions | None = None,
+    self,
+    config: ModelConfig,
+    *,
+    rngs: nnx.Rngs | None,
+    dtype=jnp.float32,
+    param_dtype=jnp.float32,
+    rules: sharding.ShardingRules | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    attention: str = 'auto',
+    lora: params_lib.LoraOptions | None = None,
   ):
     """Makes random parameters, or abstract ones when `rngs` is None.
 
@@ -80,39 +80,45 @@ class Decoder(nnx.Module):
     self.lora = lora
     self.quantization = ''  # a scheme, where `quantization.prepare` set one
     self._layer = layers.Layer(
-        config, self.dtype, self.rules, attention, case,
-        lora.scale if lora else 0.0,
+      config,
+      self.dtype,
+      self.rules,
+      attention,
+      case,
+      lora.scale if lora else 0.0,
     )
     specs = params_lib.param_specs(config, lora)
     abstract = {
-        path: jax.ShapeDtypeStruct(
-            spec.shape,
-            param_dtype,
-            sharding=sharding.named(mesh, self.rules.spec(*spec.axes)),
-        )
-        for path, spec in specs.items()
+      path: jax.ShapeDtypeStruct(
+        spec.shape,
+        param_dtype,
+        sharding=sharding.named(mesh, self.rules.spec(*spec.axes)),
+      )
+      for path, spec in specs.items()
     }
     values = (
-        abstract
-        if rngs is None
-        else params_lib.random_values(config, specs, abstract, rngs.params())
+      abstract
+      if rngs is None
+      else params_lib.random_values(config, specs, abstract, rngs.params())
     )
     for path, value in values.items():
       if len(path) == 1:
         setattr(self, path[0], nnx.Param(value))
-    self.stacks = nnx.List([
+    self.stacks = nnx.List(
+      [
         Stack({p[2]: v for p, v in values.items() if p[:2] == ('stacks', i)})
         for i in range(len(config.stacks))
-    ])
+      ]
+    )
 
   def __call__(
-      self,
-      tokens_BT: jax.Array,
-      positions_BT: jax.Array | None = None,
-      segment_ids_BT: jax.Array | None = None,
-      *,
-      remat: bool = False,
-      cache: Cache | None = None,
+    self,
+    tokens_BT: jax.Array,
+    positions_BT: jax.Array | None = None,
+    segment_ids_BT: jax.Array | None = None,
+    *,
+    remat: bool = False,
+    cache: Cache | None = None,
   ) -> jax.Array | tuple[jax.Array, Cache]:
     """Returns the hidden states after the final norm, [B, T, D] in `dtype`.
 
@@ -144,8 +150,8 @@ class Decoder(nnx.Module):
     x_BTD = self._embed(tokens_BT, positions_BT)
     kinds = {k for s in config.segments for k in s.pattern}
     tables = {
-        r: r.tables(positions_BT, config.head_dim)
-        for r in {k.rope for k in kinds} - {None}
+      r: r.tables(positions_BT, config.head_dim)
+      for r in {k.rope for k in kinds} - {None}
     }
     views = [None] * len(self.stacks) if cache is None else cache.views()
     stacks = list(self.stacks)
@@ -160,8 +166,13 @@ class Decoder(nnx.Module):
         views = list(views)
         for i, (kind, layer) in enumerate(zip(pattern, params, strict=True)):
           x_BTD, views[i] = self._layer(
-              layer, kind, x_BTD, tables.get(kind.rope), segment_ids_BT,
-              views[i], index,
+            layer,
+            kind,
+            x_BTD,
+            tables.get(kind.rope),
+            segment_ids_BT,
+            views[i],
+            index,
           )
         return (x_BTD, views), None
 
@@ -191,19 +202,21 @@ class Decoder(nnx.Module):
     table_VD = self.embedding if self.config.tie_embeddings else self.head
     table_VD = self._layer.weight(table_VD[...], 'vocab', 'embed')
     logits = jnp.einsum(
-        '...d,vd->...v',
-        hidden.astype(self.dtype),
-        table_VD,
-        precision=precision.of(self.dtype),
-        preferred_element_type=jnp.float32,
+      '...d,vd->...v',
+      hidden.astype(self.dtype),
+      table_VD,
+      precision=precision.of(self.dtype),
+      preferred_element_type=jnp.float32,
     )
     cap = self.config.final_soft_cap
     if cap is not None:
       logits = cap * jnp.tanh(logits / cap)
     if self.config.vocab_size < self.config.padded_vocab_size:
       ids = jax.lax.broadcasted_iota(
-          jnp.int32, logits.shape, logits.ndim - 1,
-          out_sharding=_sharding_of(logits),
+        jnp.int32,
+        logits.shape,
+        logits.ndim - 1,
+        out_sharding=_sharding_of(logits),
       )
       logits = jnp.where(ids < self.config.vocab_size, logits, PAD_LOGIT)
     return logits
@@ -211,13 +224,13 @@ class Decoder(nnx.Module):
   def _check_call(self, tokens_BT):
     if self.has_mesh and sharding.current_mesh() is None:
       raise ValueError(
-          'this decoder lives on a mesh: call it under jax.set_mesh(mesh)'
+        'this decoder lives on a mesh: call it under jax.set_mesh(mesh)'
       )
     limit = self.config.learned_positions
     if limit and tokens_BT.shape[1] > limit:
       raise ValueError(
-          f'rows of {tokens_BT.shape[1]} tokens, but the model has'
-          f' {limit} learned positions: set max_length to at most {limit}'
+        f'rows of {tokens_BT.shape[1]} tokens, but the model has'
+        f' {limit} learned positions: set max_length to at most {limit}'
       )
 
   def _embed(self, tokens_BT, positions_BT):
@@ -225,12 +238,12 @@ class Decoder(nnx.Module):
     x_BTD = embedding.lookup(table_VD, tokens_BT, self.rules)
     if self.config.embed_scale:
       x_BTD = x_BTD * jnp.asarray(
-          math.sqrt(self.config.hidden_size), self.dtype
+        math.sqrt(self.config.hidden_size), self.dtype
       )
     if self.config.learned_positions:
       table_PD = self._layer.weight(self.position_embedding[...], None, 'embed')
       x_BTD = x_BTD + embedding.lookup(
-          table_PD, positions_BT, dataclasses.replace(self.rules, vocab=None)
+        table_PD, positions_BT, dataclasses.replace(self.rules, vocab=None)
       )
     return x_BTD
 

@@ -10,11 +10,11 @@ from qaq_jax.models import sharding
 
 
 def positions(
-    tokens_BT: jax.Array, segment_ids_BT: jax.Array | None
+  tokens_BT: jax.Array, segment_ids_BT: jax.Array | None
 ) -> jax.Array:
   """Returns int32 [B, T]: 0, 1, 2, ... from the start of each segment."""
   index_BT = jnp.broadcast_to(
-      jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape
+    jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape
   )
   if segment_ids_BT is None:
     return index_BT
@@ -25,7 +25,7 @@ def positions(
 
 
 def lookup(
-    table_VD: jax.Array, ids_BT: jax.Array, rules: sharding.ShardingRules
+  table_VD: jax.Array, ids_BT: jax.Array, rules: sharding.ShardingRules
 ) -> jax.Array:
   """Returns rows [B, T, D] of a table; where V is split, devices add theirs."""
   mesh = sharding.current_mesh()
@@ -42,9 +42,9 @@ def lookup(
     return jax.lax.psum(rows, rules.vocab)
 
   return jax.shard_map(
-      island,
-      in_specs=(rules.spec('vocab', None), rules.spec('batch', None)),
-      out_specs=rules.spec('batch', None, None),
+    island,
+    in_specs=(rules.spec('vocab', None), rules.spec('batch', None)),
+    out_specs=rules.spec('batch', None, None),
   )(table_VD, ids_BT)
 
 

@@ -26,7 +26,7 @@ from qaq_jax.models.config import ModelConfig
 
 
 def route(
-    x_MD: jax.Array, router_DE: jax.Array, config: ModelConfig
+  x_MD: jax.Array, router_DE: jax.Array, config: ModelConfig
 ) -> tuple[jax.Array, jax.Array]:
   """Returns (weights float32 [M, X], experts int32 [M, X]) of every token.
 
@@ -34,11 +34,14 @@ def route(
   that flips changes a token's result by much more than a rounding.
   """
   logits_ME = jnp.einsum(
-      'md,de->me', x_MD, router_DE, preferred_element_type=jnp.float32,
-      precision=precision.of(x_MD.dtype),
+    'md,de->me',
+    x_MD,
+    router_DE,
+    preferred_element_type=jnp.float32,
+    precision=precision.of(x_MD.dtype),
   )
   weight_MX, expert_MX = jax.lax.top_k(
-      jax.nn.softmax(logits_ME, axis=-1), config.experts_per_token
+    jax.nn.softmax(logits_ME, axis=-1), config.experts_per_token
   )
   if config.normalized_routing:
     weight_MX = weight_MX / jnp.sum(weight_MX, axis=-1, keepdims=True)
@@ -46,16 +49,16 @@ def route(
 
 
 def mlp(
-    x_BTD: jax.Array,
-    router_DE: jax.Array,
-    gate_EDF: jax.Array,
-    up_EDF: jax.Array,
-    down_EFD: jax.Array,
-    *,
-    config: ModelConfig,
-    rules: sharding.ShardingRules,
-    activation,
-    platform: str,
+  x_BTD: jax.Array,
+  router_DE: jax.Array,
+  gate_EDF: jax.Array,
+  up_EDF: jax.Array,
+  down_EFD: jax.Array,
+  *,
+  config: ModelConfig,
+  rules: sharding.ShardingRules,
+  activation,
+  platform: str,
 ) -> jax.Array:
   """Returns the weighted sum of each token's experts, [B, T, D].
 
@@ -71,8 +74,13 @@ def mlp(
     platform: of the devices that the program is for, see `grouped.py`.
   """
   local = functools.partial(
-      _local, config=config, activation=activation, platform=platform,
-      axes=(), split=False, batch=(),
+    _local,
+    config=config,
+    activation=activation,
+    platform=platform,
+    axes=(),
+    split=False,
+    batch=(),
   )
   if sharding.current_mesh() is None:
     return local(x_BTD, router_DE, gate_EDF, up_EDF, down_EFD)
@@ -80,20 +88,37 @@ def mlp(
   inwards = rules.gathered('experts', 'embed', 'expert_mlp')
   axis = rules.experts or rules.expert_mlp
   return jax.shard_map(
-      functools.partial(
-          local, axes=(axis,) if axis else (), batch=rules.batch_axes,
-          split=rules.experts is not None,
-      ),
-      in_specs=(
-          x_spec, jax.P(), inwards, inwards,
-          rules.gathered('experts', 'expert_mlp', 'embed'),
-      ),
-      out_specs=x_spec,
+    functools.partial(
+      local,
+      axes=(axis,) if axis else (),
+      batch=rules.batch_axes,
+      split=rules.experts is not None,
+    ),
+    in_specs=(
+      x_spec,
+      jax.P(),
+      inwards,
+      inwards,
+      rules.gathered('experts', 'expert_mlp', 'embed'),
+    ),
+    out_specs=x_spec,
   )(x_BTD, router_DE, gate_EDF, up_EDF, down_EFD)
 
 
-def _local(x_BTD, router_DE, gate_EDF, up_EDF, down_EFD, *, config, activation,
-           platform, axes, split, batch):
+def _local(
+  x_BTD,
+  router_DE,
+  gate_EDF,
+  up_EDF,
+  down_EFD,
+  *,
+  config,
+  activation,
+  platform,
+  axes,
+  split,
+  batch,
+):
   """What this device's experts, or parts of experts, contribute.
 
   `axes` split the experts, or each of them where not `split`; `batch` the rows.
@@ -113,24 +138,31 @@ def _local(x_BTD, router_DE, gate_EDF, up_EDF, down_EFD, *, config, activation,
   # gradient of the tokens over the axes.
   x_MD = _varying(x_MD, axes)
   gate_EDF, up_EDF, down_EFD = (
-      _varying(kernel, batch) for kernel in (gate_EDF, up_EDF, down_EFD)
+    _varying(kernel, batch) for kernel in (gate_EDF, up_EDF, down_EFD)
   )
   product = functools.partial(
-      grouped.product, sizes_E=sizes_E, precision=precision.of(x_BTD.dtype),
-      block=grouped.block_rows(len(own_R), config.num_experts, platform),
+    grouped.product,
+    sizes_E=sizes_E,
+    precision=precision.of(x_BTD.dtype),
+    block=grouped.block_rows(len(own_R), config.num_experts, platform),
   )
   # Zero beyond the groups, forwards and backwards, whatever a kernel leaves.
   x_RD = jnp.where(mine_R[order_R, None], x_MD[order_R // chosen], 0)
   h_RF = activation(product(x_RD, gate_EDF)) * product(x_RD, up_EDF)
   y_RD = product(h_RF, down_EFD)
   # Back into the order of tokens: sums of X rows, always in the same order.
-  back_R = jnp.zeros_like(order_R).at[order_R].set(
-      jnp.arange(len(order_R), dtype=order_R.dtype), unique_indices=True
+  back_R = (
+    jnp.zeros_like(order_R)
+    .at[order_R]
+    .set(jnp.arange(len(order_R), dtype=order_R.dtype), unique_indices=True)
   )
   y_RD = jnp.where(mine_R[:, None], y_RD[back_R], 0)
   y_MD = jnp.einsum(
-      'mx,mxd->md', weight_MX, y_RD.reshape(-1, chosen, y_RD.shape[-1]),
-      preferred_element_type=jnp.float32, precision=jax.lax.Precision.HIGHEST,
+    'mx,mxd->md',
+    weight_MX,
+    y_RD.reshape(-1, chosen, y_RD.shape[-1]),
+    preferred_element_type=jnp.float32,
+    precision=jax.lax.Precision.HIGHEST,
   ).astype(x_BTD.dtype)
   if axes:
     y_MD = jax.lax.psum(y_MD, axes)

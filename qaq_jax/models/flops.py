@@ -13,10 +13,10 @@ from qaq_jax.models.config import ModelConfig
 
 
 def forward_flops(
-    config: ModelConfig,
-    tokens: int,
-    attended: int,
-    head_tokens: int | None = None,
+  config: ModelConfig,
+  tokens: int,
+  attended: int,
+  head_tokens: int | None = None,
 ) -> tuple[float, float]:
   """Operations of a forward pass: in products with weights, in attention.
 
@@ -33,15 +33,14 @@ def forward_flops(
   """
   specs = params_lib.param_specs(config)
   weights = sum(
-      math.prod(spec.shape) * _share_used(config, path[-1])
-      for path, spec in specs.items() if path[-1].endswith('_kernel')
+    math.prod(spec.shape) * _share_used(config, path[-1])
+    for path, spec in specs.items()
+    if path[-1].endswith('_kernel')
   )
   head = config.padded_vocab_size * config.hidden_size
   head_tokens = tokens if head_tokens is None else head_tokens
   mean = attended / max(tokens, 1)  # length seen by the average token
-  keys = sum(
-      _keys_per_query(mean, kind.window) for kind in config.layers
-  )
+  keys = sum(_keys_per_query(mean, kind.window) for kind in config.layers)
   width = config.num_heads * config.head_dim
   products = 2.0 * (weights * tokens + head * head_tokens)
   return products, 4.0 * width * keys * tokens
@@ -62,7 +61,7 @@ def _keys_per_query(length, window):
 
 
 def training_flops(
-    config: ModelConfig, tokens: int, attended: int, lora_params: int = 0
+  config: ModelConfig, tokens: int, attended: int, lora_params: int = 0
 ) -> float:
   """Operations of forward and backward pass.
 

@@ -37,12 +37,12 @@ def block_rows(rows: int, groups: int, platform: str) -> int | None:
 
 
 def product(
-    x_RD: jax.Array,
-    kernel_EDF: jax.Array,
-    sizes_E: jax.Array,
-    *,
-    block: int | None,
-    precision=None,
+  x_RD: jax.Array,
+  kernel_EDF: jax.Array,
+  sizes_E: jax.Array,
+  *,
+  block: int | None,
+  precision=None,
 ) -> jax.Array:
   """Returns each row times the matrix of its group, [R, F] in x's dtype.
 
@@ -79,11 +79,15 @@ def _backward(block, precision, saved, dy_RF):
     group, first, mine_b = _block(i, block, sizes_E, len(x_RD))
     x_bD = jax.lax.dynamic_slice_in_dim(x_RD, first, block)
     dy_bF = jax.lax.dynamic_slice_in_dim(dy_RF, first, block)
-    return sum_EDF.at[group].add(jnp.einsum(
-        'rd,rf->df', jnp.where(mine_b[:, None], x_bD, 0),
+    return sum_EDF.at[group].add(
+      jnp.einsum(
+        'rd,rf->df',
+        jnp.where(mine_b[:, None], x_bD, 0),
         jnp.where(mine_b[:, None], dy_bF, 0),
-        precision=precision, preferred_element_type=jnp.float32,
-    ))
+        precision=precision,
+        preferred_element_type=jnp.float32,
+      )
+    )
 
   sum_EDF = _loop(block, sizes_E, turn, kernel_EDF.shape, jnp.float32)
   return dx_RD, sum_EDF.astype(kernel_EDF.dtype), None
@@ -99,12 +103,14 @@ def _rows(block, precision, x_R, kernel_E, sizes_E, expression):
   def turn(i, y_R):
     group, first, mine_b = _block(i, block, sizes_E, len(x_R))
     y_b = jnp.einsum(
-        expression, jax.lax.dynamic_slice_in_dim(x_R, first, block),
-        kernel_E[group], precision=precision,
+      expression,
+      jax.lax.dynamic_slice_in_dim(x_R, first, block),
+      kernel_E[group],
+      precision=precision,
     )
     old_b = jax.lax.dynamic_slice_in_dim(y_R, first, block)
     return jax.lax.dynamic_update_slice_in_dim(
-        y_R, jnp.where(mine_b[:, None], y_b, old_b), first, 0
+      y_R, jnp.where(mine_b[:, None], y_b, old_b), first, 0
     )
 
   return _loop(block, sizes_E, turn, (len(x_R), out), x_R.dtype)

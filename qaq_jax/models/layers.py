@@ -46,7 +46,7 @@ class Layer:
       value = sharding.reshard(value, self.rules.gathered(*axes))
       return value if self.dynamic else value.astype(self.dtype)
     return sharding.reshard(
-        value.astype(self.dtype), self.rules.gathered(*axes)
+      value.astype(self.dtype), self.rules.gathered(*axes)
     )
 
   def einsum(self, expression, x, w, *out_axes):
@@ -55,19 +55,22 @@ class Layer:
       axes = (x.ndim - 1,), (0,)
       return self._int8_product(x, w, axes, self._out(*out_axes))
     return jnp.einsum(
-        expression,
-        x,
-        w,
-        precision=precision.of(self.dtype),
-        out_sharding=self._out(*out_axes),
+      expression,
+      x,
+      w,
+      precision=precision.of(self.dtype),
+      out_sharding=self._out(*out_axes),
     )
 
   def _int8_product(self, x, w, axes, out):
     """Products of int8 in int32, times the scale of each token."""
     x, scale_BT = quantized.by_token(x, axes[0])
     y = jax.lax.dot_general(
-        x, w, (axes, ((), ())), preferred_element_type=jnp.int32,
-        out_sharding=out,
+      x,
+      w,
+      (axes, ((), ())),
+      preferred_element_type=jnp.int32,
+      out_sharding=out,
     )
     scale = scale_BT.reshape(*scale_BT.shape, *[1] * (y.ndim - 2))
     return (y.astype(jnp.float32) * scale).astype(self.dtype)
@@ -77,7 +80,7 @@ class Layer:
     if f'{name}_kernel_scale' not in p:
       return y
     scale = sharding.reshard(
-        p[f'{name}_kernel_scale'], self.rules.gathered(*out_axes)
+      p[f'{name}_kernel_scale'], self.rules.gathered(*out_axes)
     )
     return (y.astype(jnp.float32) * scale).astype(self.dtype)
 
@@ -106,11 +109,11 @@ class Layer:
       axes = tuple(axes), tuple(range(len(axes)))
       return self._int8_product(x, w, axes, self._out(*out))
     return jax.lax.dot_general(
-        x,
-        w,
-        ((tuple(axes), tuple(range(len(axes)))), ((), ())),
-        precision=precision.of(self.dtype),
-        out_sharding=self._out(*out),
+      x,
+      w,
+      ((tuple(axes), tuple(range(len(axes)))), ((), ())),
+      precision=precision.of(self.dtype),
+      out_sharding=self._out(*out),
     )
 
   def norm(self, x, scale, bias=None):
@@ -120,7 +123,7 @@ class Layer:
     if config.norm == 'layer':
       x = x - jnp.mean(x, axis=-1, keepdims=True)
     x = x * jax.lax.rsqrt(
-        jnp.mean(x * x, axis=-1, keepdims=True) + config.norm_eps
+      jnp.mean(x * x, axis=-1, keepdims=True) + config.norm_eps
     )
     scale = scale.astype(jnp.float32)
     if config.norm == 'rms_plus_one':
@@ -131,14 +134,14 @@ class Layer:
     return x.astype(self.dtype)
 
   def __call__(
-      self,
-      p,
-      kind: LayerKind,
-      x_BTD,
-      tables,
-      segment_ids_BT,
-      cache: StackCache | None = None,
-      index: jax.Array | int = 0,
+    self,
+    p,
+    kind: LayerKind,
+    x_BTD,
+    tables,
+    segment_ids_BT,
+    cache: StackCache | None = None,
+    index: jax.Array | int = 0,
   ):
     """Returns the residual stream [B, T, D] after one layer, and its cache.
 
@@ -152,25 +155,34 @@ class Layer:
         several attend to each other alone.
       index: which layer of the cache's stack this is.
     """
+
     def norm(name, x):
       if f'{name}_scale' not in p:
         return x
       return self.norm(x, p[f'{name}_scale'], p.get(f'{name}_bias'))
 
-    h_BTD, cache = self._attend(p, kind, norm('attn_norm', x_BTD), tables,
-                                norm, segment_ids_BT, cache, index)
+    h_BTD, cache = self._attend(
+      p,
+      kind,
+      norm('attn_norm', x_BTD),
+      tables,
+      norm,
+      segment_ids_BT,
+      cache,
+      index,
+    )
     x_BTD = x_BTD + norm('post_attn_norm', h_BTD)
     h_BTD = self._mlp(p, norm('mlp_norm', x_BTD))
     return x_BTD + norm('post_mlp_norm', h_BTD), cache
 
-  def _attend(self, p, kind, x_BTD, tables, norm, segment_ids_BT, cache,
-              index):
+  def _attend(self, p, kind, x_BTD, tables, norm, segment_ids_BT, cache, index):
     config = self.config
 
     def project(name, heads):
       kernel = self.weight(p[f'{name}_kernel'], 'embed', heads, None)
-      y = self.einsum('btd,dnk->btnk', x_BTD, kernel, 'batch', None, heads,
-                       None)
+      y = self.einsum(
+        'btd,dnk->btnk', x_BTD, kernel, 'batch', None, heads, None
+      )
       y = self.rescaled(y, p, name, heads, None)
       y = self.adapted(y, p, name, x_BTD, ('embed',), (heads, None))
       if f'{name}_bias' in p:
@@ -183,22 +195,26 @@ class Layer:
     if tables is not None:
       q_BTNK, k_BTGK = rotate(q_BTNK, *tables), rotate(k_BTGK, *tables)
     options = {
-        'scale': config.query_scale, 'window': kind.window,
-        'soft_cap': config.attn_soft_cap, 'rules': self.rules,
+      'scale': config.query_scale,
+      'window': kind.window,
+      'soft_cap': config.attn_soft_cap,
+      'rules': self.rules,
     }
     if cache is not None:
       cache = cache.write(index, k_BTGK, v_BTGK)
     if cache is not None and x_BTD.shape[1] == 1:
       y_BTNK = attention_lib.cached_attention(
-          q_BTNK, *cache.read(index), cache.start_B, cache.slot, **options
+        q_BTNK, *cache.read(index), cache.start_B, cache.slot, **options
       )
     else:
-      case = dataclasses.replace(
-          self.case, segments=segment_ids_BT is not None
-      )
+      case = dataclasses.replace(self.case, segments=segment_ids_BT is not None)
       y_BTNK = attention_lib.attention(
-          q_BTNK, k_BTGK, v_BTGK, segment_ids_BT, **options,
-          implementation=attention_lib.choose(self.attention, case),
+        q_BTNK,
+        k_BTGK,
+        v_BTGK,
+        segment_ids_BT,
+        **options,
+        implementation=attention_lib.choose(self.attention, case),
       )
     kernel = self.weight(p['o_kernel'], 'heads', None, 'embed')
     y_BTD = self._contract(y_BTNK, kernel, (2, 3), 'embed')
@@ -212,9 +228,9 @@ class Layer:
   def activation(self):
     """The function between the MLP's projections."""
     return {
-        'silu': jax.nn.silu,
-        'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
-        'gelu': lambda x: jax.nn.gelu(x, approximate=False),
+      'silu': jax.nn.silu,
+      'gelu_tanh': lambda x: jax.nn.gelu(x, approximate=True),
+      'gelu': lambda x: jax.nn.gelu(x, approximate=False),
     }[self.config.activation]
 
   def _mlp(self, p, x_BTD):
@@ -245,13 +261,13 @@ class Layer:
   def _experts(self, p, x_BTD):
     inwards = 'experts', 'embed', 'expert_mlp'
     return experts.mlp(
-        x_BTD,
-        self.weight(p['router_kernel'], 'embed', None),
-        self.weight(p['experts_gate_kernel'], *inwards),
-        self.weight(p['experts_up_kernel'], *inwards),
-        self.weight(
-            p['experts_down_kernel'], 'experts', 'expert_mlp', 'embed'
-        ),
-        config=self.config, rules=self.rules, activation=self.activation,
-        platform=self.case.platform,
+      x_BTD,
+      self.weight(p['router_kernel'], 'embed', None),
+      self.weight(p['experts_gate_kernel'], *inwards),
+      self.weight(p['experts_up_kernel'], *inwards),
+      self.weight(p['experts_down_kernel'], 'experts', 'expert_mlp', 'embed'),
+      config=self.config,
+      rules=self.rules,
+      activation=self.activation,
+      platform=self.case.platform,
     )

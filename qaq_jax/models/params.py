@@ -67,12 +67,12 @@ def layer_specs(config: ModelConfig) -> dict[str, ParamSpec]:
   deep = (2 * config.num_layers) ** -0.5  # keeps the residual stream's scale
   unit = 'zeros' if config.norm == 'rms_plus_one' else 'ones'
   specs = {
-      'q_kernel': ParamSpec((d, n, k), ('embed', 'heads', None), d**-0.5),
-      'k_kernel': ParamSpec((d, g, k), ('embed', 'kv_heads', None), d**-0.5),
-      'v_kernel': ParamSpec((d, g, k), ('embed', 'kv_heads', None), d**-0.5),
-      'o_kernel': ParamSpec(
-          (n, k, d), ('heads', None, 'embed'), (n * k) ** -0.5 * deep
-      ),
+    'q_kernel': ParamSpec((d, n, k), ('embed', 'heads', None), d**-0.5),
+    'k_kernel': ParamSpec((d, g, k), ('embed', 'kv_heads', None), d**-0.5),
+    'v_kernel': ParamSpec((d, g, k), ('embed', 'kv_heads', None), d**-0.5),
+    'o_kernel': ParamSpec(
+      (n, k, d), ('heads', None, 'embed'), (n * k) ** -0.5 * deep
+    ),
   }
   if config.num_experts:
     specs |= _expert_specs(config, deep)
@@ -108,16 +108,14 @@ def layer_specs(config: ModelConfig) -> dict[str, ParamSpec]:
 def _expert_specs(config, deep):
   """The router and the experts' kernels, which are stacked over E."""
   d, f, e = config.hidden_size, config.intermediate_size, config.num_experts
-  inwards = ParamSpec(
-      (e, d, f), ('experts', 'embed', 'expert_mlp'), d**-0.5
-  )
+  inwards = ParamSpec((e, d, f), ('experts', 'embed', 'expert_mlp'), d**-0.5)
   return {
-      'router_kernel': ParamSpec((d, e), ('embed', None), d**-0.5),
-      'experts_gate_kernel': inwards,
-      'experts_up_kernel': inwards,
-      'experts_down_kernel': ParamSpec(
-          (e, f, d), ('experts', 'expert_mlp', 'embed'), f**-0.5 * deep
-      ),
+    'router_kernel': ParamSpec((d, e), ('embed', None), d**-0.5),
+    'experts_gate_kernel': inwards,
+    'experts_up_kernel': inwards,
+    'experts_down_kernel': ParamSpec(
+      (e, f, d), ('experts', 'expert_mlp', 'embed'), f**-0.5 * deep
+    ),
   }
 
 
@@ -126,9 +124,7 @@ def is_expert(name: str) -> bool:
   return name.startswith('experts_')
 
 
-def lora_specs(
-    config: ModelConfig, lora: LoraOptions
-) -> dict[str, ParamSpec]:
+def lora_specs(config: ModelConfig, lora: LoraOptions) -> dict[str, ParamSpec]:
   """Returns the adapters of one layer by name.
 
   `{target}_lora_a` [in..., R] is random with the deviation of PEFT's uniform
@@ -141,15 +137,15 @@ def lora_specs(
   layer = layer_specs(config)
   suffix = '_kernel'
   known = [
-      name[: -len(suffix)] for name in layer
-      if name.endswith(suffix) and name != 'router_kernel'
-      and not is_expert(name)
+    name[: -len(suffix)]
+    for name in layer
+    if name.endswith(suffix) and name != 'router_kernel' and not is_expert(name)
   ]
   unknown = [target for target in lora.targets if target not in known]
   if unknown:
     raise ValueError(
-        f'lora targets {list(lora.targets)}: {unknown}; a {config.family}'
-        f' layer has {", ".join(known)}'
+      f'lora targets {list(lora.targets)}: {unknown}; a {config.family}'
+      f' layer has {", ".join(known)}'
     )
   specs = {}
   for target in lora.targets or known:
@@ -157,20 +153,20 @@ def lora_specs(
     inputs = 2 if target == 'o' else 1  # heads and their size
     size = math.prod(kernel.shape[:inputs])
     specs[f'{target}_lora_a'] = ParamSpec(
-        (*kernel.shape[:inputs], lora.rank),
-        (*kernel.axes[:inputs], None),
-        (3 * size) ** -0.5,
+      (*kernel.shape[:inputs], lora.rank),
+      (*kernel.axes[:inputs], None),
+      (3 * size) ** -0.5,
     )
     specs[f'{target}_lora_b'] = ParamSpec(
-        (lora.rank, *kernel.shape[inputs:]),
-        (None, *kernel.axes[inputs:]),
-        'zeros',
+      (lora.rank, *kernel.shape[inputs:]),
+      (None, *kernel.axes[inputs:]),
+      'zeros',
     )
   return specs
 
 
 def param_specs(
-    config: ModelConfig, lora: LoraOptions | None = None
+  config: ModelConfig, lora: LoraOptions | None = None
 ) -> dict[tuple, ParamSpec]:
   """Returns every parameter of the model by its path in the Decoder.
 
@@ -179,14 +175,14 @@ def param_specs(
   d, v = config.hidden_size, config.padded_vocab_size
   unit = 'zeros' if config.norm == 'rms_plus_one' else 'ones'
   specs = {
-      ('embedding',): ParamSpec((v, d), ('vocab', 'embed'), 0.02),
-      ('final_norm_scale',): ParamSpec((d,), (None,), unit),
+    ('embedding',): ParamSpec((v, d), ('vocab', 'embed'), 0.02),
+    ('final_norm_scale',): ParamSpec((d,), (None,), unit),
   }
   if config.norm == 'layer':
     specs['final_norm_bias',] = ParamSpec((d,), (None,), 'zeros')
   if config.learned_positions:
     specs['position_embedding',] = ParamSpec(
-        (config.learned_positions, d), (None, 'embed'), 0.02
+      (config.learned_positions, d), (None, 'embed'), 0.02
     )
   if not config.tie_embeddings:
     specs['head',] = ParamSpec((v, d), ('vocab', 'embed'), 0.02)

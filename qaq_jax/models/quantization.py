@@ -26,8 +26,13 @@ from qaq_jax.models.decoder import Decoder
 
 # Kernel -> its axes that a product sums over, the stacking axis counted.
 SUMMED = {
-    'q_kernel': (1,), 'k_kernel': (1,), 'v_kernel': (1,), 'o_kernel': (1, 2),
-    'up_kernel': (1,), 'gate_kernel': (1,), 'down_kernel': (1,),
+  'q_kernel': (1,),
+  'k_kernel': (1,),
+  'v_kernel': (1,),
+  'o_kernel': (1, 2),
+  'up_kernel': (1,),
+  'gate_kernel': (1,),
+  'down_kernel': (1,),
 }
 
 
@@ -35,8 +40,8 @@ def check(scheme: str, field: str = 'quantization') -> None:
   """Refuses a scheme that there isn't."""
   if scheme not in quantized.SCHEMES:
     raise ValueError(
-        f'{field} is {scheme!r}; it is one of '
-        + ', '.join(map(repr, quantized.SCHEMES))
+      f'{field} is {scheme!r}; it is one of '
+      + ', '.join(map(repr, quantized.SCHEMES))
     )
 
 
@@ -53,15 +58,15 @@ def prepare(model: Decoder, scheme: str) -> Decoder:
     raise ValueError('a model with adapters is not quantised: merge them first')
   model.quantization = scheme
   model._layer = dataclasses.replace(
-      model._layer, dynamic=scheme == 'int8_dynamic'
+    model._layer, dynamic=scheme == 'int8_dynamic'
   )
   for stack in model.stacks:
     names = [n for n in vars(stack) if n.endswith('_kernel')]
     unknown = [n for n in names if n not in SUMMED]
     if unknown:
       raise ValueError(
-          f'quantization {scheme!r}: a {model.config.family} model has '
-          f'{unknown[0]}, which is not quantised; use bfloat16'
+        f'quantization {scheme!r}: a {model.config.family} model has '
+        f'{unknown[0]}, which is not quantised; use bfloat16'
       )
     for name in names:
       like = getattr(stack, name).get_value()
@@ -78,14 +83,12 @@ def _like(x: jax.ShapeDtypeStruct, summed):
   if isinstance(place, jax.sharding.NamedSharding):
     spec = (*place.spec, *[None] * (len(x.shape) - len(place.spec)))
     place = jax.sharding.NamedSharding(
-        place.mesh, jax.P(*(spec[i] for i in kept))
+      place.mesh, jax.P(*(spec[i] for i in kept))
     )
   scale = jax.ShapeDtypeStruct(
-      tuple(x.shape[i] for i in kept), jnp.float32, sharding=place
+    tuple(x.shape[i] for i in kept), jnp.float32, sharding=place
   )
-  return (
-      jax.ShapeDtypeStruct(x.shape, jnp.int8, sharding=x.sharding), scale
-  )
+  return (jax.ShapeDtypeStruct(x.shape, jnp.int8, sharding=x.sharding), scale)
 
 
 def quantize(kernel: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
@@ -96,10 +99,8 @@ def quantize(kernel: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
     name: of the kernel, a key of SUMMED.
   """
   like, scale = _like(
-      jax.ShapeDtypeStruct(
-          kernel.shape, kernel.dtype, sharding=kernel.sharding
-      ),
-      SUMMED[name],
+    jax.ShapeDtypeStruct(kernel.shape, kernel.dtype, sharding=kernel.sharding),
+    SUMMED[name],
   )
   shardings = (like.sharding, scale.sharding)
   return _quantizer(SUMMED[name], shardings)(kernel)
@@ -110,11 +111,11 @@ def _quantizer(summed, shardings):
   def run(kernel):
     # Whole channels are looked at, wherever their parts live.
     if shardings[0] is not None and isinstance(
-        shardings[0], jax.sharding.NamedSharding
+      shardings[0], jax.sharding.NamedSharding
     ):
       return jax.sharding.auto_axes(
-          functools.partial(_quantized, summed=summed),
-          out_sharding=tuple(s.spec for s in shardings),
+        functools.partial(_quantized, summed=summed),
+        out_sharding=tuple(s.spec for s in shardings),
       )(kernel)
     return _quantized(kernel, summed=summed)
 

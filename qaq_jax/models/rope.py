@@ -66,7 +66,7 @@ class Rope:
     low = self.original_max_positions / self.low_freq_factor
     high = self.original_max_positions / self.high_freq_factor
     smooth = (
-        self.original_max_positions / wavelength - self.low_freq_factor
+      self.original_max_positions / wavelength - self.low_freq_factor
     ) / (self.high_freq_factor - self.low_freq_factor)
     blended = (1 - smooth) * freq / self.factor + smooth * freq
     freq = np.where(wavelength > low, freq / self.factor, freq)
@@ -76,9 +76,9 @@ class Rope:
   def _yarn(self, freq, turns, head_dim):
     def pair_of(rotations):  # the pair that turns this often in the old context
       return (
-          head_dim
-          * math.log(self.original_max_positions / (rotations * 2 * math.pi))
-          / (2 * math.log(self.theta))
+        head_dim
+        * math.log(self.original_max_positions / (rotations * 2 * math.pi))
+        / (2 * math.log(self.theta))
       )
 
     low, high = pair_of(self.beta_fast), pair_of(self.beta_slow)
@@ -105,5 +105,5 @@ def rotate(x_BTHK: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
   sin = sin[:, :, None, :].astype(x_BTHK.dtype)
   first, second = jnp.split(x_BTHK, 2, axis=-1)
   return jnp.concatenate(
-      [first * cos - second * sin, second * cos + first * sin], axis=-1
+    [first * cos - second * sin, second * cos + first * sin], axis=-1
   )

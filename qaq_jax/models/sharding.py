@@ -23,7 +23,7 @@ MESH_AXES = ('data', 'fsdp', 'tensor')
 
 
 def mesh_sizes(
-    number: int, data: int = -1, fsdp: int = 1, tensor: int = 1
+  number: int, data: int = -1, fsdp: int = 1, tensor: int = 1
 ) -> tuple[int, int, int]:
   """Returns the sizes of the mesh axes on `number` devices, -1 filled in.
 
@@ -34,26 +34,26 @@ def mesh_sizes(
   wrong = [n for n in sizes if n < 1 and n != -1]
   if wrong or sizes.count(-1) > 1:
     raise ValueError(
-        f'mesh sizes {dict(zip(MESH_AXES, sizes, strict=True))}: each is a'
-        ' positive number, at most one may be -1 (the rest)'
+      f'mesh sizes {dict(zip(MESH_AXES, sizes, strict=True))}: each is a'
+      ' positive number, at most one may be -1 (the rest)'
     )
   if -1 in sizes:
     known = -math.prod(sizes)
     sizes[sizes.index(-1)] = max(number // known, 1)
   if math.prod(sizes) != number:
     raise ValueError(
-        f'mesh {dict(zip(MESH_AXES, sizes, strict=True))} needs'
-        f' {math.prod(sizes)} devices, there are {number}: choose sizes whose'
-        f' product is {number}'
+      f'mesh {dict(zip(MESH_AXES, sizes, strict=True))} needs'
+      f' {math.prod(sizes)} devices, there are {number}: choose sizes whose'
+      f' product is {number}'
     )
   return tuple(sizes)
 
 
 def make_mesh(
-    data: int = -1,
-    fsdp: int = 1,
-    tensor: int = 1,
-    devices: Sequence[jax.Device] | None = None,
+  data: int = -1,
+  fsdp: int = 1,
+  tensor: int = 1,
+  devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
   """Returns a mesh of Explicit axes `data`, `fsdp`, `tensor`.
 
@@ -69,7 +69,7 @@ def make_mesh(
   devices = list(jax.devices() if devices is None else devices)
   sizes = mesh_sizes(len(devices), data, fsdp, tensor)
   return jax.make_mesh(
-      sizes, MESH_AXES, (AxisType.Explicit,) * 3, devices=devices
+    sizes, MESH_AXES, (AxisType.Explicit,) * 3, devices=devices
   )
 
 
@@ -97,14 +97,14 @@ class ShardingRules:
     """Returns the partition of an array whose dimensions are `axes`."""
     entries = [None if a is None else getattr(self, a) for a in axes]
     used = [
-        name
-        for entry in entries
-        if entry is not None
-        for name in ((entry,) if isinstance(entry, str) else entry)
+      name
+      for entry in entries
+      if entry is not None
+      for name in ((entry,) if isinstance(entry, str) else entry)
     ]
     if len(set(used)) != len(used):
       raise ValueError(
-          f'dimensions {axes} would use a mesh axis twice: {entries}'
+        f'dimensions {axes} would use a mesh axis twice: {entries}'
       )
     return PartitionSpec(*entries)
 
@@ -146,16 +146,17 @@ class ShardingRules:
 
     heads = size(self.heads)
     if config.num_heads % heads:
-      fits = [n for n in range(1, config.num_heads + 1)
-              if config.num_heads % n == 0]
+      fits = [
+        n for n in range(1, config.num_heads + 1) if config.num_heads % n == 0
+      ]
       raise ValueError(
-          f'{config.num_heads} query heads cannot be split over the mesh axis'
-          f' {self.heads!r} of size {heads}; sizes that can: {fits}'
+        f'{config.num_heads} query heads cannot be split over the mesh axis'
+        f' {self.heads!r} of size {heads}; sizes that can: {fits}'
       )
     if config.padded_vocab_size % size(self.vocab):
       raise ValueError(
-          f'the vocabulary, padded to {config.padded_vocab_size}, cannot be'
-          f' split over {self.vocab!r} of size {size(self.vocab)}'
+        f'the vocabulary, padded to {config.padded_vocab_size}, cannot be'
+        f' split over {self.vocab!r} of size {size(self.vocab)}'
       )
 
     def kept(axis, length):
@@ -166,12 +167,12 @@ class ShardingRules:
       experts, expert_mlp = None, experts
 
     return dataclasses.replace(
-        self,
-        experts=experts,
-        expert_mlp=kept(expert_mlp, config.intermediate_size),
-        embed=kept(self.embed, config.hidden_size),
-        kv_heads=kept(self.kv_heads, config.num_kv_heads),
-        mlp=kept(self.mlp, config.intermediate_size),
+      self,
+      experts=experts,
+      expert_mlp=kept(expert_mlp, config.intermediate_size),
+      embed=kept(self.embed, config.hidden_size),
+      kv_heads=kept(self.kv_heads, config.num_kv_heads),
+      mlp=kept(self.mlp, config.intermediate_size),
     )
 
 

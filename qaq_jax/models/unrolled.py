@@ -34,10 +34,12 @@ def unrolled(model: Decoder) -> Decoder:
   for stack, layers in zip(model.stacks, model.config.stacks, strict=True):
     values = nnx.to_pure_dict(nnx.state(stack))
     for i, layer in enumerate(layers):
-      stacks[layer] = Stack({
+      stacks[layer] = Stack(
+        {
           name: _layer(value, i, dtype=_dtype(value, model.dtype))
           for name, value in values.items()
-      })
+        }
+      )
   out.stacks = nnx.List(stacks)
   for name in ('embedding', 'head', 'position_embedding'):
     if hasattr(out, name):

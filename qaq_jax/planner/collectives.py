@@ -14,29 +14,50 @@ import math
 import re
 
 _KINDS = (
-    'all-reduce', 'all-gather', 'reduce-scatter', 'collective-permute',
-    'all-to-all', 'ragged-all-to-all',
+  'all-reduce',
+  'all-gather',
+  'reduce-scatter',
+  'collective-permute',
+  'all-to-all',
+  'ragged-all-to-all',
 )
 _BITS = {
-    'pred': 8, 's4': 4, 'u4': 4, 's8': 8, 'u8': 8, 's16': 16, 'u16': 16,
-    'bf16': 16, 'f16': 16, 's32': 32, 'u32': 32, 'f32': 32, 's64': 64,
-    'u64': 64, 'f64': 64, 'f8e4m3fn': 8, 'f8e5m2': 8,
+  'pred': 8,
+  's4': 4,
+  'u4': 4,
+  's8': 8,
+  'u8': 8,
+  's16': 16,
+  'u16': 16,
+  'bf16': 16,
+  'f16': 16,
+  's32': 32,
+  'u32': 32,
+  'f32': 32,
+  's64': 64,
+  'u64': 64,
+  'f64': 64,
+  'f8e4m3fn': 8,
+  'f8e5m2': 8,
 }
 _HEAD = re.compile(r'^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$')
 _OP = re.compile(
-    r'= (?P<shape>\(.*?\)|\S+) (?P<kind>' + '|'.join(_KINDS)
-    + r')(?P<start>-start)?\('
+  r'= (?P<shape>\(.*?\)|\S+) (?P<kind>'
+  + '|'.join(_KINDS)
+  + r')(?P<start>-start)?\('
 )
 _ARRAY = re.compile(r'\b([a-z]\w*)\[([\d,]*)\]')
-_CALL = re.compile(r'(?:calls|to_apply|body|true_computation|'
-                   r'false_computation)=%?([\w.\-]+)')
+_CALL = re.compile(
+  r'(?:calls|to_apply|body|true_computation|'
+  r'false_computation)=%?([\w.\-]+)'
+)
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _WHILE = re.compile(r' while\(.*condition=%?([\w.\-]+)')
 _SAME = re.compile(r'channel_id=\d+|metadata=\{[^}]*\}')
 _CONSTANT = re.compile(r'%?([\w.\-]+) = s32\[\]\S* constant\((\d+)\)')
 _LESS = re.compile(
-    r'ROOT .* compare\(.*?, (?:\S+ )?%?([\w.\-]+)\), direction=LT'
+  r'ROOT .* compare\(.*?, (?:\S+ )?%?([\w.\-]+)\), direction=LT'
 )
 
 
@@ -61,10 +82,10 @@ class Collective:
     """Bytes that each device sends, for all of them, around a ring."""
     share = (self.group - 1) / self.group
     factor = {
-        'all-reduce': 2 * share,
-        'all-gather': share,
-        'reduce-scatter': self.group - 1,  # `bytes` is the scattered result
-        'all-to-all': share,
+      'all-reduce': 2 * share,
+      'all-gather': share,
+      'reduce-scatter': self.group - 1,  # `bytes` is the scattered result
+      'all-to-all': share,
     }.get(self.kind, 1.0)
     return self.count * self.bytes * factor
 
@@ -89,9 +110,7 @@ def find(text: str, devices: int) -> list[Collective]:
           kind, size = 'reduce-scatter', size // group
         # Those of a shard_map share a channel: the place in the source, too.
         key = kind, size, tuple(_SAME.findall(line)) or (name, line)
-        channels[key] = max(
-            channels.get(key, (0,)), (times, kind, size, group)
-        )
+        channels[key] = max(channels.get(key, (0,)), (times, kind, size, group))
       loop = _WHILE.search(line)
       inner = times
       if loop:
@@ -108,8 +127,9 @@ def find(text: str, devices: int) -> list[Collective]:
   for times, *what in channels.values():
     found[tuple(what)] += times
   collectives = [
-      Collective(kind, count, size, group)
-      for (kind, size, group), count in found.items() if group > 1
+    Collective(kind, count, size, group)
+    for (kind, size, group), count in found.items()
+    if group > 1
   ]
   return sorted(collectives, key=lambda c: -c.wire_bytes)
 
@@ -138,9 +158,7 @@ def _trips(line: str, condition: list[str]) -> int:
   known = _KNOWN_TRIPS.search(line)
   if known:
     return int(known.group(1))
-  constants = dict(
-      m.groups() for m in map(_CONSTANT.search, condition) if m
-  )
+  constants = dict(m.groups() for m in map(_CONSTANT.search, condition) if m)
   for line in condition:
     less = _LESS.search(line)
     if less and less.group(1) in constants:
@@ -151,8 +169,9 @@ def _trips(line: str, condition: list[str]) -> int:
 def _size(shape: str, kind: str, start: bool) -> int:
   """Bytes of a result; of a tuple that starts a transfer, of its result."""
   sizes = [
-      math.prod(int(n) for n in dims.split(',') if n) * _BITS[dtype] // 8
-      for dtype, dims in _ARRAY.findall(shape) if dtype in _BITS
+    math.prod(int(n) for n in dims.split(',') if n) * _BITS[dtype] // 8
+    for dtype, dims in _ARRAY.findall(shape)
+    if dtype in _BITS
   ]
   if not sizes:
     return 0
@@ -170,7 +189,7 @@ def _group(line: str, devices: int) -> int:
   if tiled:
     return int(tiled.group(2))
   mesh = re.search(
-      r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\S+)? \{([^}]*)\}", line
+    r'replica_groups=mesh\[([^\]]*)\](?:, device_ids=\S+)? \{([^}]*)\}', line
   )
   if mesh:
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh.group(1)))

@@ -72,17 +72,22 @@ def parameters(config: ModelConfig) -> dict[str, int]:
   shapes = stacking.expected_tensors(config)
   whole = sum(math.prod(shape) for shape in shapes.values())
   idle = sum(
-      math.prod(spec.shape) // config.num_experts
-      * (config.num_experts - config.experts_per_token)
-      for path, spec in params_lib.param_specs(config).items()
-      if params_lib.is_expert(path[-1])
+    math.prod(spec.shape)
+    // config.num_experts
+    * (config.num_experts - config.experts_per_token)
+    for path, spec in params_lib.param_specs(config).items()
+    if params_lib.is_expert(path[-1])
   )
   return {'parameters': whole, 'active_parameters': whole - idle}
 
 
 def param_bytes(
-    config: ModelConfig, mesh: Mesh, itemsize: int, gathered: bool = False,
-    kernel_itemsize: int | None = None, lora: LoraOptions | None = None,
+  config: ModelConfig,
+  mesh: Mesh,
+  itemsize: int,
+  gathered: bool = False,
+  kernel_itemsize: int | None = None,
+  lora: LoraOptions | None = None,
 ) -> int:
   """Bytes of the parameters on one device.
 
@@ -114,25 +119,33 @@ def param_bytes(
 
 
 def scoring_bytes(
-    config: ModelConfig, mesh: Mesh, tokens: int, itemsize: int = 2,
-    kernel_itemsize: int | None = None,
+  config: ModelConfig,
+  mesh: Mesh,
+  tokens: int,
+  itemsize: int = 2,
+  kernel_itemsize: int | None = None,
 ) -> int:
   """Bytes per device of scoring with `tokens` on each part of the rows."""
   chunk = head_lib.HeadChunks.for_platform('gpu')
-  logits = 4 * min(chunk.rows, tokens) * min(
-      chunk.vocab, config.padded_vocab_size // mesh.tensor
+  logits = (
+    4
+    * min(chunk.rows, tokens)
+    * min(chunk.vocab, config.padded_vocab_size // mesh.tensor)
   )
   return (
-      param_bytes(config, mesh, itemsize, kernel_itemsize=kernel_itemsize)
-      + tokens * token_bytes(config, mesh, itemsize)
-      + logits
-      + (_gathered(config, mesh, itemsize) if mesh.fsdp > 1 else 0)
+    param_bytes(config, mesh, itemsize, kernel_itemsize=kernel_itemsize)
+    + tokens * token_bytes(config, mesh, itemsize)
+    + logits
+    + (_gathered(config, mesh, itemsize) if mesh.fsdp > 1 else 0)
   )
 
 
 def training_bytes(
-    config: ModelConfig, mesh: Mesh, tokens: int, itemsize: int = 2,
-    lora: LoraOptions | None = None,
+  config: ModelConfig,
+  mesh: Mesh,
+  tokens: int,
+  itemsize: int = 2,
+  lora: LoraOptions | None = None,
 ) -> int:
   """Bytes per device of an AdamW update, float32 masters.
 
@@ -143,23 +156,21 @@ def training_bytes(
   frozen = param_bytes(config, mesh, itemsize) if lora else 0
   stream = tokens * config.num_layers * config.hidden_size * itemsize
   return (
-      frozen
-      + 5 * trained_bytes(config, mesh, lora)
-      + stream
-      + 3 * tokens * token_bytes(config, mesh, itemsize)
-      + 2 * _gathered(config, mesh, itemsize)
+    frozen
+    + 5 * trained_bytes(config, mesh, lora)
+    + stream
+    + 3 * tokens * token_bytes(config, mesh, itemsize)
+    + 2 * _gathered(config, mesh, itemsize)
   )
 
 
 def trained_bytes(
-    config: ModelConfig, mesh: Mesh, lora: LoraOptions | None
+  config: ModelConfig, mesh: Mesh, lora: LoraOptions | None
 ) -> int:
   """Bytes on one device of the float32 masters of what is trained."""
   if lora is None:
     return param_bytes(config, mesh, 4)
-  return (
-      param_bytes(config, mesh, 4, lora=lora) - param_bytes(config, mesh, 4)
-  )
+  return param_bytes(config, mesh, 4, lora=lora) - param_bytes(config, mesh, 4)
 
 
 def adapters(config: ModelConfig, lora: LoraOptions | None) -> int:
@@ -176,7 +187,7 @@ def token_bytes(config: ModelConfig, mesh: Mesh, itemsize: int) -> int:
   else:
     mlp = 2 * config.intermediate_size // mesh.tensor
   return itemsize * (
-      4 * config.hidden_size + heads * config.head_dim // mesh.tensor + mlp
+    4 * config.hidden_size + heads * config.head_dim // mesh.tensor + mlp
   )
 
 

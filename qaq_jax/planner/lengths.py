@@ -29,7 +29,7 @@ def blocks(num_rows: int, most: int) -> list[tuple[int, int]]:
 
 
 def sampled(
-    num_rows: int, encode: Callable[[int, int], list], most: int
+  num_rows: int, encode: Callable[[int, int], list], most: int
 ) -> dict:
   """Surveys some rows, and scales the counts to all of them.
 

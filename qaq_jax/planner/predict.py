@@ -38,8 +38,7 @@ class Assumptions:
       value = getattr(self, field.name)
       if not 0 < value <= 1:
         raise ValueError(
-            f'config.plan.{field.name} is {value}: a share, above 0 and at '
-            'most 1'
+          f'config.plan.{field.name} is {value}: a share, above 0 and at most 1'
         )
 
 
@@ -71,15 +70,15 @@ class Step:
 
 
 def scoring_step(
-    config: ModelConfig,
-    mesh: Mesh,
-    chip: Chip,
-    shape: tuple[int, int],
-    scored: float,
-    assumed: Assumptions,
-    wire_bytes: float | None = None,
-    dtype: str = 'bfloat16',
-    quantized: str = '',
+  config: ModelConfig,
+  mesh: Mesh,
+  chip: Chip,
+  shape: tuple[int, int],
+  scored: float,
+  assumed: Assumptions,
+  wire_bytes: float | None = None,
+  dtype: str = 'bfloat16',
+  quantized: str = '',
 ) -> Step:
   """Predicts one batch of scoring.
 
@@ -106,33 +105,33 @@ def scoring_step(
   kernels = chip.int8_flops if quantized == 'int8_dynamic' else rate
   if wire_bytes is None:
     wire_bytes = scoring_wire_bytes(
-        config, mesh, tokens, itemsize, kernel_itemsize
+      config, mesh, tokens, itemsize, kernel_itemsize
     )
-  traffic = (
-      footprint.param_bytes(
-          config, dataclasses.replace(mesh, fsdp=1), itemsize,
-          kernel_itemsize=kernel_itemsize,
-      )
-      + _activation_traffic(config, mesh, tokens, itemsize)
-  )
+  traffic = footprint.param_bytes(
+    config,
+    dataclasses.replace(mesh, fsdp=1),
+    itemsize,
+    kernel_itemsize=kernel_itemsize,
+  ) + _activation_traffic(config, mesh, tokens, itemsize)
   return Step(
-      (layers / kernels + (head + attention) / rate)
-      / mesh.number / assumed.utilisation,
-      traffic / (chip.bandwidth * assumed.bandwidth),
-      wire_bytes / (chip.links * assumed.links),
+    (layers / kernels + (head + attention) / rate)
+    / mesh.number
+    / assumed.utilisation,
+    traffic / (chip.bandwidth * assumed.bandwidth),
+    wire_bytes / (chip.links * assumed.links),
   )
 
 
 def training_step(
-    config: ModelConfig,
-    mesh: Mesh,
-    chip: Chip,
-    shape: tuple[int, int],
-    assumed: Assumptions,
-    remat: bool,
-    wire_bytes: float,
-    dtype: str = 'bfloat16',
-    lora: LoraOptions | None = None,
+  config: ModelConfig,
+  mesh: Mesh,
+  chip: Chip,
+  shape: tuple[int, int],
+  assumed: Assumptions,
+  remat: bool,
+  wire_bytes: float,
+  dtype: str = 'bfloat16',
+  lora: LoraOptions | None = None,
 ) -> Step:
   """Predicts one micro-batch of fine-tuning.
 
@@ -151,19 +150,19 @@ def training_step(
   tokens, attended = rows * length, rows * length**2
   itemsize = jnp.dtype(dtype).itemsize
   operations = flops.training_flops(
-      config, tokens, attended, footprint.adapters(config, lora)
+    config, tokens, attended, footprint.adapters(config, lora)
   )
   if remat:
     operations += sum(flops.forward_flops(config, tokens, attended, 0))
   passes = 4 if remat else 3
   traffic = passes * (
-      footprint.param_bytes(config, dataclasses.replace(mesh, fsdp=1), itemsize)
-      + _activation_traffic(config, mesh, tokens, itemsize)
+    footprint.param_bytes(config, dataclasses.replace(mesh, fsdp=1), itemsize)
+    + _activation_traffic(config, mesh, tokens, itemsize)
   ) + 3 * footprint.trained_bytes(config, mesh, lora)
   return Step(
-      operations / mesh.number / (_rate(chip, dtype) * assumed.utilisation),
-      traffic / (chip.bandwidth * assumed.bandwidth),
-      wire_bytes / (chip.links * assumed.links),
+    operations / mesh.number / (_rate(chip, dtype) * assumed.utilisation),
+    traffic / (chip.bandwidth * assumed.bandwidth),
+    wire_bytes / (chip.links * assumed.links),
   )
 
 
@@ -173,8 +172,11 @@ def _rate(chip, dtype):
 
 
 def scoring_wire_bytes(
-    config: ModelConfig, mesh: Mesh, tokens: int, itemsize: int = 2,
-    kernel_itemsize: int | None = None,
+  config: ModelConfig,
+  mesh: Mesh,
+  tokens: int,
+  itemsize: int = 2,
+  kernel_itemsize: int | None = None,
 ) -> float:
   """Bytes that each chip sends in a batch of `tokens`.
 
@@ -185,8 +187,10 @@ def scoring_wire_bytes(
   sums = 2 * config.num_layers + 1
   around = 2 * (mesh.tensor - 1) / mesh.tensor
   weights = footprint.param_bytes(
-      config, dataclasses.replace(mesh, fsdp=1), itemsize,
-      kernel_itemsize=kernel_itemsize,
+    config,
+    dataclasses.replace(mesh, fsdp=1),
+    itemsize,
+    kernel_itemsize=kernel_itemsize,
   )
   return sums * around * stream + weights * (mesh.fsdp - 1) / mesh.fsdp
 

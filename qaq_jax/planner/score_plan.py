@@ -58,7 +58,7 @@ class Request:
   def estimate(self, mesh: Mesh, tokens: int) -> int:
     """Bytes per device by the formula."""
     return footprint.scoring_bytes(
-        self.config, mesh, tokens, self.itemsize, self.kernel_itemsize
+      self.config, mesh, tokens, self.itemsize, self.kernel_itemsize
     )
 
   @property
@@ -75,7 +75,7 @@ class Request:
     """
     if self.survey:
       plan = planning.plan_batches(
-          self.survey, self.options, tokens, shards, platform
+        self.survey, self.options, tokens, shards, platform
       )
       return list(zip(plan.shapes, plan.batches, strict=True)), plan.waste
     rows = max(tokens // self.max_length // shards, 1) * shards
@@ -85,12 +85,12 @@ class Request:
 def limit(topology: Topology) -> int:
   """Bytes of a chip that a program may need: what a run allows itself."""
   return int(
-      topology.chip.memory * programs_lib.memory_share(topology.chip.platform)
+    topology.chip.memory * programs_lib.memory_share(topology.chip.platform)
   )
 
 
 def plan(
-    request: Request, topology: Topology, mesh: Mesh, assumed: Assumptions
+  request: Request, topology: Topology, mesh: Mesh, assumed: Assumptions
 ) -> dict:
   """Plans scoring with one model.
 
@@ -104,22 +104,24 @@ def plan(
   """
   config = request.config
   result = {
-      'model': request.name,
-      'family': config.family,
-      **footprint.parameters(config),
-      'dtype': request.dtype,
-      'quantization': request.quantized,
-      'mesh': mesh.shape,
-      'compiled': bool(topology.devices),
-      'limit_bytes': limit(topology),
-      'param_bytes': footprint.param_bytes(
-          config, mesh, request.itemsize,
-          kernel_itemsize=request.kernel_itemsize,
-      ),
-      'surveyed': request.survey and request.survey.get('surveyed'),
+    'model': request.name,
+    'family': config.family,
+    **footprint.parameters(config),
+    'dtype': request.dtype,
+    'quantization': request.quantized,
+    'mesh': mesh.shape,
+    'compiled': bool(topology.devices),
+    'limit_bytes': limit(topology),
+    'param_bytes': footprint.param_bytes(
+      config,
+      mesh,
+      request.itemsize,
+      kernel_itemsize=request.kernel_itemsize,
+    ),
+    'surveyed': request.survey and request.survey.get('surveyed'),
   }
   found = (_compiled if topology.devices else _estimated)(
-      request, topology, mesh
+    request, topology, mesh
   )
   result |= found
   if not found['fits']:
@@ -134,14 +136,17 @@ def _compiled(request, topology, mesh):
   device_mesh = sharding.make_mesh(**mesh.shape, devices=topology.devices)
   start = time.perf_counter()
   model = checkpoint.abstract(
-      request.config, mesh=device_mesh, dtype=jnp.dtype(request.dtype),
-      attention=request.attention, quantized=request.quantized,
+    request.config,
+    mesh=device_mesh,
+    dtype=jnp.dtype(request.dtype),
+    attention=request.attention,
+    quantized=request.quantized,
   )
   programs = programs_lib.Programs(
-      model,
-      device_mesh,
-      outputs=likelihood.Outputs(embeddings=request.embeddings),
-      memory_limit=limit(topology),
+    model,
+    device_mesh,
+    outputs=likelihood.Outputs(embeddings=request.embeddings),
+    memory_limit=limit(topology),
   )
 
   def shapes(tokens):
@@ -150,7 +155,7 @@ def _compiled(request, topology, mesh):
 
   try:
     tokens, need = programs_lib.fit(
-        programs, shapes, request.options.tokens_per_batch * mesh.rows
+      programs, shapes, request.options.tokens_per_batch * mesh.rows
     )
   except programs_lib.OutOfMemory as e:
     return {'fits': False, 'why': str(e)}
@@ -160,20 +165,19 @@ def _compiled(request, topology, mesh):
   found = collectives.find(program.as_text(), mesh.number)
   most = _most_rows(programs, shape, mesh.rows, limit(topology))
   return {
-      'fits': True,
-      'tokens_per_batch': tokens,
-      'shape': list(shape),
-      'memory_bytes': need,
-      'argument_bytes': stats.argument_size_in_bytes,
-      'temporary_bytes': stats.temp_size_in_bytes,
-      'largest_shape': [most, shape[1]],
-      'collectives': [
-          dataclasses.asdict(c) | {'wire_bytes': round(c.wire_bytes)}
-          for c in found
-      ],
-      'wire_bytes_per_token': sum(c.wire_bytes for c in found)
-      / (shape[0] * shape[1]),
-      'compile_seconds': round(time.perf_counter() - start, 1),
+    'fits': True,
+    'tokens_per_batch': tokens,
+    'shape': list(shape),
+    'memory_bytes': need,
+    'argument_bytes': stats.argument_size_in_bytes,
+    'temporary_bytes': stats.temp_size_in_bytes,
+    'largest_shape': [most, shape[1]],
+    'collectives': [
+      dataclasses.asdict(c) | {'wire_bytes': round(c.wire_bytes)} for c in found
+    ],
+    'wire_bytes_per_token': sum(c.wire_bytes for c in found)
+    / (shape[0] * shape[1]),
+    'compile_seconds': round(time.perf_counter() - start, 1),
   }
 
 
@@ -191,7 +195,9 @@ def _most_rows(programs, shape, shards, most):
 def _estimated(request, topology, mesh):
   """The same from sizes alone."""
   config, most = request.config, limit(topology)
-  tokens = request.options.tokens_per_batch or programs_lib.default_tokens('gpu')
+  tokens = request.options.tokens_per_batch or programs_lib.default_tokens(
+    'gpu'
+  )
   while True:
     need = request.estimate(mesh, tokens)
     if need <= most or tokens <= request.max_length:
@@ -199,92 +205,110 @@ def _estimated(request, topology, mesh):
     tokens //= 2
   if need > most:
     return {
-        'fits': False,
-        'why': f'one row of {request.max_length} tokens per device needs '
-               f'{need / 2**30:.2f} GiB, estimated; the limit is '
-               f'{most / 2**30:.2f} GiB',
+      'fits': False,
+      'why': f'one row of {request.max_length} tokens per device needs '
+      f'{need / 2**30:.2f} GiB, estimated; the limit is '
+      f'{most / 2**30:.2f} GiB',
     }
   tokens *= mesh.rows
   shapes, _ = request.batches(tokens, mesh.rows, 'gpu')
   shape = max((s for s, _ in shapes), key=lambda s: (s[0] * s[1], s[1]))
   wire = predict.scoring_wire_bytes(
-      config, mesh, shape[0] * shape[1], request.itemsize,
-      request.kernel_itemsize,
+    config,
+    mesh,
+    shape[0] * shape[1],
+    request.itemsize,
+    request.kernel_itemsize,
   )
   return {
-      'fits': True,
-      'tokens_per_batch': tokens,
-      'shape': list(shape),
-      'memory_bytes': need,
-      'wire_bytes_per_token': wire / (shape[0] * shape[1]),
+    'fits': True,
+    'tokens_per_batch': tokens,
+    'shape': list(shape),
+    'memory_bytes': need,
+    'wire_bytes_per_token': wire / (shape[0] * shape[1]),
   }
 
 
 def _rates(request, topology, mesh, assumed, found):
   """Predicted rates over the shapes of the data, and hours for all of it."""
   shapes, waste = request.batches(
-      found['tokens_per_batch'], mesh.rows, topology.chip.platform
+    found['tokens_per_batch'], mesh.rows, topology.chip.platform
   )
   seconds = positions = 0.0
   bounds = {}
   for (rows, length), count in shapes:
     step = predict.scoring_step(
-        request.config, mesh, topology.chip, (rows, length), request.scored,
-        assumed, found['wire_bytes_per_token'] * rows * length,
-        request.dtype, request.quantized,
+      request.config,
+      mesh,
+      topology.chip,
+      (rows, length),
+      request.scored,
+      assumed,
+      found['wire_bytes_per_token'] * rows * length,
+      request.dtype,
+      request.quantized,
     )
     seconds += count * step.seconds
     positions += count * rows * length
     bounds[step.bound] = bounds.get(step.bound, 0) + count * step.seconds
   rate = positions * (1 - waste) / seconds
   result = {
-      'padding': waste,
-      'tokens_per_second': rate,
-      'bound_by': max(bounds, key=bounds.get),
-      'assumed': dataclasses.asdict(assumed),
+    'padding': waste,
+    'tokens_per_second': rate,
+    'bound_by': max(bounds, key=bounds.get),
+    'assumed': dataclasses.asdict(assumed),
   }
   if request.survey:
     tokens, rows = request.survey['tokens'], request.survey['rows']
     hours = tokens / rate / 3600
     result |= {
-        'rows': rows,
-        'tokens': tokens,
-        'rows_per_second': rows / (hours * 3600) if hours else 0.0,
-        'hours': hours,
-        'chip_hours': hours * mesh.number,
+      'rows': rows,
+      'tokens': tokens,
+      'rows_per_second': rows / (hours * 3600) if hours else 0.0,
+      'hours': hours,
+      'chip_hours': hours * mesh.number,
     }
   return result
 
 
 def compare_meshes(
-    request: Request, topology: Topology, assumed: Assumptions, most: int = 3
+  request: Request, topology: Topology, assumed: Assumptions, most: int = 3
 ) -> list[dict]:
   """The meshes that are the fastest by estimate, of those that would fit."""
-  tokens = request.options.tokens_per_batch or programs_lib.default_tokens('tpu')
+  tokens = request.options.tokens_per_batch or programs_lib.default_tokens(
+    'tpu'
+  )
   found = []
   for mesh in footprint.meshes(request.config, topology.number):
     here = tokens
     while here > request.max_length and (
-        request.estimate(mesh, here) > limit(topology)
+      request.estimate(mesh, here) > limit(topology)
     ):
       here //= 2
     if request.estimate(mesh, here) > limit(topology):
       continue
     rows = max(here // request.max_length, 1) * mesh.rows
     step = predict.scoring_step(
-        request.config, mesh, topology.chip, (rows, request.max_length),
-        request.scored, assumed, dtype=request.dtype,
-        quantized=request.quantized,
+      request.config,
+      mesh,
+      topology.chip,
+      (rows, request.max_length),
+      request.scored,
+      assumed,
+      dtype=request.dtype,
+      quantized=request.quantized,
     )
-    found.append({
+    found.append(
+      {
         'mesh': mesh.shape,
         'tokens_per_second': rows * request.max_length / step.seconds,
-    })
+      }
+    )
   return sorted(found, key=lambda f: -f['tokens_per_second'])[:most]
 
 
 def alternatives(
-    request: Request, topology: Topology, mesh: Mesh
+  request: Request, topology: Topology, mesh: Mesh
 ) -> list[dict]:
   """What would fit by estimate: other meshes here, else more chips."""
   from qaq_jax.planner import topology as topology_lib
@@ -294,9 +318,10 @@ def alternatives(
     chip, sizes = topology_lib.parse(name)
     there = Topology(name, chip, math.prod(sizes))
     fitting = [
-        m for m in footprint.meshes(request.config, there.number)
-        if m != mesh or name != topology.name
-        if request.estimate(m, request.max_length) <= limit(there)
+      m
+      for m in footprint.meshes(request.config, there.number)
+      if m != mesh or name != topology.name
+      if request.estimate(m, request.max_length) <= limit(there)
     ]
     if fitting:
       # Of equal memory, the fewest collectives.

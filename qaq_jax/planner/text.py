@@ -10,13 +10,14 @@ def header(topology: Topology) -> str:
   """What the plan is for."""
   chip = topology.chip
   how = (
-      'compiled for it' if topology.devices
-      else 'ESTIMATED from counted operations and bytes, nothing compiled'
+    'compiled for it'
+    if topology.devices
+    else 'ESTIMATED from counted operations and bytes, nothing compiled'
   )
   return (
-      f'{topology.name}: {topology.number} x {chip.name}, each '
-      f'{chip.flops / 1e12:,.0f} TFLOP/s bfloat16, {chip.memory / _GIB:.0f} '
-      f'GiB, {chip.bandwidth / 1e9:,.0f} GB/s; {how}'
+    f'{topology.name}: {topology.number} x {chip.name}, each '
+    f'{chip.flops / 1e12:,.0f} TFLOP/s bfloat16, {chip.memory / _GIB:.0f} '
+    f'GiB, {chip.bandwidth / 1e9:,.0f} GB/s; {how}'
   )
 
 
@@ -34,8 +35,8 @@ def describe(plan: dict) -> list[str]:
   if plan.get('quantization'):
     dtype += f' with {plan["quantization"]} kernels'
   lines = [
-      f'{plan["model"]}: {plan["family"]}, {size}, {dtype}, mesh '
-      f'{_mesh(plan["mesh"])}'
+    f'{plan["model"]}: {plan["family"]}, {size}, {dtype}, mesh '
+    f'{_mesh(plan["mesh"])}'
   ]
   if not plan['fits']:
     return lines + _does_not_fit(plan)
@@ -68,21 +69,21 @@ def _does_not_fit(plan):
     lines.append(f'  {plan["why"]}')
   elif plan.get('memory_bytes'):
     lines.append(
-        f'  needs {_gib(plan["memory_bytes"])} per chip of '
-        f'{_gib(plan["limit_bytes"])} that a run may take'
+      f'  needs {_gib(plan["memory_bytes"])} per chip of '
+      f'{_gib(plan["limit_bytes"])} that a run may take'
     )
   for other in plan['try']:
     batch = ''
     if 'tokens_per_device' in other:
       batch = f' with tokens_per_device={other["tokens_per_device"]}'
     lines.append(
-        f'  try: {other["topology"]} with mesh {_mesh(other["mesh"])}{batch} '
-        '(fits by estimate)'
+      f'  try: {other["topology"]} with mesh {_mesh(other["mesh"])}{batch} '
+      '(fits by estimate)'
     )
   if not plan['try']:
     lines.append(
-        '  no mesh of these chips would fit by estimate: take more chips, '
-        'ones with more memory, or a smaller model'
+      '  no mesh of these chips would fit by estimate: take more chips, '
+      'ones with more memory, or a smaller model'
     )
   return lines
 
@@ -97,15 +98,16 @@ def _memory(plan):
   if 'temporary_bytes' in plan:
     parts += f', temporaries {_gib(plan["temporary_bytes"])}'
   lines = [
-      f'  memory per chip: {_gib(plan["memory_bytes"])} {of} ({parts})',
-      f'  largest step: {rows:,} rows x {length:,} tokens over all chips',
+    f'  memory per chip: {_gib(plan["memory_bytes"])} {of} ({parts})',
+    f'  largest step: {rows:,} rows x {length:,} tokens over all chips',
   ]
   if plan.get('largest_shape'):
     most = plan['largest_shape'][0]
     # A line through two programs; far from both it says little.
     lines[-1] += (
-        f'; up to {most:,} rows would fit' if most < 8 * rows
-        else '; at least 8 times as many rows would fit'
+      f'; up to {most:,} rows would fit'
+      if most < 8 * rows
+      else '; at least 8 times as many rows would fit'
     )
   return lines
 
@@ -116,8 +118,8 @@ def _collectives(plan):
   lines = ['  collectives of that step, per chip:']
   for c in plan['collectives'][:5]:
     lines.append(
-        f'    {c["count"]:>5,} x {c["kind"]:<18} of '
-        f'{c["bytes"] / 2**20:10,.1f} MiB over {c["group"]:>4} chips'
+      f'    {c["count"]:>5,} x {c["kind"]:<18} of '
+      f'{c["bytes"] / 2**20:10,.1f} MiB over {c["group"]:>4} chips'
     )
   rest = plan['collectives'][5:]
   if rest:
@@ -136,10 +138,10 @@ def _rates(plan):
   assumed = plan['assumed']
   mfu = f', MFU {plan["mfu"]:.0%}' if 'mfu' in plan else ''
   lines = [
-      f'  predicted: {plan["tokens_per_second"]:,.0f} tokens/s{mfu}, bound by '
-      f'{plan["bound_by"]} (assumed: {assumed["utilisation"]:.0%} of the '
-      f'{_peak(plan)} peak, {assumed["bandwidth"]:.0%} of the memory\'s and '
-      f'{assumed["links"]:.0%} of the links\' rate)'
+    f'  predicted: {plan["tokens_per_second"]:,.0f} tokens/s{mfu}, bound by '
+    f'{plan["bound_by"]} (assumed: {assumed["utilisation"]:.0%} of the '
+    f"{_peak(plan)} peak, {assumed['bandwidth']:.0%} of the memory's and "
+    f"{assumed['links']:.0%} of the links' rate)"
   ]
   if 'padding' in plan:
     lines[-1] += f'; padding {plan["padding"]:.1%}'
@@ -147,24 +149,24 @@ def _rates(plan):
     surveyed = plan['surveyed']
     origin = f'lengths of {surveyed:,} of them' if surveyed else 'all lengths'
     lines.append(
-        f'  data: {plan["rows"]:,} rows, {plan["tokens"]:,} tokens in its '
-        f'sequences ({origin}); {plan["rows_per_second"]:,.0f} rows/s'
+      f'  data: {plan["rows"]:,} rows, {plan["tokens"]:,} tokens in its '
+      f'sequences ({origin}); {plan["rows_per_second"]:,.0f} rows/s'
     )
   if plan.get('samples') is not None and 'epochs' in plan:
     lines.append(
-        f'  data: {plan["samples"]:,} samples, {plan["tokens"]:,} tokens, '
-        f'{plan["epochs"]} epochs'
+      f'  data: {plan["samples"]:,} samples, {plan["tokens"]:,} tokens, '
+      f'{plan["epochs"]} epochs'
     )
   if plan.get('hours') is not None:
     lines.append(
-        f'  {_time(plan["hours"])}, {plan["chip_hours"]:,.2f} chip-hours'
+      f'  {_time(plan["hours"])}, {plan["chip_hours"]:,.2f} chip-hours'
     )
   if plan.get('meshes'):
     best = plan['meshes'][0]
     here = plan['mesh']
     if best['mesh'] != here:
       lines.append(
-          f'  by estimate the fastest mesh: {_mesh(best["mesh"])} '
-          f'({best["tokens_per_second"]:,.0f} tokens/s at full length)'
+        f'  by estimate the fastest mesh: {_mesh(best["mesh"])} '
+        f'({best["tokens_per_second"]:,.0f} tokens/s at full length)'
       )
   return lines

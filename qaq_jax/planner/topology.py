@@ -18,17 +18,23 @@ import jax
 from qaq_jax.runtime import chips
 
 EXAMPLES = (
-    'v4:2x2x4', 'v5e:4x4', 'v5p:2x2x4', 'v6e:2x4', 'h100:8', 'h200:8', 'a100:8'
+  'v4:2x2x4',
+  'v5e:4x4',
+  'v5p:2x2x4',
+  'v6e:2x4',
+  'h100:8',
+  'h200:8',
+  'a100:8',
 )
 # libtpu asks a TPU machine's metadata server who it is, and complains at
 # length where there is none. Set only where the machine doesn't.
 _QUIET = {
-    'TPU_SKIP_MDS_QUERY': '1',
-    'TPU_ACCELERATOR_TYPE': 'v5litepod-1',
-    'TPU_WORKER_HOSTNAMES': 'localhost',
-    'TF_CPP_MIN_LOG_LEVEL': '3',
-    # Two processes may plan at the same time; neither drives a chip.
-    'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
+  'TPU_SKIP_MDS_QUERY': '1',
+  'TPU_ACCELERATOR_TYPE': 'v5litepod-1',
+  'TPU_WORKER_HOSTNAMES': 'localhost',
+  'TF_CPP_MIN_LOG_LEVEL': '3',
+  # Two processes may plan at the same time; neither drives a chip.
+  'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',
 }
 
 
@@ -58,8 +64,8 @@ def parse(name: str) -> tuple[chips.Chip, tuple[int, ...]]:
   match = re.fullmatch(r'(\w+):(\d+(?:x\d+)*)', name.strip().lower())
   if not match:
     raise ValueError(
-        f'topology {name!r}: a chip, a colon and sizes, as in '
-        + ', '.join(EXAMPLES)
+      f'topology {name!r}: a chip, a colon and sizes, as in '
+      + ', '.join(EXAMPLES)
     )
   chip = chips.named(match.group(1))
   sizes = tuple(int(n) for n in match.group(2).split('x'))
@@ -69,8 +75,8 @@ def parse(name: str) -> tuple[chips.Chip, tuple[int, ...]]:
   if len(sizes) != wanted:
     example = next(e for e in EXAMPLES if e.startswith(chip.name))
     raise ValueError(
-        f'topology {name!r}: {chip.name} has {wanted} dimension'
-        f'{"s" if wanted > 1 else ""}, as in {example}'
+      f'topology {name!r}: {chip.name} has {wanted} dimension'
+      f'{"s" if wanted > 1 else ""}, as in {example}'
     )
   return chip, sizes
 
@@ -88,8 +94,8 @@ def describe(name: str) -> Topology:
     return Topology(name, chip, number)
   if importlib.util.find_spec('libtpu') is None:
     raise ModuleNotFoundError(
-        f"topology {name!r} needs libtpu, on Linux: pip install '.[tpu]' (no "
-        'TPU is needed)'
+      f"topology {name!r} needs libtpu, on Linux: pip install '.[tpu]' (no "
+      'TPU is needed)'
     )
   for variable, value in _QUIET.items():
     os.environ.setdefault(variable, value)
@@ -100,12 +106,12 @@ def describe(name: str) -> Topology:
   options = {'chip_config_name': 'megacore'} if chip.name == 'v4' else {}
   try:
     found = topologies.get_topology_desc(
-        platform='tpu', topology_name=text, **options
+      platform='tpu', topology_name=text, **options
     )
   except (jax.errors.JaxRuntimeError, ValueError) as e:
     raise ValueError(
-        f'topology {name!r}: libtpu knows no such slice '
-        f'({str(e).splitlines()[0]}); examples: {", ".join(EXAMPLES)}'
+      f'topology {name!r}: libtpu knows no such slice '
+      f'({str(e).splitlines()[0]}); examples: {", ".join(EXAMPLES)}'
     ) from e
   return Topology(name, chip, number, tuple(found.devices))
 

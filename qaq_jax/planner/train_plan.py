@@ -57,59 +57,68 @@ class Request:
   def estimate(self, mesh: Mesh, tokens: int) -> int:
     """Bytes per device by the formula."""
     return footprint.training_bytes(
-        self.config, mesh, tokens, self.itemsize, self.lora
+      self.config, mesh, tokens, self.itemsize, self.lora
     )
 
 
 def plan(
-    request: Request, topology: Topology, mesh: Mesh, assumed: Assumptions
+  request: Request, topology: Topology, mesh: Mesh, assumed: Assumptions
 ) -> dict:
   """Plans a run; see `score_plan.plan`."""
   config = request.config
   shape = max(request.layout.shapes, key=lambda s: s[0] * s[1])
   limit = score_plan.limit(topology)
   result = {
-      'model': request.name,
-      'family': config.family,
-      **footprint.parameters(config),
-      'dtype': request.dtype,
-      'mesh': mesh.shape,
-      'compiled': bool(topology.devices),
-      'limit_bytes': limit,
-      'shape': list(shape),
+    'model': request.name,
+    'family': config.family,
+    **footprint.parameters(config),
+    'dtype': request.dtype,
+    'mesh': mesh.shape,
+    'compiled': bool(topology.devices),
+    'limit_bytes': limit,
+    'shape': list(shape),
   }
   found = (_compiled if topology.devices else _estimated)(
-      request, topology, mesh, shape
+    request, topology, mesh, shape
   )
   result |= found
   result['fits'] = found['memory_bytes'] is not None and (
-      found['memory_bytes'] <= limit
+    found['memory_bytes'] <= limit
   )
   if not result['fits']:
     return result | {'try': _alternatives(request, topology, mesh)}
   made = predict.training_step(
-      config, mesh, topology.chip, shape, assumed, request.remat,
-      found['wire_bytes'], request.dtype, request.lora,
+    config,
+    mesh,
+    topology.chip,
+    shape,
+    assumed,
+    request.remat,
+    found['wire_bytes'],
+    request.dtype,
+    request.lora,
   )
   rate = shape[0] * shape[1] / made.seconds
   useful = flops.training_flops(
-      config, shape[0] * shape[1], shape[0] * shape[1] ** 2,
-      footprint.adapters(config, request.lora),
+    config,
+    shape[0] * shape[1],
+    shape[0] * shape[1] ** 2,
+    footprint.adapters(config, request.lora),
   )
   result |= {
-      'tokens_per_second': rate,
-      'bound_by': made.bound,
-      'mfu': useful / made.seconds / (topology.chip.flops * mesh.number),
-      'assumed': dataclasses.asdict(assumed),
+    'tokens_per_second': rate,
+    'bound_by': made.bound,
+    'mfu': useful / made.seconds / (topology.chip.flops * mesh.number),
+    'assumed': dataclasses.asdict(assumed),
   }
   if request.tokens:
     hours = request.tokens * request.epochs / rate / 3600
     result |= {
-        'samples': request.samples,
-        'tokens': request.tokens,
-        'epochs': request.epochs,
-        'hours': hours,
-        'chip_hours': hours * mesh.number,
+      'samples': request.samples,
+      'tokens': request.tokens,
+      'epochs': request.epochs,
+      'hours': hours,
+      'chip_hours': hours * mesh.number,
     }
   return result
 
@@ -118,15 +127,18 @@ def _compiled(request, topology, mesh, shape):
   device_mesh = sharding.make_mesh(**mesh.shape, devices=topology.devices)
   start = time.perf_counter()
   model = checkpoint.abstract(
-      request.config, mesh=device_mesh, dtype=jnp.dtype(request.dtype),
-      param_dtype=jnp.dtype(request.dtype) if request.lora else jnp.float32,
-      attention=request.attention,
+    request.config,
+    mesh=device_mesh,
+    dtype=jnp.dtype(request.dtype),
+    param_dtype=jnp.dtype(request.dtype) if request.lora else jnp.float32,
+    attention=request.attention,
   )
   if request.lora:
     model = lora_lib.add(model, request.lora)
   trainer = step.Trainer(
-      model, optimizer.make(request.optimizer_options),
-      step.StepOptions(remat=request.remat),
+    model,
+    optimizer.make(request.optimizer_options),
+    step.StepOptions(remat=request.remat),
   )
   try:
     programs = trainer.compile(*shape)
@@ -138,28 +150,27 @@ def _compiled(request, topology, mesh, shape):
   # Adam's moments are no argument of the gradient, but they stay.
   moments = _device_bytes(trainer.state.opt_state)
   need = max(
-      programs_lib.program_bytes(gradient) + moments,
-      programs_lib.program_bytes(apply),
+    programs_lib.program_bytes(gradient) + moments,
+    programs_lib.program_bytes(apply),
   )
   found = collectives.find(gradient.as_text(), mesh.number)
   return {
-      'memory_bytes': need,
-      'state_bytes': _device_bytes(trainer.state),
-      'temporary_bytes': gradient.memory_analysis().temp_size_in_bytes,
-      'collectives': [
-          dataclasses.asdict(c) | {'wire_bytes': round(c.wire_bytes)}
-          for c in found
-      ],
-      'wire_bytes': sum(c.wire_bytes for c in found),
-      'compile_seconds': round(time.perf_counter() - start, 1),
+    'memory_bytes': need,
+    'state_bytes': _device_bytes(trainer.state),
+    'temporary_bytes': gradient.memory_analysis().temp_size_in_bytes,
+    'collectives': [
+      dataclasses.asdict(c) | {'wire_bytes': round(c.wire_bytes)} for c in found
+    ],
+    'wire_bytes': sum(c.wire_bytes for c in found),
+    'compile_seconds': round(time.perf_counter() - start, 1),
   }
 
 
 def _device_bytes(tree) -> int:
   """Bytes on one device of a tree of abstract arrays."""
   return sum(
-      math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-      for x in jax.tree.leaves(tree)
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
   )
 
 
@@ -170,11 +181,12 @@ def _estimated(request, topology, mesh, shape):
   # it is scattered once, and sums over `data` are not counted.
   passes = 2 if lora else 4
   return {
-      'memory_bytes': request.estimate(mesh, shape[0] * shape[1] // mesh.rows),
-      'state_bytes': frozen + 3 * footprint.trained_bytes(config, mesh, lora),
-      'wire_bytes': passes * predict.scoring_wire_bytes(
-          config, mesh, shape[0] * shape[1], request.itemsize
-      ),
+    'memory_bytes': request.estimate(mesh, shape[0] * shape[1] // mesh.rows),
+    'state_bytes': frozen + 3 * footprint.trained_bytes(config, mesh, lora),
+    'wire_bytes': passes
+    * predict.scoring_wire_bytes(
+      config, mesh, shape[0] * shape[1], request.itemsize
+    ),
   }
 
 
@@ -182,11 +194,13 @@ def _alternatives(request, topology, mesh):
   """Meshes here that would fit with one row per device, by estimate."""
   length = request.layout.max_length
   fitting = [
-      m for m in footprint.meshes(request.config, topology.number)
-      if request.estimate(m, length) <= score_plan.limit(topology)
+    m
+    for m in footprint.meshes(request.config, topology.number)
+    if request.estimate(m, length) <= score_plan.limit(topology)
   ]
   if not fitting:
     return []
   best = min(fitting, key=lambda m: (m.tensor, m.data))
-  return [{'topology': topology.name, 'mesh': best.shape,
-           'tokens_per_device': length}]
+  return [
+    {'topology': topology.name, 'mesh': best.shape, 'tokens_per_device': length}
+  ]

@@ -42,8 +42,8 @@ def examples(columns, chosen, samples, count, max_characters) -> str:
     return ''
   out = [
     '<h2>Samples at the ends</h2><p>RMI under '
-    f'{markup.role_name(columns, models[0])}. Read some before you trust a rule.'
-    '</p>'
+    f'{markup.role_name(columns, models[0])}. Read some before you trust a '
+    'rule.</p>'
   ]
   for (title, hint), index in zip(
     _ENDS, (order[:count], order[::-1][:count]), strict=True
@@ -55,7 +55,8 @@ def examples(columns, chosen, samples, count, max_characters) -> str:
       facts = [f'row {row}', f'RMI {markup.number(float(rmi[i]))}']
       facts += [
         f'{markup.escape(model)} {markup.number(float(values[i]))}'
-        for model, values in scores.items() if model != models[0]
+        for model, values in scores.items()
+        if model != models[0]
       ]
       log_ppl = columns.log_ppl_q(models[0])[i]
       facts.append(f'log PPL(Q) {markup.number(float(log_ppl))}')

@@ -49,15 +49,21 @@ def maps(columns, chosen) -> str:
       continue
     used = stratum >= 0
     picture = svg.share_map(
-      np.where(used, log_ppl, np.nan), rmi, chosen,
-      f'log PPL(Q) under {by}, nats per token', f'RMI under {model}',
+      np.where(used, log_ppl, np.nan),
+      rmi,
+      chosen,
+      f'log PPL(Q) under {by}, nats per token',
+      f'RMI under {model}',
       marks=_strata_marks(log_ppl, rmi, stratum),
     )
-    figures.append(markup.figure(
-      f'{markup.role_name(columns, model)}: RMI over PPL(Q)', picture,
-      f'Upright lines: edges of the {columns.num_strata} strata; level lines: '
-      'median RMI of each. Queries of low PPL(Q) leave little to explain.',
-    ))
+    figures.append(
+      markup.figure(
+        f'{markup.role_name(columns, model)}: RMI over PPL(Q)',
+        picture,
+        f'Upright lines: edges of the {columns.num_strata} strata; level '
+        'lines: median RMI of each. Queries of low PPL(Q) leave little to explain.',
+      )
+    )
   try:
     x = columns.rank(columns.model('strong'))
     y = columns.rank(columns.model('weak'))
@@ -65,16 +71,24 @@ def maps(columns, chosen) -> str:
     pass
   else:
     picture = svg.share_map(
-      x, y, chosen, 'r_s, rank under the strong model',
-      'r_w, rank under the weak model', x_range=(0.0, 1.0), y_range=(0.0, 1.0),
+      x,
+      y,
+      chosen,
+      'r_s, rank under the strong model',
+      'r_w, rank under the weak model',
+      x_range=(0.0, 1.0),
+      y_range=(0.0, 1.0),
       marks=lambda plot: plot.line([(0, 0), (1, 1)], 'zero'),
     )
-    figures.append(markup.figure(
-      'Strong against weak', picture,
-      'Ranks of RMI inside strata. Below the diagonal the strong model sees '
-      'more of the query in the answer than the weak one does: the cognitive '
-      'gap.',
-    ))
+    figures.append(
+      markup.figure(
+        'Strong against weak',
+        picture,
+        'Ranks of RMI inside strata. Below the diagonal the strong model sees '
+        'more of the query in the answer than the weak one does: the cognitive '
+        'gap.',
+      )
+    )
   figures.append(_lengths(columns, chosen))
   figures = [figure for figure in figures if figure]
   if not figures:
@@ -82,7 +96,8 @@ def maps(columns, chosen) -> str:
   keys = ''.join(
     f'<svg viewBox="0 0 11 11" style="display:inline-block;width:11px;'
     f'vertical-align:-1px;margin-left:8px"><rect class="s{i}" width="11" '
-    f'height="11"/></svg> {10 * i}%' for i in (0, 5, 10)
+    f'height="11"/></svg> {10 * i}%'
+    for i in (0, 5, 10)
   )
   return (
     '<h2>Where the chosen rows lie</h2><p>The area of a cell grows with its '
@@ -103,11 +118,13 @@ def _lengths(columns, chosen) -> str:
     )
     means = [
       markup.number(float(np.nanmean(length[mask])), 0)
-      if np.isfinite(length[mask]).any() else markup.number(None)
+      if np.isfinite(length[mask]).any()
+      else markup.number(None)
       for mask in (usable, chosen)
     ]
     return markup.figure(
-      'Answer length', picture,
+      'Answer length',
+      picture,
       f'Mean {means[0]} tokens, of the chosen {means[1]}. If the two shapes '
       'differ, compare with the rule length_matched.',
     )
@@ -116,6 +133,7 @@ def _lengths(columns, chosen) -> str:
 
 def _strata_marks(log_ppl, rmi, stratum):
   """Draws the strata's edges and medians."""
+
   def draw(plot):
     used = np.flatnonzero((stratum >= 0) & np.isfinite(rmi))
     order = used[np.argsort(stratum[used], kind='stable')]

@@ -35,6 +35,7 @@ def percent(part, whole) -> str:
 
 def table(header, rows, header_class='') -> str:
   """A table; cells are HTML already, or (class and style, HTML)."""
+
   def cell(value):
     if isinstance(value, tuple):
       return f'<td {value[0]}>{value[1]}</td>'

@@ -58,7 +58,8 @@ def write_report(
   chosen = np.isin(columns.row, selection.rows)
   if overlap_budget is None:
     overlap_budget = {
-      name: value for name, value in report['budget'].items()
+      name: value
+      for name, value in report['budget'].items()
       if name in ('share', 'rows')
     } or {'share': 0.25}
   sections = [

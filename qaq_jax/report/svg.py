@@ -152,8 +152,9 @@ def histogram(values_N, chosen_N, x_label: str, height=300) -> str | None:
   values = np.clip(values_N, *span)
   all_B = np.histogram(values[used], edges)[0]
   kept_B = np.histogram(values[used & chosen_N], edges)[0]
-  plot = Plot(span, (0, float(all_B.max()) * 1.05), x_label, 'rows',
-              height=height)
+  plot = Plot(
+    span, (0, float(all_B.max()) * 1.05), x_label, 'rows', height=height
+  )
   for i in range(bins):
     if not all_B[i]:
       continue
@@ -170,8 +171,18 @@ def histogram(values_N, chosen_N, x_label: str, height=300) -> str | None:
 
 
 def share_map(
-  x_N, y_N, chosen_N, x_label, y_label, *, x_range=None, y_range=None,
-  bins=None, marks=None, width=440, height=360,
+  x_N,
+  y_N,
+  chosen_N,
+  x_label,
+  y_label,
+  *,
+  x_range=None,
+  y_range=None,
+  bins=None,
+  marks=None,
+  width=440,
+  height=360,
 ) -> str | None:
   """A map of cells: area = rows, colour = the share of them chosen.
 
@@ -194,10 +205,13 @@ def share_map(
   x_range = x_range or central_range(x_N[used])
   y_range = y_range or central_range(y_N[used])
   bins = bins or (
-    _bins(0.75, used.sum(), 12, 44), _bins(0.6, used.sum(), 10, 34)
+    _bins(0.75, used.sum(), 12, 44),
+    _bins(0.6, used.sum(), 10, 34),
   )
-  edges = [np.linspace(*r, n + 1) for r, n in
-           zip((x_range, y_range), bins, strict=True)]
+  edges = [
+    np.linspace(*r, n + 1)
+    for r, n in zip((x_range, y_range), bins, strict=True)
+  ]
   x, y = np.clip(x_N, *x_range), np.clip(y_N, *y_range)
   all_XY = np.histogram2d(x[used], y[used], edges)[0].astype(int)
   kept = used & chosen_N
@@ -215,8 +229,11 @@ def share_map(
       f'{edges[1][j + 1]:.3g}: {count:,} rows, {part / count:.0%} chosen'
     )
     plot.dot(
-      (edges[0][i] + edges[0][i + 1]) / 2, (edges[1][j] + edges[1][j + 1]) / 2,
-      size, f's{round(10 * part / count)}', title,
+      (edges[0][i] + edges[0][i + 1]) / 2,
+      (edges[1][j] + edges[1][j + 1]) / 2,
+      size,
+      f's{round(10 * part / count)}',
+      title,
     )
   if marks:
     marks(plot)

@@ -14,12 +14,15 @@ def head(title, report) -> str:
     (f'{counts["rows"]:,}', 'rows of the input'),
     (f'{counts["eligible"]:,}', 'eligible'),
     (f'{counts["kept"]:,}', 'chosen'),
-    (markup.percent(counts['kept'], counts['eligible']), 'of the eligible rows'),
+    (
+      markup.percent(counts['kept'], counts['eligible']),
+      'of the eligible rows',
+    ),
   ]
   if tokens:
-    tiles.append((
-      markup.percent(tokens['kept'], tokens['eligible']), 'of their tokens'
-    ))
+    tiles.append(
+      (markup.percent(tokens['kept'], tokens['eligible']), 'of their tokens')
+    )
   cut = report['cut']
   if cut and cut['score'] is not None:
     tiles.append((markup.number(cut['score']), 'score at the cut'))
@@ -75,26 +78,35 @@ def strata(report) -> str:
     header.append(f'{markup.escape(report["score"]["name"])}, chosen')
   header += [
     f'{name} tokens, {whose_rows}'
-    for name in ('query', 'answer') for whose_rows in ('all', 'chosen')
+    for name in ('query', 'answer')
+    for whose_rows in ('all', 'chosen')
   ]
   rows = []
   for entry in entries:
     share = entry['kept'] / entry['eligible']
     low, high = (np.exp(entry[f'log_ppl_q_{end}']) for end in ('low', 'high'))
     row = [
-      entry['stratum'], f'{low:.3g} to {high:.3g}', f'{entry["eligible"]:,}',
+      entry['stratum'],
+      f'{low:.3g} to {high:.3g}',
+      f'{entry["eligible"]:,}',
       f'{entry["kept"]:,}',
-      ('style="text-align:left"',
-       f'<span class="bar" style="width:{share * 90:.0f}px"></span>'
-       f'{share:.1%}'),
+      (
+        'style="text-align:left"',
+        f'<span class="bar" style="width:{share * 90:.0f}px"></span>'
+        f'{share:.1%}',
+      ),
     ]
     if has_score:
-      row.append('\u2013' if entry['score_low'] is None else
-                 f'{markup.number(entry["score_low"], 2)} to '
-                 f'{markup.number(entry["score_high"], 2)}')
+      row.append(
+        '\u2013'
+        if entry['score_low'] is None
+        else f'{markup.number(entry["score_low"], 2)} to '
+        f'{markup.number(entry["score_high"], 2)}'
+      )
     row += [
       markup.number(entry.get(f'mean_{name}_tokens{suffix}'), 0)
-      for name in ('query', 'answer') for suffix in ('', '_kept')
+      for name in ('query', 'answer')
+      for suffix in ('', '_kept')
     ]
     rows.append(row)
   return (
@@ -116,17 +128,22 @@ def correlations(columns) -> str:
         ' IFD is a ratio where lower means easier, so the sign and size of its '
         'correlation with RMI vary with models and data.'
       )
-    rows.append([
-      f'RMI ({markup.role_name(columns, found["model"])})',
-      f'{markup.escape(found["score"])} '
-      f'({markup.role_name(columns, found["other"])})',
-      markup.number(found['spearman']), paper,
-    ])
+    rows.append(
+      [
+        f'RMI ({markup.role_name(columns, found["model"])})',
+        f'{markup.escape(found["score"])} '
+        f'({markup.role_name(columns, found["other"])})',
+        markup.number(found['spearman']),
+        paper,
+      ]
+    )
   if not rows:
     return ''
   return (
     '<h2>Rank correlations</h2><p>Spearman, over rows that have both. The '
-    'paper\u2019s value is for its own data and models.' + ratio + '</p>'
+    'paper\u2019s value is for its own data and models.'
+    + ratio
+    + '</p>'
     + markup.table(['of', 'with', 'Spearman', 'paper'], rows)
   )
 
@@ -141,9 +158,12 @@ def overlaps(columns, budget, seed) -> str:
   rows = []
   for name, line in zip(names, matrix, strict=True):
     cells = [
-      ('class="heat"', '\u2013') if not np.isfinite(value) else
-      (f'class="heat" style="background:rgba(var(--heat),{0.75 * value:.2f})"',
-       f'{value:.0%}')
+      ('class="heat"', '\u2013')
+      if not np.isfinite(value)
+      else (
+        f'class="heat" style="background:rgba(var(--heat),{0.75 * value:.2f})"',
+        f'{value:.0%}',
+      )
       for value in line
     ]
     rows.append([markup.escape(name), f'{len(found[name].rows):,}', *cells])
@@ -169,8 +189,11 @@ def run_info(report, info) -> str:
     **info,
   }
   rows = [
-    [markup.escape(name), ('style="text-align:left;white-space:normal"',
-                    markup.escape(value))]
-    for name, value in facts.items() if value != ''
+    [
+      markup.escape(name),
+      ('style="text-align:left;white-space:normal"', markup.escape(value)),
+    ]
+    for name, value in facts.items()
+    if value != ''
   ]
   return '<h2>Run</h2>' + markup.table(['', ''], rows)

@@ -39,20 +39,43 @@ class Chip:
 # HBM capacity and bandwidth, interchip bandwidth, given there in bits per
 # second both ways); GPU: NVIDIA's data sheets (SXM, dense, NVLink both ways).
 CHIPS = (
-    Chip('v6e', ('v6 lite', 'v6e'), 'tpu', 918e12, 1836e12, 153e12, 32 * _GIB,
-         1638e9, 448e9),
-    Chip('v5e', ('v5 lite', 'v5e'), 'tpu', 197e12, 394e12, 32.8e12, 16 * _GIB,
-         819e9, 200e9),
-    Chip('v5p', ('v5p', 'v5'), 'tpu', 459e12, 918e12, 76.5e12, 95 * _GIB,
-         2765e9, 600e9),
-    Chip('v4', ('v4',), 'tpu', 275e12, 275e12, 45.8e12, 32 * _GIB, 1228e9,
-         300e9),
-    Chip('h200', ('h200',), 'gpu', 989e12, 1979e12, 67e12, 141e9, 4.8e12,
-         450e9),
-    Chip('h100', ('h100',), 'gpu', 989e12, 1979e12, 67e12, 80e9, 3.35e12,
-         450e9),
-    Chip('a100', ('a100',), 'gpu', 312e12, 624e12, 19.5e12, 80e9, 2.0e12,
-         300e9),
+  Chip(
+    'v6e',
+    ('v6 lite', 'v6e'),
+    'tpu',
+    918e12,
+    1836e12,
+    153e12,
+    32 * _GIB,
+    1638e9,
+    448e9,
+  ),
+  Chip(
+    'v5e',
+    ('v5 lite', 'v5e'),
+    'tpu',
+    197e12,
+    394e12,
+    32.8e12,
+    16 * _GIB,
+    819e9,
+    200e9,
+  ),
+  Chip(
+    'v5p',
+    ('v5p', 'v5'),
+    'tpu',
+    459e12,
+    918e12,
+    76.5e12,
+    95 * _GIB,
+    2765e9,
+    600e9,
+  ),
+  Chip('v4', ('v4',), 'tpu', 275e12, 275e12, 45.8e12, 32 * _GIB, 1228e9, 300e9),
+  Chip('h200', ('h200',), 'gpu', 989e12, 1979e12, 67e12, 141e9, 4.8e12, 450e9),
+  Chip('h100', ('h100',), 'gpu', 989e12, 1979e12, 67e12, 80e9, 3.35e12, 450e9),
+  Chip('a100', ('a100',), 'gpu', 312e12, 624e12, 19.5e12, 80e9, 2.0e12, 300e9),
 )
 
 
@@ -75,6 +98,6 @@ def named(name: str) -> Chip:
     if chip.name == name.lower():
       return chip
   raise ValueError(
-      f'chip {name!r} is not known; there are: '
-      + ', '.join(chip.name for chip in CHIPS)
+    f'chip {name!r} is not known; there are: '
+    + ', '.join(chip.name for chip in CHIPS)
   )

@@ -77,18 +77,18 @@ def start() -> 'Watch | None':
   given = {}
   if found == 'JAX_COORDINATOR_ADDRESS':
     given = {
-        'num_processes': _number('JAX_NUM_PROCESSES'),
-        'process_id': _number('JAX_PROCESS_ID'),
+      'num_processes': _number('JAX_NUM_PROCESSES'),
+      'process_id': _number('JAX_PROCESS_ID'),
     }
   try:
     jax.distributed.initialize(
-        heartbeat_timeout_seconds=_JAX_HEARTBEAT_SECONDS, **given
+      heartbeat_timeout_seconds=_JAX_HEARTBEAT_SECONDS, **given
     )
   except (ValueError, RuntimeError) as e:
     raise RuntimeError(
-        f'{found} says that this is one of several processes, but they could '
-        f'not be joined: {e}. Set JAX_COORDINATOR_ADDRESS=HOST:PORT, '
-        'JAX_NUM_PROCESSES and JAX_PROCESS_ID in every process'
+      f'{found} says that this is one of several processes, but they could '
+      f'not be joined: {e}. Set JAX_COORDINATOR_ADDRESS=HOST:PORT, '
+      'JAX_NUM_PROCESSES and JAX_PROCESS_ID in every process'
     ) from e
   if jax.process_count() == 1:
     return None
@@ -114,7 +114,7 @@ def barrier(name: str) -> None:
   """
   if jax.process_count() > 1:
     client().wait_at_barrier(
-        f'{name}, {next(_barriers)}', timeout_in_ms=_DAY_MS
+      f'{name}, {next(_barriers)}', timeout_in_ms=_DAY_MS
     )
 
 
@@ -166,8 +166,8 @@ class Watch:
     self._names = {}
     # Two: a call to a store that hangs never returns.
     self._threads = [
-        threading.Thread(target=work, name='watch', daemon=True)
-        for work in (self._beat, self._guard)
+      threading.Thread(target=work, name='watch', daemon=True)
+      for work in (self._beat, self._guard)
     ]
 
   def start(self) -> None:
@@ -181,8 +181,8 @@ class Watch:
     if self._index:
       first = self._store.blocking_key_value_get('qaq/alive/0', _DAY_MS)
       print(
-          f'process {self._index} of {self._number}; process 0, the leader, is '
-          f'{first.split("|", 1)[1]}'
+        f'process {self._index} of {self._number}; process 0, the leader, is '
+        f'{first.split("|", 1)[1]}'
       )
 
   def _beat(self):
@@ -196,7 +196,7 @@ class Watch:
 
   def _look(self, beat):
     self._store.key_value_set(
-        f'qaq/alive/{self._index}', f'{beat}|{self._me}', allow_overwrite=True
+      f'qaq/alive/{self._index}', f'{beat}|{self._me}', allow_overwrite=True
     )
     for key, value in self._store.key_value_dir_get('qaq/alive/'):
       index = int(key.rsplit('/', 1)[1])
@@ -216,17 +216,17 @@ class Watch:
       silent = now - self._answered
       if silent > LOST_SECONDS:
         self._end(
-            f'process 0 ({self._name(0)}), which the others report to, has '
-            f'not answered for {silent:.0f} s: it was killed, hangs, or its '
-            'host is gone'
+          f'process 0 ({self._name(0)}), which the others report to, has '
+          f'not answered for {silent:.0f} s: it was killed, hangs, or its '
+          'host is gone'
         )
       for index, (_, when) in list(self._seen.items()):
         # While the store is silent nobody is seen.
         if self._answered - when > LOST_SECONDS:
           self._end(
-              f'process {index} ({self._name(index)}) has given no sign of '
-              f'life for {now - when:.0f} s: it was killed, hangs, or its '
-              'host is gone'
+            f'process {index} ({self._name(index)}) has given no sign of '
+            f'life for {now - when:.0f} s: it was killed, hangs, or its '
+            'host is gone'
           )
 
   def _name(self, index):
@@ -237,8 +237,8 @@ class Watch:
     if not self._ending.acquire(blocking=False):
       return  # the other thread does
     text = (
-        f'{lost}. This is process {self._index} of {self._number}; what was '
-        'written is kept, and the same command goes on from there.'
+      f'{lost}. This is process {self._index} of {self._number}; what was '
+      'written is kept, and the same command goes on from there.'
     )
     print(f'qaq: error: {text}', file=sys.stderr, flush=True)
     last = threading.Thread(target=self._last, args=(text,), daemon=True)
@@ -265,7 +265,7 @@ class Watch:
     for thread in self._threads:
       thread.join(LOST_SECONDS)
     self._store.key_value_set(
-        f'qaq/ended/{self._index}', '', allow_overwrite=True
+      f'qaq/ended/{self._index}', '', allow_overwrite=True
     )
 
   def fail(self, error: BaseException, code: int = 1) -> None:
@@ -283,7 +283,9 @@ class Watch:
     sys.stdout.flush()
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       self._store.key_value_set(
-          f'qaq/ended/{self._index}', _words(error), allow_overwrite=True,
+        f'qaq/ended/{self._index}',
+        _words(error),
+        allow_overwrite=True,
       )
     self._let_the_others_see()
     os._exit(code)

@@ -15,16 +15,16 @@ def token_bar(text: str, tokens: int, show: bool) -> tqdm.tqdm:
   """Returns a bar on stderr that counts tokens, `tokens` in all."""
   terminal = sys.stderr.isatty()
   return tqdm.tqdm(
-      total=tokens,
-      desc=text,
-      unit='tok',
-      unit_scale=True,
-      disable=not show,
-      dynamic_ncols=terminal,
-      # A log file wants a line now and then, not ten a second.
-      mininterval=0.5 if terminal else 30.0,
-      maxinterval=10.0 if terminal else 60.0,
-      smoothing=0.05,
+    total=tokens,
+    desc=text,
+    unit='tok',
+    unit_scale=True,
+    disable=not show,
+    dynamic_ncols=terminal,
+    # A log file wants a line now and then, not ten a second.
+    mininterval=0.5 if terminal else 30.0,
+    maxinterval=10.0 if terminal else 60.0,
+    smoothing=0.05,
   )
 
 
@@ -34,8 +34,15 @@ class Progress:
   Time left goes by tokens, which cost time, not by rows.
   """
 
-  def __init__(self, name: str, *, tokens: int, rows: int, rows_done: int,
-               show: bool = True):
+  def __init__(
+    self,
+    name: str,
+    *,
+    tokens: int,
+    rows: int,
+    rows_done: int,
+    show: bool = True,
+  ):
     """Starts the bar.
 
     Args:
@@ -59,8 +66,8 @@ class Progress:
     self.tokens += tokens
     self.computed += computed
     self._bar.set_postfix_str(
-        f'rows {self.rows:,}/{self._total_rows:,}, padding {self.waste:.1%}',
-        refresh=False,
+      f'rows {self.rows:,}/{self._total_rows:,}, padding {self.waste:.1%}',
+      refresh=False,
     )
     self._bar.update(tokens)
 

@@ -16,8 +16,17 @@ import traceback
 import jax
 
 PACKAGES = (
-    'qaq_jax', 'jax', 'jaxlib', 'flax', 'optax', 'transformers', 'tokenizers',
-    'orbax-checkpoint', 'datasets', 'pyarrow', 'numpy',
+  'qaq_jax',
+  'jax',
+  'jaxlib',
+  'flax',
+  'optax',
+  'transformers',
+  'tokenizers',
+  'orbax-checkpoint',
+  'datasets',
+  'pyarrow',
+  'numpy',
 )
 
 
@@ -36,8 +45,8 @@ class RunLog:
       return
     now = datetime.datetime.now(datetime.UTC)
     line = json.dumps(
-        {'time': now.isoformat(timespec='seconds'), 'event': event, **fields},
-        default=str,
+      {'time': now.isoformat(timespec='seconds'), 'event': event, **fields},
+      default=str,
     )
     with open(self._path, 'a', encoding='utf-8') as f:
       f.write(line + '\n')
@@ -46,14 +55,14 @@ class RunLog:
     """Appends versions, command line and devices."""
     devices = jax.devices()
     self.write(
-        'environment',
-        command=sys.argv,
-        python=platform.python_version(),
-        platform=platform.platform(),
-        versions=_versions(),
-        processes=jax.process_count(),
-        devices=len(devices),
-        device_kind=devices[0].device_kind,
+      'environment',
+      command=sys.argv,
+      python=platform.python_version(),
+      platform=platform.platform(),
+      versions=_versions(),
+      processes=jax.process_count(),
+      devices=len(devices),
+      device_kind=devices[0].device_kind,
     )
 
   def stage(self, name: str) -> '_Stage':
@@ -62,7 +71,6 @@ class RunLog:
 
 
 class _Stage:
-
   def __init__(self, log, name):
     self._log, self._name = log, name
 
@@ -73,8 +81,8 @@ class _Stage:
 
   def __exit__(self, kind, error, trace):
     fields = {
-        'stage': self._name,
-        'seconds': round(time.monotonic() - self._start, 3),
+      'stage': self._name,
+      'seconds': round(time.monotonic() - self._start, 3),
     }
     if error is None:
       self._log.write('end', **fields)

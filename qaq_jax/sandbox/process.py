@@ -63,15 +63,15 @@ class Limits:
   def rlimits(self) -> dict[str, int]:
     """Returns the limits that setrlimit takes, by name."""
     return {
-        'RLIMIT_AS': self.memory_mb * _MB,
-        'RLIMIT_STACK': min(self.memory_mb * _MB // 4, 512 * _MB),
-        'RLIMIT_CPU': self.cpu_seconds,
-        'RLIMIT_FSIZE': self.tmp_mb * _MB,
-        'RLIMIT_NOFILE': 64,
-        'RLIMIT_CORE': 0,
-        # No more than there are already: none of its own. Not for root,
-        # whom the filter of system calls stops.
-        'RLIMIT_NPROC': 0,
+      'RLIMIT_AS': self.memory_mb * _MB,
+      'RLIMIT_STACK': min(self.memory_mb * _MB // 4, 512 * _MB),
+      'RLIMIT_CPU': self.cpu_seconds,
+      'RLIMIT_FSIZE': self.tmp_mb * _MB,
+      'RLIMIT_NOFILE': 64,
+      'RLIMIT_CORE': 0,
+      # No more than there are already: none of its own. Not for root,
+      # whom the filter of system calls stops.
+      'RLIMIT_NPROC': 0,
     }
 
 
@@ -99,18 +99,22 @@ class Process:
     self._program = None
     self._buffer = bytearray()
     self._process = subprocess.Popen(
-        [
-            sys.executable, '-s', '-S', '-P', '-c',
-            f'import sys; sys.path.append({str(_HERE)!r}); '
-            'from child import runner; runner.main()',
-        ],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=_environment(),
-        cwd=self._folder,
-        bufsize=0,
-        start_new_session=True,
+      [
+        sys.executable,
+        '-s',
+        '-S',
+        '-P',
+        '-c',
+        f'import sys; sys.path.append({str(_HERE)!r}); '
+        'from child import runner; runner.main()',
+      ],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.DEVNULL,
+      env=_environment(),
+      cwd=self._folder,
+      bufsize=0,
+      start_new_session=True,
     )
     self.pid = self._process.pid
     os.set_blocking(self._process.stdin.fileno(), False)
@@ -122,7 +126,8 @@ class Process:
 
   def _contain(self, layer, seccomp):
     try:
-      self.send({
+      self.send(
+        {
           'layer': layer,
           'seccomp': seccomp,
           'readable': _readable(),
@@ -130,7 +135,8 @@ class Process:
           'tmp_bytes': self._limits.tmp_mb * _MB,
           'limits': self._limits.rlimits(),
           'path': _import_path(),
-      })
+        }
+      )
       answer = self.receive(START_SECONDS)
     except ProgramError as e:
       raise Refused(f'the sandbox did not start: {e}') from e
@@ -160,7 +166,7 @@ class Process:
       if not poll.poll(clock.wait() * 1000) and clock.over():
         raise ProgramError('timeout', 'it does not read its orders')
       try:
-        view = view[os.write(orders, view):]
+        view = view[os.write(orders, view) :]
       except BlockingIOError:
         continue
       except OSError as e:
@@ -293,8 +299,8 @@ class _Clock:
   def over(self):
     """Whether the limit is used up."""
     return (
-        self.used() >= self.limit
-        or self._wall() > self.limit * _PATIENCE + _WAITING
+      self.used() >= self.limit
+      or self._wall() > self.limit * _PATIENCE + _WAITING
     )
 
 
@@ -325,14 +331,14 @@ def _readable():
 def _environment():
   kept = ('LD_LIBRARY_PATH', 'DYLD_LIBRARY_PATH')
   return {name: os.environ[name] for name in kept if name in os.environ} | {
-      'PATH': '/usr/bin:/bin',
-      'HOME': '/tmp',
-      'LANG': 'C.UTF-8',
-      'PYTHONHASHSEED': '0',  # the order of sets repeats
-      'PYTHONDONTWRITEBYTECODE': '1',
-      'OPENBLAS_NUM_THREADS': '1',
-      'OMP_NUM_THREADS': '1',
-      'MKL_NUM_THREADS': '1',
+    'PATH': '/usr/bin:/bin',
+    'HOME': '/tmp',
+    'LANG': 'C.UTF-8',
+    'PYTHONHASHSEED': '0',  # the order of sets repeats
+    'PYTHONDONTWRITEBYTECODE': '1',
+    'OPENBLAS_NUM_THREADS': '1',
+    'OMP_NUM_THREADS': '1',
+    'MKL_NUM_THREADS': '1',
   }
 
 
@@ -349,9 +355,12 @@ def _remove(folder):
   for command in (['chmod', '-R', 'u+rwx'], ['rm', '-rf']):
     try:
       said = subprocess.run(
-          [*command, '--', folder], stdin=subprocess.DEVNULL, check=False,
-          stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-          timeout=_REMOVE_SECONDS,
+        [*command, '--', folder],
+        stdin=subprocess.DEVNULL,
+        check=False,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        timeout=_REMOVE_SECONDS,
       ).stderr.decode(errors='replace')
     except (OSError, subprocess.SubprocessError) as e:
       said = str(e)

@@ -105,20 +105,20 @@ def measure(layer: str, seccomp: bool) -> Containment:
   outside = os.path.join(folder, 'outside')
   pathlib.Path(outside).write_text('')
   with (
-      socket.create_server(('127.0.0.1', 0)) as server,
-      Process(limits, layer, seccomp=seccomp) as process,
+    socket.create_server(('127.0.0.1', 0)) as server,
+    Process(limits, layer, seccomp=seccomp) as process,
   ):
     process.send({'load': _PROBE})
     if 'loaded' not in process.receive(START_SECONDS):
       raise Refused('Python does not work inside of the sandbox')
     held = {}
     for name, argument in (
-        ('network', server.getsockname()[1]),
-        ('writes', outside),
-        ('reads', outside),
-        ('processes', 0),
-        ('signals', os.getpid()),
-        ('memory', 2 * limits.memory_mb * _MB),
+      ('network', server.getsockname()[1]),
+      ('writes', outside),
+      ('reads', outside),
+      ('processes', 0),
+      ('signals', os.getpid()),
+      ('memory', 2 * limits.memory_mb * _MB),
     ):
       process.send({'function': name, 'calls': [['list', [argument]]]})
       held[name] = 'error' in process.receive(START_SECONDS)
@@ -131,8 +131,10 @@ def probe() -> Containment:
   """Returns the strongest containment that this machine has."""
   reasons = {}
   for layer, seccomp in (
-      ('namespaces', True), ('landlock', True), ('none', True),
-      ('none', False),
+    ('namespaces', True),
+    ('landlock', True),
+    ('none', True),
+    ('none', False),
   ):
     if platform.system() != 'Linux' and (seccomp or layer != 'none'):
       continue
@@ -151,11 +153,11 @@ class Sandbox:
   """Starts contained processes, all with the containment found at first."""
 
   def __init__(
-      self,
-      limits: Limits | None = None,
-      *,
-      allow_uncontained: bool = False,
-      containment: Containment | None = None,
+    self,
+    limits: Limits | None = None,
+    *,
+    allow_uncontained: bool = False,
+    containment: Containment | None = None,
   ):
     """Finds out what this machine can contain.
 
@@ -172,16 +174,16 @@ class Sandbox:
     missing = self.containment.missing()
     if missing and not allow_uncontained:
       raise Refused(
-          'programs cannot be contained on this machine: '
-          f'{", ".join(missing)} would be open to them '
-          f'({self.containment.reasons}). docs/evaluation.md says what is '
-          'needed. On a machine that holds nothing of value, '
-          '--allow-uncontained (config.evaluate.allow_uncontained) runs them '
-          'all the same'
+        'programs cannot be contained on this machine: '
+        f'{", ".join(missing)} would be open to them '
+        f'({self.containment.reasons}). docs/evaluation.md says what is '
+        'needed. On a machine that holds nothing of value, '
+        '--allow-uncontained (config.evaluate.allow_uncontained) runs them '
+        'all the same'
       )
 
   def start(self) -> Process:
     """Starts a process; use it in a `with` statement."""
     return Process(
-        self.limits, self.containment.layer, seccomp=self.containment.seccomp
+      self.limits, self.containment.layer, seccomp=self.containment.seccomp
     )

@@ -38,7 +38,7 @@ class Batch:
 
 
 def make_batches(
-    items: AbstractSequence[tuple[int, int, object]], plan: BatchPlan
+  items: AbstractSequence[tuple[int, int, object]], plan: BatchPlan
 ) -> list[Batch]:
   """Puts one window of sequences into batches of the plan's shapes.
 
@@ -62,24 +62,24 @@ def make_batches(
   if len(items) and (not plan.shapes or lengths[0] > plan.shapes[0][1]):
     row, slot, sequence = items[0]
     raise ValueError(
-        f'row {row}, sequence {slot} ({sequence.kind}): {lengths[0]} tokens; '
-        f'the plan\'s longest shape is {plan.shapes[0] if plan.shapes else 0}'
+      f'row {row}, sequence {slot} ({sequence.kind}): {lengths[0]} tokens; '
+      f"the plan's longest shape is {plan.shapes[0] if plan.shapes else 0}"
     )
   return [
-      _fill(items[start:stop], shape, plan.shapes[shape])
-      for start, stop, shape in cut(lengths, plan.shapes)
+    _fill(items[start:stop], shape, plan.shapes[shape])
+    for start, stop, shape in cut(lengths, plan.shapes)
   ]
 
 
 def _fill(items, index, shape) -> Batch:
   rows, length = shape
   batch = Batch(
-      index,
-      np.zeros((rows, length), np.int32),
-      np.zeros((rows, 2, 2), np.int32),
-      np.zeros(rows, np.int32),
-      np.full(rows, -1, np.int64),
-      np.full(rows, -1, np.int32),
+    index,
+    np.zeros((rows, length), np.int32),
+    np.zeros((rows, 2, 2), np.int32),
+    np.zeros(rows, np.int32),
+    np.full(rows, -1, np.int64),
+    np.full(rows, -1, np.int32),
   )
   for i, (row, slot, sequence) in enumerate(items):
     n = len(sequence.ids)

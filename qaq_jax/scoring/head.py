@@ -50,11 +50,11 @@ class HeadChunks:
 
 
 def scored_logp(
-    model: decoder_lib.Decoder,
-    hidden_BTD: jax.Array,
-    tokens_BT: jax.Array,
-    spans_BS2: jax.Array,
-    chunks: HeadChunks,
+  model: decoder_lib.Decoder,
+  hidden_BTD: jax.Array,
+  tokens_BT: jax.Array,
+  spans_BS2: jax.Array,
+  chunks: HeadChunks,
 ) -> jax.Array:
   """Log-probabilities of the scored tokens, float32 [B, T], 0 elsewhere.
 
@@ -65,12 +65,12 @@ def scored_logp(
   table = model.embedding if config.tie_embeddings else model.head
   table_VD = table[...].astype(model.dtype)
   island = _Head(
-      chunks=chunks,
-      vocab_size=config.vocab_size,
-      soft_cap=config.final_soft_cap,
-      precision=precision.of(model.dtype),
-      vocab_axis=None if sharding.current_mesh() is None else rules.vocab,
-      batch_axes=() if sharding.current_mesh() is None else rules.batch_axes,
+    chunks=chunks,
+    vocab_size=config.vocab_size,
+    soft_cap=config.final_soft_cap,
+    precision=precision.of(model.dtype),
+    vocab_axis=None if sharding.current_mesh() is None else rules.vocab,
+    batch_axes=() if sharding.current_mesh() is None else rules.batch_axes,
   )
   args = (hidden_BTD.astype(model.dtype), tokens_BT, spans_BS2, table_VD)
   if sharding.current_mesh() is None:
@@ -78,16 +78,16 @@ def scored_logp(
   # By hand rather than by the compiler: each shard gathers its own scored
   # positions and runs its own number of chunks. The vocabulary may be split.
   specs = (
-      rules.spec('batch', None, None),
-      rules.spec('batch', None),
-      rules.spec('batch', None, None),
-      rules.gathered('vocab', 'embed'),
+    rules.spec('batch', None, None),
+    rules.spec('batch', None),
+    rules.spec('batch', None, None),
+    rules.gathered('vocab', 'embed'),
   )
   args = tuple(
-      sharding.reshard(x, spec) for x, spec in zip(args, specs, strict=True)
+    sharding.reshard(x, spec) for x, spec in zip(args, specs, strict=True)
   )
   return jax.shard_map(
-      island, in_specs=specs, out_specs=specs[1], check_vma=False
+    island, in_specs=specs, out_specs=specs[1], check_vma=False
   )(*args)
 
 
@@ -119,11 +119,11 @@ class _Head:
     space = total + size  # or the last slice would be moved back
     position_P = jnp.arange(total)
     before_P = jnp.cumsum(scored.astype(jnp.int32))  # scored ones up to here
-    place_P = jnp.where(
-        scored, before_P - 1, count + position_P - before_P
-    )
-    target_P = jnp.zeros(total, jnp.int32).at[place_P].set(
-        position_P, unique_indices=True
+    place_P = jnp.where(scored, before_P - 1, count + position_P - before_P)
+    target_P = (
+      jnp.zeros(total, jnp.int32)
+      .at[place_P]
+      .set(position_P, unique_indices=True)
     )
     target_P = jnp.pad(target_P, (0, space - total))
     hidden_PD = hidden_BTD.reshape(total, -1)
@@ -138,19 +138,19 @@ class _Head:
     def step(i, logp_P):
       target_C = jax.lax.dynamic_slice_in_dim(target_P, i * size, size)
       logp_C = self._chunk(
-          hidden_PD[jnp.maximum(target_C - 1, 0)], tokens_P[target_C], table_VD
+        hidden_PD[jnp.maximum(target_C - 1, 0)], tokens_P[target_C], table_VD
       )
       return jax.lax.dynamic_update_slice_in_dim(logp_P, logp_C, i * size, 0)
 
     logp_P = jax.lax.fori_loop(
-        0, -(-most // size), step, jnp.zeros(space, jnp.float32)
+      0, -(-most // size), step, jnp.zeros(space, jnp.float32)
     )
     logp_P = jnp.where(jnp.arange(total) < count, logp_P[:total], 0.0)
     return (
-        jnp.zeros(total, jnp.float32)
-        .at[target_P[:total]]
-        .set(logp_P, unique_indices=True)
-        .reshape(rows, length)
+      jnp.zeros(total, jnp.float32)
+      .at[target_P[:total]]
+      .set(logp_P, unique_indices=True)
+      .reshape(rows, length)
     )
 
   def _chunk(self, hidden_CD, target_C, table_VD):
@@ -167,19 +167,22 @@ class _Head:
       logits_CV = self._logits(hidden_CD, table, first + at)
       if self.chunks.one_pass:
         both = jax.lax.reduce(
-            (logits_CV, jnp.ones_like(logits_CV)),
-            (jnp.float32(-jnp.inf), jnp.float32(0.0)), _add_exps, (1,),
+          (logits_CV, jnp.ones_like(logits_CV)),
+          (jnp.float32(-jnp.inf), jnp.float32(0.0)),
+          _add_exps,
+          (1,),
         )
       else:
         most_C = jnp.max(logits_CV, axis=1)
-        both = most_C, jnp.sum(
-            jnp.exp(logits_CV - _finite(most_C)[:, None]), axis=1
+        both = (
+          most_C,
+          jnp.sum(jnp.exp(logits_CV - _finite(most_C)[:, None]), axis=1),
         )
       top_C, sum_C = _add_exps((top_C, sum_C), both)
       index_C = target_C - first - at
       here_C = (index_C >= 0) & (index_C < ids)
       logit_C = jnp.take_along_axis(
-          logits_CV, jnp.where(here_C, index_C, 0)[:, None], axis=1
+        logits_CV, jnp.where(here_C, index_C, 0)[:, None], axis=1
       )[:, 0]
       return top_C, sum_C, jnp.where(here_C, logit_C, hit_C)
 
@@ -190,7 +193,7 @@ class _Head:
       carry = add(0, size, carry)
     else:
       carry = jax.lax.fori_loop(
-          0, whole, lambda i, c: add(i * size, size, c), carry
+        0, whole, lambda i, c: add(i * size, size, c), carry
       )
     if local % size:
       carry = add(whole * size, local % size, carry)
@@ -206,11 +209,11 @@ class _Head:
   def _logits(self, hidden_CD, table_VD, first):
     """Float32 logits [C, V] of one block of ids that begins at `first`."""
     logits_CV = jnp.einsum(
-        'cd,vd->cv',
-        hidden_CD,
-        table_VD,
-        precision=self.precision,
-        preferred_element_type=jnp.float32,
+      'cd,vd->cv',
+      hidden_CD,
+      table_VD,
+      precision=self.precision,
+      preferred_element_type=jnp.float32,
     )
     if self.soft_cap is not None:
       logits_CV = self.soft_cap * jnp.tanh(logits_CV / self.soft_cap)

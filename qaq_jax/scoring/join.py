@@ -16,13 +16,13 @@ _GROUP_ROWS = 1 << 16  # rows of a row group, and all that is held in memory
 
 
 def join_scores(
-    path,
-    models: Mapping[str, os.PathLike | str],
-    *,
-    num_rows: int,
-    ids: Callable[[], Iterable[str | int | None]] | None = None,
-    derive: Callable[[str], Mapping[str, pa.Array]] | None = None,
-    metadata: Mapping[str, str] | None = None,
+  path,
+  models: Mapping[str, os.PathLike | str],
+  *,
+  num_rows: int,
+  ids: Callable[[], Iterable[str | int | None]] | None = None,
+  derive: Callable[[str], Mapping[str, pa.Array]] | None = None,
+  metadata: Mapping[str, str] | None = None,
 ) -> None:
   """Writes `scores.parquet` from the finished parts of each model.
 
@@ -107,7 +107,7 @@ def _write(path, groups: Iterable[Mapping], metadata=None) -> None:
 
 def _writer(file, schema):
   return pq.ParquetWriter(
-      file, schema, compression='zstd', write_page_checksum=True
+    file, schema, compression='zstd', write_page_checksum=True
   )
 
 
@@ -140,14 +140,13 @@ class _Cursor:
       part = next(self._parts, None)
       if part is None:
         raise files.StoreError(
-            f'{self._folder} ends at row {self._read}: scoring with model '
-            f'{self._name!r} is not finished; run the score stage'
+          f'{self._folder} ends at row {self._read}: scoring with model '
+          f'{self._name!r} is not finished; run the score stage'
         )
       self._read += len(part)
       part = part.drop_columns(['row']).replace_schema_metadata()
       self._table = (
-          part if self._table is None
-          else pa.concat_tables([self._table, part])
+        part if self._table is None else pa.concat_tables([self._table, part])
       )
     taken, self._table = self._table.slice(0, size), self._table.slice(size)
     return dict(zip(taken.column_names, taken.columns, strict=True))
@@ -156,8 +155,8 @@ class _Cursor:
     left = 0 if self._table is None else len(self._table)
     if left or next(self._parts, None) is not None:
       raise files.StoreError(
-          f'{self._folder} has more than the {num_rows} rows of the input; it '
-          'belongs to another input: use another --workdir'
+        f'{self._folder} has more than the {num_rows} rows of the input; it '
+        'belongs to another input: use another --workdir'
       )
 
 
@@ -175,22 +174,20 @@ def join_embeddings(path, folder, *, num_rows: int) -> None:
   with files.atomic_file(path) as file:
     written = 0
     for index, part in enumerate(parts.read_parts(folder)):
-      values = parts.read_embeddings(
-          folder / f'part-{index:06d}.parquet', part
-      )
+      values = parts.read_embeddings(folder / f'part-{index:06d}.parquet', part)
       if not written:
         np.lib.format.write_array_header_1_0(
-            file,
-            {
-                'descr': np.lib.format.dtype_to_descr(values.dtype),
-                'fortran_order': False,
-                'shape': (num_rows, values.shape[1]),
-            },
+          file,
+          {
+            'descr': np.lib.format.dtype_to_descr(values.dtype),
+            'fortran_order': False,
+            'shape': (num_rows, values.shape[1]),
+          },
         )
       file.write(np.ascontiguousarray(values).tobytes())
       written += len(values)
     if written != num_rows:
       raise files.StoreError(
-          f'{folder} has embeddings of {written} rows, the input has '
-          f'{num_rows}; run the score stage'
+        f'{folder} has embeddings of {written} rows, the input has '
+        f'{num_rows}; run the score stage'
       )

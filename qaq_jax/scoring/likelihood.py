@@ -29,14 +29,14 @@ class Outputs:
 
 
 def batch_likelihood(
-    graphdef,
-    params,
-    tokens_BT: jax.Array,
-    spans_BS2: jax.Array,
-    lengths_B: jax.Array,
-    *,
-    chunks: HeadChunks,
-    outputs: Outputs = Outputs(),
+  graphdef,
+  params,
+  tokens_BT: jax.Array,
+  spans_BS2: jax.Array,
+  lengths_B: jax.Array,
+  *,
+  chunks: HeadChunks,
+  outputs: Outputs = Outputs(),
 ) -> dict[str, jax.Array]:
   """Scores a batch; pure, to be jitted under the mesh of the model.
 
@@ -63,11 +63,11 @@ def batch_likelihood(
   logp_BT = scored_logp(model, hidden_BTD, tokens_BT, spans_BS2, chunks)
   position_T = jnp.arange(tokens_BT.shape[1])
   nll_BS = jnp.stack(
-      [
-          -jnp.sum(_where_in(span_BS2, position_T, logp_BT), axis=1)
-          for span_BS2 in (spans_BS2[:, 0:1], spans_BS2[:, 1:2])
-      ],
-      axis=1,
+    [
+      -jnp.sum(_where_in(span_BS2, position_T, logp_BT), axis=1)
+      for span_BS2 in (spans_BS2[:, 0:1], spans_BS2[:, 1:2])
+    ],
+    axis=1,
   )
   result = {'nll_BS': nll_BS}
   if outputs.logp:
@@ -75,8 +75,8 @@ def batch_likelihood(
   if outputs.embeddings:
     result['embedding_BD'] = pooled(hidden_BTD, lengths_B)
   return {
-      name: sharding.reshard(x, PartitionSpec(*[None] * x.ndim))
-      for name, x in result.items()
+    name: sharding.reshard(x, PartitionSpec(*[None] * x.ndim))
+    for name, x in result.items()
   }
 
 
@@ -88,11 +88,11 @@ def pooled(hidden_BTD: jax.Array, lengths_B: jax.Array) -> jax.Array:
   # its value is undone by the normalisation.
   weight_BT = jnp.where(real_BT, position_T + 1.0, 0.0)
   weight_BT = weight_BT / jnp.maximum(
-      jnp.sum(weight_BT, axis=1, keepdims=True), 1.0
+    jnp.sum(weight_BT, axis=1, keepdims=True), 1.0
   )
   # Padding may hold anything, so it is masked, not multiplied by zero.
   hidden_BTD = jnp.where(
-      real_BT[..., None], hidden_BTD.astype(jnp.float32), 0.0
+    real_BT[..., None], hidden_BTD.astype(jnp.float32), 0.0
   )
   mean_BD = jnp.sum(hidden_BTD * weight_BT[..., None], axis=1)
   norm_B1 = jnp.sqrt(jnp.sum(mean_BD * mean_BD, axis=1, keepdims=True))
@@ -101,6 +101,4 @@ def pooled(hidden_BTD: jax.Array, lengths_B: jax.Array) -> jax.Array:
 
 def _where_in(span_B12, position_T, values_BT):
   start, stop = span_B12[..., 0], span_B12[..., 1]
-  return jnp.where(
-      (position_T >= start) & (position_T < stop), values_BT, 0.0
-  )
+  return jnp.where((position_T >= start) & (position_T < stop), values_BT, 0.0)

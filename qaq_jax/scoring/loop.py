@@ -31,8 +31,10 @@ class BatchOutOfMemory(Exception):
 
 
 def make_windows(
-    encode: Callable[[int, int], list], parts, plan: batching.BatchPlan,
-    todo: Sequence[int],
+  encode: Callable[[int, int], list],
+  parts,
+  plan: batching.BatchPlan,
+  todo: Sequence[int],
 ) -> Iterable[Window]:
   """Reads, tokenizes and batches windows, one after the other.
 
@@ -46,21 +48,21 @@ def make_windows(
     rows = parts.window(index)
     encoded = encode(rows.start, rows.stop)
     batches = batching.make_batches(
-        [
-            (row.row, slot, sequence)
-            for row in encoded
-            for slot, sequence in enumerate(row.sequences)
-        ],
-        plan,
+      [
+        (row.row, slot, sequence)
+        for row in encoded
+        for slot, sequence in enumerate(row.sequences)
+      ],
+      plan,
     )
     yield Window(index, rows, encoded, batches)
 
 
 def run_windows(
-    windows: Iterable[Window],
-    programs: programs_lib.Programs,
-    finish: Callable[[Window], None],
-    bar: progress.Progress,
+  windows: Iterable[Window],
+  programs: programs_lib.Programs,
+  finish: Callable[[Window], None],
+  bar: progress.Progress,
 ) -> None:
   """Scores windows in order.
 
@@ -88,7 +90,7 @@ def run_windows(
       for batch in window.batches:
         with _naming(window, batch):
           results = programs.run(
-              batch.tokens_BT, batch.spans_B22, batch.lengths_B
+            batch.tokens_BT, batch.spans_B22, batch.lengths_B
           )
         if flying is not None:
           _land(flying, finish, bar)
@@ -119,9 +121,8 @@ class _naming:  # noqa: N801  (used like a function)
     return self
 
   def __exit__(self, kind, error, trace):
-    if (
-        isinstance(error, jax.errors.JaxRuntimeError | programs_lib.OutOfMemory)
-        and programs_lib.is_out_of_memory(error)
-    ):
+    if isinstance(
+      error, jax.errors.JaxRuntimeError | programs_lib.OutOfMemory
+    ) and programs_lib.is_out_of_memory(error):
       raise BatchOutOfMemory(*self._where) from error
     return False

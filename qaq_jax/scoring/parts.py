@@ -27,8 +27,8 @@ def list_parts(directory) -> list[int]:
 def damaged(path, why) -> StoreError:
   """The error for a part that can't be used."""
   return StoreError(
-      f'{path} is damaged ({why}); delete it and run again: its rows are '
-      'scored again'
+    f'{path} is damaged ({why}); delete it and run again: its rows are '
+    'scored again'
   )
 
 
@@ -83,10 +83,10 @@ def read_parts(directory) -> Iterator[pa.Table]:
     hashes.add(table.schema.metadata[HASH_KEY])
     rows = table['row'].to_numpy()
     if len(hashes) > 1 or not np.array_equal(
-        rows, np.arange(expected, expected + len(rows))
+      rows, np.arange(expected, expected + len(rows))
     ):
       raise damaged(
-          path, f'row {expected} was expected first, or it is of another run'
+        path, f'row {expected} was expected first, or it is of another run'
       )
     expected += len(rows)
     yield table

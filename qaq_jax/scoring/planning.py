@@ -76,13 +76,13 @@ def survey(windows: Iterable) -> dict:
         lengths[len(sequence.ids)] += 1
         scored += sum(stop - start for _, start, stop in sequence.spans)
   return {
-      'rows': sum(statuses.values()),
-      'statuses': dict(sorted(statuses.items())),
-      'sequences': sum(lengths.values()),
-      'tokens': sum(n * count for n, count in lengths.items()),
-      'scored_tokens': scored,
-      'lengths': {str(n): lengths[n] for n in sorted(lengths)},
-      'merge_rate': merged / measured if measured else None,
+    'rows': sum(statuses.values()),
+    'statuses': dict(sorted(statuses.items())),
+    'sequences': sum(lengths.values()),
+    'tokens': sum(n * count for n, count in lengths.items()),
+    'scored_tokens': scored,
+    'lengths': {str(n): lengths[n] for n in sorted(lengths)},
+    'merge_rate': merged / measured if measured else None,
   }
 
 
@@ -114,30 +114,34 @@ class RunPlan:
   def to_json(self) -> dict:
     """For plan.json."""
     return {
-        'layout': dict(self.layout),
-        'wanted': dict(self.wanted),
-        'tokens_per_batch': self.tokens,
-        'batches': self.batches.to_json(),
-        'memory_bytes': self.memory,
-        'origin': self.origin,
+      'layout': dict(self.layout),
+      'wanted': dict(self.wanted),
+      'tokens_per_batch': self.tokens,
+      'batches': self.batches.to_json(),
+      'memory_bytes': self.memory,
+      'origin': self.origin,
     }
 
   @classmethod
   def from_json(cls, value: Mapping) -> 'RunPlan':
     """From plan.json."""
     return cls(
-        value['layout'],
-        value['wanted'],
-        value['tokens_per_batch'],
-        batching.BatchPlan.from_json(value['batches']),
-        value['memory_bytes'],
-        value['origin'],
+      value['layout'],
+      value['wanted'],
+      value['tokens_per_batch'],
+      batching.BatchPlan.from_json(value['batches']),
+      value['memory_bytes'],
+      value['origin'],
     )
 
 
 def plan_batches(
-    survey_: Mapping, options: ScoreOptions, tokens: int, shards: int,
-    platform: str, rows_per_part: int | None = None,
+  survey_: Mapping,
+  options: ScoreOptions,
+  tokens: int,
+  shards: int,
+  platform: str,
+  rows_per_part: int | None = None,
 ) -> batching.BatchPlan:
   """Shapes for the surveyed lengths; `tokens` is over all devices."""
   rows = rows_per_part or options.rows_per_part
@@ -146,26 +150,30 @@ def plan_batches(
   # A shape that is used once or twice costs more to compile than it saves.
   few = max(survey_['tokens'] // (tokens * _BATCHES_PER_SHAPE), 4)
   plan = batching.plan_shapes(
-      {int(n): count for n, count in survey_['lengths'].items()},
-      max_shapes=min(options.max_shapes, few),
-      tokens_per_batch=tokens,
-      multiple=options.multiple(platform),
-      rows_multiple=shards,
-      window=max(round(rows * per_row), 1),
+    {int(n): count for n, count in survey_['lengths'].items()},
+    max_shapes=min(options.max_shapes, few),
+    tokens_per_batch=tokens,
+    multiple=options.multiple(platform),
+    rows_multiple=shards,
+    window=max(round(rows * per_row), 1),
   )
   if rows < survey_['rows']:
     return plan
   # A single window: the planner has seen the very batches.
   used = [i for i, n in enumerate(plan.batches) if n or not i]
   return dataclasses.replace(
-      plan,
-      shapes=tuple(plan.shapes[i] for i in used),
-      batches=tuple(plan.batches[i] for i in used),
+    plan,
+    shapes=tuple(plan.shapes[i] for i in used),
+    batches=tuple(plan.batches[i] for i in used),
   )
 
 
-def choose(parts, programs: programs_lib.Programs, options: ScoreOptions,
-           survey_: Mapping) -> RunPlan:
+def choose(
+  parts,
+  programs: programs_lib.Programs,
+  options: ScoreOptions,
+  survey_: Mapping,
+) -> RunPlan:
   """Takes the plan of the run before or makes one; compiles; saves it.
 
   Args:
@@ -178,9 +186,9 @@ def choose(parts, programs: programs_lib.Programs, options: ScoreOptions,
     The plan; `parts.rows_per_part` is set.
   """
   wanted = {
-      'tokens_per_batch': options.tokens_per_batch,
-      'max_shapes': options.max_shapes,
-      'length_multiple': options.multiple(programs.platform),
+    'tokens_per_batch': options.tokens_per_batch,
+    'max_shapes': options.max_shapes,
+    'length_multiple': options.multiple(programs.platform),
   }
   runs = parts.plan.get('runs', [])
   if runs:
@@ -191,18 +199,22 @@ def choose(parts, programs: programs_lib.Programs, options: ScoreOptions,
 
   def batches(tokens):
     return plan_batches(
-        survey_, options, tokens, programs.shards, programs.platform,
-        parts.rows_per_part,
+      survey_,
+      options,
+      tokens,
+      programs.shards,
+      programs.platform,
+      parts.rows_per_part,
     )
 
   tokens, memory = programs_lib.fit(
-      programs,
-      lambda tokens: batches(tokens).shapes,
-      options.tokens_per_batch * programs.shards,
+    programs,
+    lambda tokens: batches(tokens).shapes,
+    options.tokens_per_batch * programs.shards,
   )
   origin = 'first' if not runs else 'devices or options changed'
   plan = RunPlan(
-      programs.layout, wanted, tokens, batches(tokens), memory, origin
+    programs.layout, wanted, tokens, batches(tokens), memory, origin
   )
   programs.compile(plan.shapes)
   save(parts, plan, survey_, options)
@@ -225,8 +237,9 @@ def _rows_per_part(survey_, tokens_per_batch) -> int:
   return int(np.clip(2 ** round(np.log2(rows)), low, high))
 
 
-def halve(parts, programs, options, survey_, plan: RunPlan,
-          shape: tuple[int, int]) -> RunPlan:
+def halve(
+  parts, programs, options, survey_, plan: RunPlan, shape: tuple[int, int]
+) -> RunPlan:
   """The plan after `shape` did not fit: half of its tokens per batch.
 
   Raises:
@@ -235,15 +248,19 @@ def halve(parts, programs, options, survey_, plan: RunPlan,
   rows, length = shape
   if rows <= programs.shards:
     raise programs_lib.OutOfMemory(
-        f'one row of {length} tokens per device does not fit'
+      f'one row of {length} tokens per device does not fit'
     )
   tokens = min(plan.tokens, rows * length) // 2
   batches = plan_batches(
-      survey_, options, tokens, programs.shards, programs.platform,
-      parts.rows_per_part,
+    survey_,
+    options,
+    tokens,
+    programs.shards,
+    programs.platform,
+    parts.rows_per_part,
   )
   smaller = dataclasses.replace(
-      plan, tokens=tokens, batches=batches, origin='out of memory', memory=0
+    plan, tokens=tokens, batches=batches, origin='out of memory', memory=0
   )
   programs.forget()
   programs.compile(smaller.shapes)
@@ -251,31 +268,32 @@ def halve(parts, programs, options, survey_, plan: RunPlan,
   return smaller
 
 
-def describe(name: str, survey_: Mapping, batches: batching.BatchPlan,
-             tokens: int) -> list[str]:
+def describe(
+  name: str, survey_: Mapping, batches: batching.BatchPlan, tokens: int
+) -> list[str]:
   """The plan in words: statuses, shapes, padding."""
   statuses = ', '.join(f'{k} {n:,}' for k, n in survey_['statuses'].items())
   lines = [
-      f'{name}: {survey_["rows"]:,} rows ({statuses or "none"}); '
-      f'{survey_["sequences"]:,} sequences, {survey_["tokens"]:,} tokens, '
-      f'{survey_["scored_tokens"]:,} of them scored',
+    f'{name}: {survey_["rows"]:,} rows ({statuses or "none"}); '
+    f'{survey_["sequences"]:,} sequences, {survey_["tokens"]:,} tokens, '
+    f'{survey_["scored_tokens"]:,} of them scored',
   ]
   if survey_['merge_rate'] is not None:
     lines.append(
-        f'{name}: boundary merges in {survey_["merge_rate"]:.1%} of the rows '
-        'measured'
+      f'{name}: boundary merges in {survey_["merge_rate"]:.1%} of the rows '
+      'measured'
     )
   if not batches.shapes:
     return [*lines, f'{name}: nothing to score']
   lines.append(
-      f'{name}: {len(batches.shapes)} shapes of about {tokens:,} tokens, '
-      f'predicted padding {batches.waste:.1%}'
+    f'{name}: {len(batches.shapes)} shapes of about {tokens:,} tokens, '
+    f'predicted padding {batches.waste:.1%}'
   )
   cells = [
-      f'{rows}x{length}: {count:,}'
-      for (rows, length), count in zip(
-          batches.shapes, batches.batches, strict=True
-      )
+    f'{rows}x{length}: {count:,}'
+    for (rows, length), count in zip(
+      batches.shapes, batches.batches, strict=True
+    )
   ]
   lines.append('  rows x length: batches (of a sample of windows)')
   for start in range(0, len(cells), 4):

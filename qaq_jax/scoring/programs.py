@@ -30,8 +30,17 @@ _OTHER_TOKENS = 1 << 16
 # that is decided on the device; outside of one the host waits for every step,
 # and the device then waits for the host to send the next batch.
 _LOOPS_IN_GRAPHS = {
-    'xla_gpu_enable_command_buffer':
-        'FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,WHILE,CONDITIONAL',
+  'xla_gpu_enable_command_buffer': ','.join(
+    (
+      'FUSION',
+      'CUBLAS',
+      'CUBLASLT',
+      'CUDNN',
+      'CUSTOM_CALL',
+      'WHILE',
+      'CONDITIONAL',
+    )
+  ),
 }
 
 
@@ -53,8 +62,8 @@ def is_out_of_memory(error: BaseException) -> bool:
   """Whether a JAX error says that memory ran out."""
   text = str(error)
   return isinstance(error, OutOfMemory) or any(
-      word in text
-      for word in ('RESOURCE_EXHAUSTED', 'Out of memory', 'out of memory')
+    word in text
+    for word in ('RESOURCE_EXHAUSTED', 'Out of memory', 'out of memory')
   )
 
 
@@ -64,10 +73,10 @@ def program_bytes(program: jax.stages.Compiled) -> int:
   if stats is None:
     return 0
   return (
-      stats.argument_size_in_bytes
-      + stats.output_size_in_bytes
-      + stats.temp_size_in_bytes
-      - stats.alias_size_in_bytes
+    stats.argument_size_in_bytes
+    + stats.output_size_in_bytes
+    + stats.temp_size_in_bytes
+    - stats.alias_size_in_bytes
   )
 
 
@@ -80,8 +89,14 @@ class Programs:
     compile_seconds: spent so far on tracing and compiling.
   """
 
-  def __init__(self, model, mesh: jax.sharding.Mesh | None, *,
-               outputs: likelihood.Outputs, memory_limit: int = 0):
+  def __init__(
+    self,
+    model,
+    mesh: jax.sharding.Mesh | None,
+    *,
+    outputs: likelihood.Outputs,
+    memory_limit: int = 0,
+  ):
     """Splits the model; compiles nothing yet.
 
     Args:
@@ -106,10 +121,10 @@ class Programs:
     one_gpu = self.platform == 'gpu' and len(self._devices) == 1
     self._compiler_options = _LOOPS_IN_GRAPHS if one_gpu else None
     function = functools.partial(
-        likelihood.batch_likelihood,
-        self._graphdef,
-        chunks=head_lib.HeadChunks.for_platform(self.platform),
-        outputs=outputs,
+      likelihood.batch_likelihood,
+      self._graphdef,
+      chunks=head_lib.HeadChunks.for_platform(self.platform),
+      outputs=outputs,
     )
     self._jitted = jax.jit(function)
 
@@ -120,11 +135,12 @@ class Programs:
   def layout(self) -> dict:
     """What a plan depends on besides the data: platform, devices, mesh."""
     return {
-        'platform': self.platform,
-        'device': self._devices[0].device_kind,
-        'processes': jax.process_count(),
-        'mesh': {k: int(v) for k, v in self._mesh.shape.items()}
-        if self._mesh is not None else {},
+      'platform': self.platform,
+      'device': self._devices[0].device_kind,
+      'processes': jax.process_count(),
+      'mesh': {k: int(v) for k, v in self._mesh.shape.items()}
+      if self._mesh is not None
+      else {},
     }
 
   def _context(self):
@@ -136,7 +152,7 @@ class Programs:
     if self._mesh is None:
       return None
     return NamedSharding(
-        self._mesh, PartitionSpec(self._batch, *[None] * (rank - 1))
+      self._mesh, PartitionSpec(self._batch, *[None] * (rank - 1))
     )
 
   def compile(self, shapes: Sequence[tuple[int, int]]) -> None:
@@ -150,21 +166,22 @@ class Programs:
     # The compiler runs outside of Python's lock; tracing doesn't.
     workers = max(1, min(8, os.cpu_count() or 1, len(todo)))
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-      for shape, program in zip(todo, pool.map(self._compile, todo),
-                                strict=True):
+      for shape, program in zip(
+        todo, pool.map(self._compile, todo), strict=True
+      ):
         self._compiled[shape] = program
     self.compile_seconds += time.perf_counter() - start
 
   def _compile(self, shape):
     rows, length = shape
     arguments = [
-        jax.ShapeDtypeStruct(s, jnp.int32, sharding=self._sharding(len(s)))
-        for s in ((rows, length), (rows, 2, 2), (rows,))
+      jax.ShapeDtypeStruct(s, jnp.int32, sharding=self._sharding(len(s)))
+      for s in ((rows, length), (rows, 2, 2), (rows,))
     ]
     try:
       with self._context():
         return self._jitted.lower(self._params, *arguments).compile(
-            self._compiler_options
+          self._compiler_options
         )
     except jax.errors.JaxRuntimeError as e:
       if is_out_of_memory(e):
@@ -214,17 +231,17 @@ class Programs:
         arguments.append(jax.device_put(value, sharding))
       else:
         arguments.append(
-            jax.make_array_from_callback(
-                value.shape, sharding, lambda index, value=value: value[index]
-            )
+          jax.make_array_from_callback(
+            value.shape, sharding, lambda index, value=value: value[index]
+          )
         )
     return program(self._params, *arguments)
 
 
 def fit(
-    programs: Programs,
-    shapes_for: Callable[[int], Sequence[tuple[int, int]]],
-    tokens: int = 0,
+  programs: Programs,
+  shapes_for: Callable[[int], Sequence[tuple[int, int]]],
+  tokens: int = 0,
 ) -> tuple[int, int]:
   """Finds the largest batch that fits.
 
@@ -263,9 +280,9 @@ def fit(
     if rows <= programs.shards:
       needed = 'more' if need is None else f'{need / 2**30:.2f} GiB'
       raise OutOfMemory(
-          f'one row of {length} tokens per device needs {needed}; the limit is '
-          f'{limit / 2**30:.2f} GiB per device. Lower score.max_length, split '
-          'the model over more devices (score.mesh.fsdp or .tensor), or use '
-          'dtype bfloat16'
+        f'one row of {length} tokens per device needs {needed}; the limit is '
+        f'{limit / 2**30:.2f} GiB per device. Lower score.max_length, split '
+        'the model over more devices (score.mesh.fsdp or .tensor), or use '
+        'dtype bfloat16'
       )
     tokens //= 2

@@ -12,9 +12,9 @@ def offered_terms(encoder) -> tuple[str, ...]:
   """Terms that an encoder's options offer, in the order of the columns."""
   offers = encoder.fingerprint()['options']
   return (
-      *metrics.SHARED_TERMS,
-      *(metrics.CHERRY_TERMS if offers['ifd_cherry'] else ()),
-      *(metrics.SUPERFILTER_TERMS if offers['ifd_superfilter'] else ()),
+    *metrics.SHARED_TERMS,
+    *(metrics.CHERRY_TERMS if offers['ifd_cherry'] else ()),
+    *(metrics.SUPERFILTER_TERMS if offers['ifd_superfilter'] else ()),
   )
 
 
@@ -28,8 +28,8 @@ def wanted_terms(encoder, terms: Collection[str] | None) -> tuple[str, ...]:
   unknown = set(terms or ()) - set(offered)
   if unknown:
     raise ValueError(
-        f'score.terms: {sorted(unknown)} is not offered; there are: '
-        + ', '.join(offered)
+      f'score.terms: {sorted(unknown)} is not offered; there are: '
+      + ', '.join(offered)
     )
   return tuple(t for t in offered if t in (terms or offered))
 
@@ -52,6 +52,4 @@ class Source:
   def all(self) -> Iterable[list]:
     """All rows, a list at a time."""
     for start in range(0, self._samples.num_rows, _ROWS):
-      yield self.encode(
-          start, min(start + _ROWS, self._samples.num_rows)
-      )
+      yield self.encode(start, min(start + _ROWS, self._samples.num_rows))

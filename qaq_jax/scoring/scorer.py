@@ -39,17 +39,17 @@ __all__ = ['ScoreOptions', 'plan', 'score', 'VERSION']
 
 
 def score(
-    samples,
-    encoder,
-    model,
-    *,
-    name: str,
-    out_dir,
-    fingerprint: Mapping,
-    options: ScoreOptions = _DEFAULTS,
-    mesh: jax.sharding.Mesh | None = None,
-    mirror=None,
-    say: Callable[[str], None] = print,
+  samples,
+  encoder,
+  model,
+  *,
+  name: str,
+  out_dir,
+  fingerprint: Mapping,
+  options: ScoreOptions = _DEFAULTS,
+  mesh: jax.sharding.Mesh | None = None,
+  mirror=None,
+  say: Callable[[str], None] = print,
 ) -> dict:
   """Scores every row with one model, continuing what is in `out_dir`.
 
@@ -85,18 +85,18 @@ def score(
   columns = rows_lib.offered_terms(encoder)
   terms = rows_lib.wanted_terms(encoder, options.terms)
   with store.ScoreStore(
-      out_dir,
-      model=name,
-      fingerprint={
-          **fingerprint,
-          'scoring_version': VERSION,
-          'scored_terms': list(terms),
-      },
-      num_rows=samples.num_rows,
-      terms=columns,
-      embeddings=bool(wanted['embeddings']),
-      exclusive=jax.process_index() == 0,
-      mirror=mirror,
+    out_dir,
+    model=name,
+    fingerprint={
+      **fingerprint,
+      'scoring_version': VERSION,
+      'scored_terms': list(terms),
+    },
+    num_rows=samples.num_rows,
+    terms=columns,
+    embeddings=bool(wanted['embeddings']),
+    exclusive=jax.process_index() == 0,
+    mirror=mirror,
   ) as parts:
     if jax.process_index() or not options.progress:
       say = _mute
@@ -105,14 +105,14 @@ def score(
 
 
 def plan(
-    samples,
-    encoder,
-    *,
-    name: str,
-    options: ScoreOptions = _DEFAULTS,
-    shards: int = 1,
-    platform: str | None = None,
-    say: Callable[[str], None] = print,
+  samples,
+  encoder,
+  *,
+  name: str,
+  options: ScoreOptions = _DEFAULTS,
+  shards: int = 1,
+  platform: str | None = None,
+  say: Callable[[str], None] = print,
 ) -> dict:
   """Surveys the rows and prints the plan, without a model.
 
@@ -131,11 +131,11 @@ def plan(
   """
   platform = platform or jax.default_backend()
   source = rows_lib.Source(
-      samples, encoder, rows_lib.wanted_terms(encoder, options.terms), False
+    samples, encoder, rows_lib.wanted_terms(encoder, options.terms), False
   )
   survey = planning.survey(source.all())
   tokens = shards * (
-      options.tokens_per_batch or programs_lib.default_tokens(platform)
+    options.tokens_per_batch or programs_lib.default_tokens(platform)
   )
   batches = planning.plan_batches(survey, options, tokens, shards, platform)
   for line in planning.describe(name, survey, batches, tokens):
@@ -157,7 +157,7 @@ class _Run:
     for note in self._parts.notes:
       self._say(f'{self._name}: {note}')
     survey = self._parts.plan.get('survey') or planning.survey(
-        self._source.all()
+      self._source.all()
     )
     done = self._parts.done()
     if self._parts.rows_per_part and len(done) == self._parts.num_windows:
@@ -169,36 +169,36 @@ class _Run:
       model = model()
     self._hidden_size = model.config.hidden_size
     programs = programs_lib.Programs(
-        model,
-        self._mesh,
-        outputs=likelihood.Outputs(embeddings=self._parts.embeddings),
+      model,
+      self._mesh,
+      outputs=likelihood.Outputs(embeddings=self._parts.embeddings),
     )
     del model  # `programs` holds its arrays
     current = planning.choose(self._parts, programs, self._options, survey)
     self._print_plan(survey, current, programs, done)
-    self._left = [
-        w for w in range(self._parts.num_windows) if w not in done
-    ]
+    self._left = [w for w in range(self._parts.num_windows) if w not in done]
     bar = progress.Progress(
-        self._name,
-        tokens=int(
-            survey['tokens'] * len(self._left) / max(self._parts.num_windows, 1)
-        ),
-        rows=survey['rows'],
-        rows_done=sum(len(self._parts.window(w)) for w in done),
-        show=self._say is not _mute,
+      self._name,
+      tokens=int(
+        survey['tokens'] * len(self._left) / max(self._parts.num_windows, 1)
+      ),
+      rows=survey['rows'],
+      rows_done=sum(len(self._parts.window(w)) for w in done),
+      show=self._say is not _mute,
     )
     try:
       while self._left:
         try:
           loop.run_windows(
-              loop.make_windows(
-                  self._source.encode, self._parts, current.batches,
-                  list(self._left),
-              ),
-              programs,
-              self._finish,
-              bar,
+            loop.make_windows(
+              self._source.encode,
+              self._parts,
+              current.batches,
+              list(self._left),
+            ),
+            programs,
+            self._finish,
+            bar,
           )
         except loop.BatchOutOfMemory as e:
           current = self._shrink(e, current, programs, survey)
@@ -207,20 +207,20 @@ class _Run:
     processes.barrier(f'scored with {self._name}')  # every part is written
     self._parts.refresh()
     return self._summary(
-        survey,
-        done,
-        {
-            'seconds': time.perf_counter() - started,
-            'scoring_seconds': bar.seconds,
-            'scoring_cpu_seconds': bar.cpu_seconds,
-            'wait_seconds': bar.wait_seconds,
-            'tokens_scored': bar.tokens,
-            'tokens_per_second': bar.tokens / max(bar.seconds, 1e-9),
-            'padding_waste': bar.waste,
-            'compile_seconds': programs.compile_seconds,
-            'programs': len(programs),
-            'tokens_per_batch': current.tokens,
-        },
+      survey,
+      done,
+      {
+        'seconds': time.perf_counter() - started,
+        'scoring_seconds': bar.seconds,
+        'scoring_cpu_seconds': bar.cpu_seconds,
+        'wait_seconds': bar.wait_seconds,
+        'tokens_scored': bar.tokens,
+        'tokens_per_second': bar.tokens / max(bar.seconds, 1e-9),
+        'padding_waste': bar.waste,
+        'compile_seconds': programs.compile_seconds,
+        'programs': len(programs),
+        'tokens_per_batch': current.tokens,
+      },
     )
 
   def _finish(self, window: Window) -> None:
@@ -235,42 +235,40 @@ class _Run:
 
   def _shrink(self, error, current, programs, survey):
     rows, length = error.shape
-    where = (
-        f'{rows} rows of {length} tokens (longest: row {error.longest_row})'
-    )
+    where = f'{rows} rows of {length} tokens (longest: row {error.longest_row})'
     if jax.process_count() > 1:
       raise programs_lib.OutOfMemory(
-          f'{self._name}: out of memory with {where}; lower '
-          'score.tokens_per_batch'
+        f'{self._name}: out of memory with {where}; lower '
+        'score.tokens_per_batch'
       ) from error
     try:
       smaller = planning.halve(
-          self._parts, programs, self._options, survey, current, error.shape
+        self._parts, programs, self._options, survey, current, error.shape
       )
     except programs_lib.OutOfMemory as e:
       raise programs_lib.OutOfMemory(
-          f'{self._name}: out of memory with {where}: {e}. Lower '
-          'score.max_length, or split the model over more devices'
+        f'{self._name}: out of memory with {where}: {e}. Lower '
+        'score.max_length, or split the model over more devices'
       ) from error
     self._say(
-        f'{self._name}: out of memory with {where}; going on with '
-        f'{smaller.tokens:,} tokens per batch'
+      f'{self._name}: out of memory with {where}; going on with '
+      f'{smaller.tokens:,} tokens per batch'
     )
     return smaller
 
   def _print_plan(self, survey, current, programs, done):
     lines = planning.describe(
-        self._name, survey, current.batches, current.tokens
+      self._name, survey, current.batches, current.tokens
     )
     lines.append(
-        f'{self._name}: {len(programs)} programs compiled in '
-        f'{programs.compile_seconds:.1f} s; the largest needs '
-        f'{current.memory / 2**20:,.0f} MiB per device'
+      f'{self._name}: {len(programs)} programs compiled in '
+      f'{programs.compile_seconds:.1f} s; the largest needs '
+      f'{current.memory / 2**20:,.0f} MiB per device'
     )
     if done:
       lines.append(
-          f'{self._name}: continuing, {len(done)} of '
-          f'{self._parts.num_windows} parts are there'
+        f'{self._name}: continuing, {len(done)} of '
+        f'{self._parts.num_windows} parts are there'
       )
     for line in lines:
       self._say(line)
@@ -278,20 +276,26 @@ class _Run:
   def _summary(self, survey, done, run) -> dict:
     """What `score` returns."""
     names = (
-        'seconds', 'scoring_seconds', 'scoring_cpu_seconds', 'wait_seconds',
-        'tokens_scored',
-        'tokens_per_second', 'padding_waste', 'compile_seconds', 'programs',
-        'tokens_per_batch',
+      'seconds',
+      'scoring_seconds',
+      'scoring_cpu_seconds',
+      'wait_seconds',
+      'tokens_scored',
+      'tokens_per_second',
+      'padding_waste',
+      'compile_seconds',
+      'programs',
+      'tokens_per_batch',
     )
     return {
-        'rows': survey['rows'],
-        'statuses': self._parts.count_statuses(),
-        'sequences': survey['sequences'],
-        'tokens': survey['tokens'],
-        'merge_rate': survey['merge_rate'],
-        'windows': self._parts.num_windows if self._parts.rows_per_part else 0,
-        'windows_reused': len(done),
-        **{name: run.get(name) for name in names},
+      'rows': survey['rows'],
+      'statuses': self._parts.count_statuses(),
+      'sequences': survey['sequences'],
+      'tokens': survey['tokens'],
+      'merge_rate': survey['merge_rate'],
+      'windows': self._parts.num_windows if self._parts.rows_per_part else 0,
+      'windows_reused': len(done),
+      **{name: run.get(name) for name in names},
     }
 
 

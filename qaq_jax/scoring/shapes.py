@@ -43,23 +43,23 @@ class BatchPlan:
   def from_json(cls, value: Mapping) -> BatchPlan:
     """Reads what `to_json` gave."""
     return cls(
-        shapes=tuple((int(b), int(t)) for b, t in value['shapes']),
-        waste=float(value['waste']),
-        batches=tuple(int(n) for n in value['batches']),
-        tokens_per_batch=int(value['tokens_per_batch']),
-        rows_multiple=int(value['rows_multiple']),
+      shapes=tuple((int(b), int(t)) for b, t in value['shapes']),
+      waste=float(value['waste']),
+      batches=tuple(int(n) for n in value['batches']),
+      tokens_per_batch=int(value['tokens_per_batch']),
+      rows_multiple=int(value['rows_multiple']),
     )
 
 
 def plan_shapes(
-    histogram,
-    *,
-    max_shapes: int = 24,
-    tokens_per_batch: int,
-    multiple: int = 1,
-    rows_multiple: int = 1,
-    window: int | None = None,
-    lightest: float = 0.25,
+  histogram,
+  *,
+  max_shapes: int = 24,
+  tokens_per_batch: int,
+  multiple: int = 1,
+  rows_multiple: int = 1,
+  window: int | None = None,
+  lightest: float = 0.25,
 ) -> BatchPlan:
   """Chooses the shapes of a run.
 
@@ -81,8 +81,10 @@ def plan_shapes(
     ValueError: an argument is below 1.
   """
   for name, value in (
-      ('max_shapes', max_shapes), ('tokens_per_batch', tokens_per_batch),
-      ('multiple', multiple), ('rows_multiple', rows_multiple),
+    ('max_shapes', max_shapes),
+    ('tokens_per_batch', tokens_per_batch),
+    ('multiple', multiple),
+    ('rows_multiple', rows_multiple),
   ):
     if value < 1:
       raise ValueError(f'{name}={value}: at least 1')
@@ -93,26 +95,32 @@ def plan_shapes(
   rows_of = lambda t: _rows(tokens_per_batch, t, rows_multiple)
   best = None
   typical = _typical(trial)
-  attempts = [[(rows_of(t), t) for t in
-               _best_lengths(lengths, counts, max_shapes)]]
+  attempts = [
+    [(rows_of(t), t) for t in _best_lengths(lengths, counts, max_shapes)]
+  ]
   for k in (max_shapes, max(1, max_shapes * 3 // 4)):  # fewer: fewer tails
-    attempts.append(_best_shapes(
-        typical, multiple, rows_multiple, rows_of, lightest, k
-    ))
+    attempts.append(
+      _best_shapes(typical, multiple, rows_multiple, rows_of, lightest, k)
+    )
   for shapes in attempts:
-    shapes = tuple(sorted(
+    shapes = tuple(
+      sorted(
         {(int(r), int(t)) for r, t in shapes}
         # Whatever the trial windows hold, the longest must fit somewhere.
-        | ({(rows_of(int(lengths[-1])), int(lengths[-1]))}
-           if max(t for _, t in shapes) < lengths[-1] else set()),
+        | (
+          {(rows_of(int(lengths[-1])), int(lengths[-1]))}
+          if max(t for _, t in shapes) < lengths[-1]
+          else set()
+        ),
         key=lambda s: (-s[1], -s[0]),
-    ))
+      )
+    )
     if len(shapes) > max_shapes:
       continue
     used, waste = _try(shapes, trial)
     if best is None or waste < best.waste - 1e-9:
       best = BatchPlan(
-          shapes, waste, tuple(used), tokens_per_batch, rows_multiple
+        shapes, waste, tuple(used), tokens_per_batch, rows_multiple
       )
   return best
 
@@ -127,9 +135,7 @@ def cut(lengths, shapes) -> list[tuple[int, int, int]]:
   rows = np.array([r for r, _ in shapes], np.int64)
   size = rows * np.array([t for _, t in shapes], np.int64)
   # Shapes 0..fits[i]-1 are long enough for sequence i.
-  fits = np.searchsorted(
-      -np.array([t for _, t in shapes]), -lengths, 'right'
-  )
+  fits = np.searchsorted(-np.array([t for _, t in shapes]), -lengths, 'right')
   left = np.zeros(n + 1, np.int64)
   choice = np.zeros(n, np.int64)
   for i in range(n - 1, -1, -1):
@@ -171,10 +177,10 @@ def _candidates(histogram, multiple):
     ends = np.cumsum(totals)
     marks = np.linspace(0, len(sizes) - 1, _MAX_CANDIDATES // 2)
     crowd = np.searchsorted(
-        ends, np.linspace(0, ends[-1], _MAX_CANDIDATES // 2)
+      ends, np.linspace(0, ends[-1], _MAX_CANDIDATES // 2)
     )
     keep = np.unique(
-        np.concatenate([marks.astype(int), crowd, [len(sizes) - 1]])
+      np.concatenate([marks.astype(int), crowd, [len(sizes) - 1]])
     )
     keep = keep[keep < len(sizes)]
     totals = np.diff(ends[keep], prepend=0)
@@ -194,7 +200,7 @@ def _best_lengths(lengths, counts, max_shapes) -> list[int]:
   choice = [np.full(n, -1)]
   # From i (last of the shorter shapes) to j > i.
   step = lengths[None, :] * (before[None, 1:] - before[1:, None]).astype(
-      np.float64
+    np.float64
   )
   step[np.tril_indices(n)] = np.inf
   for _ in range(min(max_shapes, n) - 1):
@@ -209,7 +215,7 @@ def _best_lengths(lengths, counts, max_shapes) -> list[int]:
 
 
 def _best_shapes(
-    lengths, multiple, rows_multiple, rows_of, lightest, max_shapes
+  lengths, multiple, rows_multiple, rows_of, lightest, max_shapes
 ):
   """The (rows, length) pairs that hold one window with the least padding.
 
@@ -238,9 +244,7 @@ def _best_shapes(
       target.append(np.minimum(i + batches * r, n))
       cost.append(batches * (r * int(rounded[i])))
       rows.append(np.full(len(batches), r))
-  source, target, cost, rows = map(
-      np.concatenate, (source, target, cost, rows)
-  )
+  source, target, cost, rows = map(np.concatenate, (source, target, cost, rows))
   firsts = np.searchsorted(source, np.arange(n))
   best = np.full(n + 1, np.inf)
   best[n] = 0
@@ -266,8 +270,8 @@ def _best_shapes(
 def _light_rows(most, left, rows_multiple, lightest) -> list[int]:
   """Row counts to try: full batches, some lighter, and just what is left."""
   tried = {
-      max(round(most * f) // rows_multiple, 1) * rows_multiple
-      for f in np.linspace(lightest, 1, _WEIGHTS)
+    max(round(most * f) // rows_multiple, 1) * rows_multiple
+    for f in np.linspace(lightest, 1, _WEIGHTS)
   }
   if left <= most:
     tried.add(-(-left // rows_multiple) * rows_multiple)
@@ -292,7 +296,7 @@ def _trial_windows(histogram, window) -> list[np.ndarray]:
   shuffled = lengths[order[: max(_TRIAL_SEQUENCES, window)]]
   full = len(shuffled) // window * window
   return [
-      np.sort(shuffled[i: i + window])[::-1] for i in range(0, full, window)
+    np.sort(shuffled[i : i + window])[::-1] for i in range(0, full, window)
   ]
 
 

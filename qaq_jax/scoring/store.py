@@ -35,16 +35,18 @@ STATUSES = ('ok', 'truncated', 'too_long', 'empty', 'invalid', 'non_finite')
 def score_schema(model: str, terms: Sequence[str]) -> pa.Schema:
   """Columns of a part: `row`, sums and counts per term, status and reason."""
   sums = [
-      pa.field(metrics.nll_column(term, model), pa.float32()) for term in terms
+    pa.field(metrics.nll_column(term, model), pa.float32()) for term in terms
   ]
   counts = dict.fromkeys(metrics.count_column(term, model) for term in terms)
-  return pa.schema([
+  return pa.schema(
+    [
       pa.field('row', pa.int64(), nullable=False),
       *sums,
       *(pa.field(name, pa.int32()) for name in counts),
       pa.field(f'status_{model}', pa.string(), nullable=False),
       pa.field(f'reason_{model}', pa.string(), nullable=False),
-  ])
+    ]
+  )
 
 
 def fingerprint_hash(fingerprint: Mapping) -> str:
@@ -65,16 +67,16 @@ class ScoreStore:
   """
 
   def __init__(
-      self,
-      directory,
-      *,
-      model: str,
-      fingerprint: Mapping,
-      num_rows: int,
-      terms: Sequence[str] = metrics.SHARED_TERMS,
-      embeddings: bool = False,
-      exclusive: bool = True,
-      mirror=None,
+    self,
+    directory,
+    *,
+    model: str,
+    fingerprint: Mapping,
+    num_rows: int,
+    terms: Sequence[str] = metrics.SHARED_TERMS,
+    embeddings: bool = False,
+    exclusive: bool = True,
+    mirror=None,
   ):
     """Opens or creates the folder.
 
@@ -119,8 +121,8 @@ class ScoreStore:
     if old is None:
       if self._parts():
         raise StoreError(
-            f'{self.directory} holds parts but no fingerprint.json, so nobody '
-            'knows what they are: move the folder away or delete it'
+          f'{self.directory} holds parts but no fingerprint.json, so nobody '
+          'knows what they are: move the folder away or delete it'
         )
       if exclusive:
         files.write_json(path, fingerprint)
@@ -131,9 +133,9 @@ class ScoreStore:
       if len(found) > 12:
         shown += f'\n  and {len(found) - 12} more'
       raise StoreError(
-          f'{self.directory} holds scores that were made otherwise (then -> '
-          f'now):\n{shown}\nUse another --workdir, set these back, or delete '
-          f'{self.directory} to score again.'
+        f'{self.directory} holds scores that were made otherwise (then -> '
+        f'now):\n{shown}\nUse another --workdir, set these back, or delete '
+        f'{self.directory} to score again.'
       )
     self._hash = fingerprint_hash(fingerprint)
     self.plan = files.read_json(self.directory / 'plan.json') or {}
@@ -195,8 +197,8 @@ class ScoreStore:
     parts = self._parts()
     if parts and self.rows_per_part is None:
       raise StoreError(
-          f'{self.directory} holds parts but no plan.json; delete the folder '
-          'to score again'
+        f'{self.directory} holds parts but no plan.json; delete the folder '
+        'to score again'
       )
     for index in parts:
       self.read(index)
@@ -215,34 +217,34 @@ class ScoreStore:
     """Returns the part of a window, checked."""
     if index >= self.num_windows:
       raise StoreError(
-          f'{self._path(index)} is beyond the input, which has {self.num_rows} '
-          f'rows; delete it'
+        f'{self._path(index)} is beyond the input, which has {self.num_rows} '
+        f'rows; delete it'
       )
     path = self._path(index)
     table = parts_lib.read_part(path, self.schema)
     if table.schema.metadata.get(parts_lib.HASH_KEY) != self._hash.encode():
       raise StoreError(
-          f'{path} was made with another fingerprint than its folder; delete '
-          'it and its rows are scored again'
+        f'{path} was made with another fingerprint than its folder; delete '
+        'it and its rows are scored again'
       )
     rows = self.window(index)
     if not np.array_equal(
-        table['row'].to_numpy(), np.arange(rows.start, rows.stop)
+      table['row'].to_numpy(), np.arange(rows.start, rows.stop)
     ):
       raise parts_lib.damaged(
-          path, f'its rows are not {rows.start} to {rows.stop - 1}'
+        path, f'its rows are not {rows.start} to {rows.stop - 1}'
       )
     if self.embeddings:
       parts_lib.read_embeddings(path, table)
     return table
 
   def write(
-      self,
-      index: int,
-      columns: Mapping[str, np.ma.MaskedArray],
-      status: Sequence[str],
-      reason: Sequence[str],
-      embeddings: np.ndarray | None = None,
+    self,
+    index: int,
+    columns: Mapping[str, np.ma.MaskedArray],
+    status: Sequence[str],
+    reason: Sequence[str],
+    embeddings: np.ndarray | None = None,
   ) -> None:
     """Writes the part of a window, whole or not at all.
 
@@ -261,10 +263,10 @@ class ScoreStore:
     for field in list(self.schema)[1:-2]:
       values = columns[field.name]
       arrays.append(
-          pa.array(
-              values.filled(0).astype(field.type.to_pandas_dtype()),
-              mask=np.ma.getmaskarray(values),
-          )
+        pa.array(
+          values.filled(0).astype(field.type.to_pandas_dtype()),
+          mask=np.ma.getmaskarray(values),
+        )
       )
     arrays += [pa.array(status, pa.string()), pa.array(reason, pa.string())]
     metadata = {parts_lib.HASH_KEY: self._hash}
@@ -277,13 +279,11 @@ class ScoreStore:
       files.write_atomic(self._path(index, 'npy'), data)
       self._store(self._path(index, 'npy'))
     table = pa.Table.from_arrays(
-        arrays, schema=self.schema.with_metadata(metadata)
+      arrays, schema=self.schema.with_metadata(metadata)
     )
     if len(table) != len(rows):
       raise ValueError(f'{len(table)} rows for a window of {len(rows)}')
     sink = pa.BufferOutputStream()
-    pq.write_table(
-        table, sink, compression='zstd', write_page_checksum=True
-    )
+    pq.write_table(table, sink, compression='zstd', write_page_checksum=True)
     files.write_atomic(self._path(index), sink.getvalue())
     self._store(self._path(index))

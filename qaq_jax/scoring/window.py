@@ -10,8 +10,9 @@ from qaq_jax.scoring import metrics
 
 
 def trim(
-    encoded: sequences_lib.Encoded, terms: Collection[str],
-    embeddings: bool = False,
+  encoded: sequences_lib.Encoded,
+  terms: Collection[str],
+  embeddings: bool = False,
 ) -> sequences_lib.Encoded:
   """Drops what the wanted terms don't need.
 
@@ -64,11 +65,12 @@ class Window:
     """The sequence that a row of a batch holds."""
     return self.encoded[row - self.rows.start].sequences[slot]
 
-  def add(self, batch, nll_BS: np.ndarray,
-          embedding_BD: np.ndarray | None = None) -> None:
+  def add(
+    self, batch, nll_BS: np.ndarray, embedding_BD: np.ndarray | None = None
+  ) -> None:
     """Takes the results of one batch."""
     for b, (row, slot) in enumerate(
-        zip(batch.row_B.tolist(), batch.slot_B.tolist(), strict=True)
+      zip(batch.row_B.tolist(), batch.slot_B.tolist(), strict=True)
     ):
       if row < 0:
         continue
@@ -96,17 +98,17 @@ class Window:
     columns = {}
     for term in terms:
       columns[metrics.nll_column(term, model)] = np.ma.masked_all(
-          size, np.float32
+        size, np.float32
       )
       columns[metrics.count_column(term, model)] = np.ma.masked_all(
-          size, np.int32
+        size, np.int32
       )
     status, reason = [], []
     for i, encoded in enumerate(self.encoded):
       found = {
-          term: self._nll[encoded.row, term]
-          for term in terms
-          if (encoded.row, term) in self._nll
+        term: self._nll[encoded.row, term]
+        for term in terms
+        if (encoded.row, term) in self._nll
       }
       self._check(encoded, found)
       broken = [t for t, (nll, _) in found.items() if not np.isfinite(nll)]
@@ -133,13 +135,13 @@ class Window:
     wanted = {t for s in encoded.sequences for t, _, _ in s.spans}
     if wanted - set(found):
       raise ValueError(
-          f'row {encoded.row}: {sorted(wanted - set(found))} was not scored'
+        f'row {encoded.row}: {sorted(wanted - set(found))} was not scored'
       )
     shared = 'a' in found and 'a_given_q' in found
     if shared and found['a'][1] != found['a_given_q'][1]:
       raise ValueError(
-          f'row {encoded.row}: the terms of the answer are over '
-          f'{found["a"][1]} and {found["a_given_q"][1]} tokens'
+        f'row {encoded.row}: the terms of the answer are over '
+        f'{found["a"][1]} and {found["a_given_q"][1]} tokens'
       )
 
 

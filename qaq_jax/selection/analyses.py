@@ -88,9 +88,7 @@ def rmi_spearman_between(before, after, model: str) -> float | None:
   return spearman(before.rmi(model)[first], after.rmi(model)[second])
 
 
-def select_all(
-    columns, names=(), *, budget=None, seed: int = 0, options=None
-):
+def select_all(columns, names=(), *, budget=None, seed: int = 0, options=None):
   """Runs rules on one table, by default all that it has the columns for.
 
   Args:
@@ -162,7 +160,7 @@ def format_overlap(names: Sequence[str], matrix) -> str:
 
   rows = [line('', names)]
   for name, values in zip(names, matrix, strict=True):
-    rows.append(line(
-        name, ['-' if not np.isfinite(v) else f'{v:.0%}' for v in values]
-    ))
+    rows.append(
+      line(name, ['-' if not np.isfinite(v) else f'{v:.0%}' for v in values])
+    )
   return '\n'.join(rows)

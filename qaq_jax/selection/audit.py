@@ -12,7 +12,7 @@ import numpy as np
 
 
 def let_through(
-    chosen: Mapping[str, np.ndarray], labels: Sequence[str]
+  chosen: Mapping[str, np.ndarray], labels: Sequence[str]
 ) -> dict[str, dict[str, float]]:
   """The share of each kind of row that each rule keeps.
 
@@ -33,7 +33,7 @@ def let_through(
 
 
 def format_audit(
-    chosen: Mapping[str, np.ndarray], labels: Sequence[str]
+  chosen: Mapping[str, np.ndarray], labels: Sequence[str]
 ) -> str:
   """`let_through` as text: a line per rule, a column per kind, in percent."""
   table = let_through(chosen, labels)
@@ -46,11 +46,11 @@ def format_audit(
     return name.ljust(first) + ''.join(str(c).rjust(w) for c, w in cells)
 
   lines = [
-      line('', [kind for kind, _ in totals]),
-      line('rows in the data', [n for _, n in totals]),
+    line('', [kind for kind, _ in totals]),
+    line('rows in the data', [n for _, n in totals]),
   ]
   lines += [
-      line(rule, [f'{share:.1%}' for share in shares.values()])
-      for rule, shares in table.items()
+    line(rule, [f'{share:.1%}' for share in shares.values()])
+    for rule, shares in table.items()
   ]
   return '\n'.join(lines)

@@ -163,8 +163,15 @@ def smallest(hash_N, row_N, count: int):
 
 
 def take(
-  value_N, candidate_N, row_N, *, limit=None, tokens_N=None, max_tokens=None,
-  seed=0, stream=TIES,
+  value_N,
+  candidate_N,
+  row_N,
+  *,
+  limit=None,
+  tokens_N=None,
+  max_tokens=None,
+  seed=0,
+  stream=TIES,
 ) -> Cut:
   """Keeps the best candidates: highest value, then the seeded hash, then row.
 

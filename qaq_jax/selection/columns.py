@@ -274,7 +274,8 @@ class ScoreColumns:
     names = []
     for term in (cond, alone):
       names += [
-        metrics.nll_column(term, model), metrics.count_column(term, model)
+        metrics.nll_column(term, model),
+        metrics.count_column(term, model),
       ]
     if not all(self.has(column) for column in names):
       raise MissingColumn(

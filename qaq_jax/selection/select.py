@@ -102,8 +102,19 @@ def select(
   chosen = np.zeros(table.num_rows, bool)
   chosen[cut.index] = True
   report = summary.build(
-    table, rule, options, budget, default_budget, seed, models, eligible,
-    dropped, candidate, found, cut, chosen,
+    table,
+    rule,
+    options,
+    budget,
+    default_budget,
+    seed,
+    models,
+    eligible,
+    dropped,
+    candidate,
+    found,
+    cut,
+    chosen,
   )
   rows = np.sort(table.row[cut.index])
   report['rows_sha256'] = hashlib.sha256(rows.astype('<i8')).hexdigest()
@@ -155,8 +166,14 @@ def _cut(table, rule, budget, limit, seed, found, candidate):
     beyond = found.score_N > line if rule.highest else found.score_N < line
     candidate = candidate & beyond
   return budget_lib.take(
-    order, candidate, table.row, limit=limit, tokens_N=tokens,
-    max_tokens=max_tokens, seed=seed, stream=found.stream,
+    order,
+    candidate,
+    table.row,
+    limit=limit,
+    tokens_N=tokens,
+    max_tokens=max_tokens,
+    seed=seed,
+    stream=found.stream,
   )
 
 

@@ -8,7 +8,6 @@ Everything here is plain vectorised numpy: a stratification of ten million
 rows is two sorts. Shapes: `_N` is one entry per row of the score table.
 """
 
-
 import numpy as np
 
 # Differences and sums of ranks live on this grid. Without it 3/9 - 2/9 and

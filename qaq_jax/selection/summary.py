@@ -26,8 +26,19 @@ def _span(values):
 
 
 def build(
-  table, rule, options, budget, default_budget, seed, models, eligible,
-  dropped, candidate, found, cut, chosen,
+  table,
+  rule,
+  options,
+  budget,
+  default_budget,
+  seed,
+  models,
+  eligible,
+  dropped,
+  candidate,
+  found,
+  cut,
+  chosen,
 ):
   """Builds the report of `select` (JSON-serialisable; see there)."""
   num_eligible, num_kept = int(eligible.sum()), int(chosen.sum())
@@ -62,7 +73,8 @@ def build(
     'counts': counts,
     'dropped': dropped,
     'share_of_eligible': _number(num_kept / num_eligible)
-    if num_eligible else None,
+    if num_eligible
+    else None,
     'score': {
       'name': rule.score,
       'kept_low': low,
@@ -74,7 +86,9 @@ def build(
       'score': cut.last if rule.highest or cut.last is None else -cut.last,
       'tied': cut.tied,
       'tied_kept': cut.tied_kept,
-    } if scored else None,
+    }
+    if scored
+    else None,
     'ran_short': limit is not None and num_kept < limit,
   }
   report['tokens'] = _tokens(table, models, eligible, chosen)
@@ -168,9 +182,14 @@ def _per_stratum(table, models, eligible, chosen, score):
     }
     # Sorted once, so that a stratum is a slice: no pass per stratum.
     index = np.flatnonzero(eligible & (stratum >= 0))
-    order = index[np.argsort(stratum[index].astype(np.int16, copy=False)
-                             if table.num_strata < 2**15 else stratum[index],
-                             kind='stable')]
+    order = index[
+      np.argsort(
+        stratum[index].astype(np.int16, copy=False)
+        if table.num_strata < 2**15
+        else stratum[index],
+        kind='stable',
+      )
+    ]
     edges = np.searchsorted(stratum[order], np.arange(table.num_strata + 1))
     out = []
     for k in range(table.num_strata):
@@ -212,10 +231,13 @@ def _percent(part, whole):
 
 def _table(header, rows):
   """Right-aligned columns, two spaces between."""
-  widths = [max(len(str(r[i])) for r in [header, *rows])
-            for i in range(len(header))]
-  lines = ['  '.join(str(c).rjust(w) for c, w in zip(r, widths, strict=True))
-           for r in [header, *rows]]
+  widths = [
+    max(len(str(r[i])) for r in [header, *rows]) for i in range(len(header))
+  ]
+  lines = [
+    '  '.join(str(c).rjust(w) for c, w in zip(r, widths, strict=True))
+    for r in [header, *rows]
+  ]
   return [lines[0], '-' * len(lines[0]), *lines[1:]]
 
 
@@ -227,18 +249,27 @@ def format_selection(report, width: int = 100) -> str:
     width: columns of the console; lines are not longer.
   """
   counts = report['counts']
-  lines = [f'Rule {report["rule"]}: keeps {report["keeps"]} '
-           f'[{report["source"]}]']
+  lines = [
+    f'Rule {report["rule"]}: keeps {report["keeps"]} [{report["source"]}]'
+  ]
   if report['options']:
-    lines.append('Options: ' + ', '.join(
-      f'{name}={value}' for name, value in report['options'].items()))
+    lines.append(
+      'Options: '
+      + ', '.join(
+        f'{name}={value}' for name, value in report['options'].items()
+      )
+    )
   for model, status in report['status'].items():
-    lines.append(f'Status under {model}: ' + ', '.join(
-      f'{name} {number:,}' for name, number in status.items()))
+    lines.append(
+      f'Status under {model}: '
+      + ', '.join(f'{name} {number:,}' for name, number in status.items())
+    )
   under = ' and '.join(report['eligible_under']) or 'no model needed'
   truncated = ' or truncated' if report['include_truncated'] else ''
-  lines.append(f'Rows {counts["rows"]:,}; eligible (ok{truncated} under '
-               f'{under}) {counts["eligible"]:,}')
+  lines.append(
+    f'Rows {counts["rows"]:,}; eligible (ok{truncated} under '
+    f'{under}) {counts["eligible"]:,}'
+  )
   for reason, number in report['dropped'].items():
     lines.append(f'Left out by the rule itself: {number:,} ({reason})')
   lines += _budget_lines(report)
@@ -253,8 +284,9 @@ def format_selection(report, width: int = 100) -> str:
   for line in lines:
     wrapped += textwrap.wrap(line, width, subsequent_indent='  ') or ['']
   for note in report['notes']:
-    wrapped += textwrap.wrap(note, width, initial_indent='! ',
-                             subsequent_indent='  ')
+    wrapped += textwrap.wrap(
+      note, width, initial_indent='! ', subsequent_indent='  '
+    )
   if report['per_stratum']:
     wrapped += ['', *_stratum_lines(report)]
   return '\n'.join(wrapped)
@@ -262,20 +294,25 @@ def format_selection(report, width: int = 100) -> str:
 
 def _budget_lines(report):
   counts, tokens = report['counts'], report['tokens']
-  budget = ', '.join(f'{name} {value:g}' if isinstance(value, float)
-                     else f'{name} {value:,}'
-                     for name, value in report['budget'].items())
+  budget = ', '.join(
+    f'{name} {value:g}' if isinstance(value, float) else f'{name} {value:,}'
+    for name, value in report['budget'].items()
+  )
   line = f'Budget: {budget or "all that qualify"}'
   if report['budget_is_default']:
     line += " (the rule's own default)"
   if report['target_rows'] is not None:
     line += f' = {report["target_rows"]:,} rows'
-  kept = (f'Kept {counts["kept"]:,} rows, '
-          f'{_percent(counts["kept"], counts["eligible"])} of the eligible')
+  kept = (
+    f'Kept {counts["kept"]:,} rows, '
+    f'{_percent(counts["kept"], counts["eligible"])} of the eligible'
+  )
   if tokens:
-    kept += (f'; {tokens["kept"]:,} of {tokens["eligible"]:,} tokens '
-             f'({_percent(tokens["kept"], tokens["eligible"])}, '
-             f'{tokens["model"]})')
+    kept += (
+      f'; {tokens["kept"]:,} of {tokens["eligible"]:,} tokens '
+      f'({_percent(tokens["kept"], tokens["eligible"])}, '
+      f'{tokens["model"]})'
+    )
   return [line, kept]
 
 
@@ -283,8 +320,18 @@ def _stratum_lines(report):
   """One line per stratum; the kept rows' means beside all rows' means."""
   by = report['strata']['by']
   whose = report['strata_of'] if by == 'own' else report['roles'][by]
-  header = ('stratum', 'PPL(Q)', 'eligible', 'kept', 'share', 'score kept',
-            'query tok', 'kept', 'answer tok', 'kept')
+  header = (
+    'stratum',
+    'PPL(Q)',
+    'eligible',
+    'kept',
+    'share',
+    'score kept',
+    'query tok',
+    'kept',
+    'answer tok',
+    'kept',
+  )
   rows = []
   for entry in report['per_stratum']:
     low, high = (np.exp(entry[f'log_ppl_q_{end}']) for end in ('low', 'high'))
@@ -293,11 +340,22 @@ def _stratum_lines(report):
       score = f'{entry["score_low"]:.2f}..{entry["score_high"]:.2f}'
     lengths = [
       _cell(entry.get(f'mean_{name}_tokens{suffix}'), 0)
-      for name in ('query', 'answer') for suffix in ('', '_kept')
+      for name in ('query', 'answer')
+      for suffix in ('', '_kept')
     ]
-    rows.append((entry['stratum'], f'{low:.3g}..{high:.3g}',
-                 f'{entry["eligible"]:,}', f'{entry["kept"]:,}',
-                 _percent(entry['kept'], entry['eligible']), score, *lengths))
-  title = (f'Strata by PPL(Q) under {whose}, 0 = lowest; mean tokens of all '
-           'eligible rows, then of the kept')
+    rows.append(
+      (
+        entry['stratum'],
+        f'{low:.3g}..{high:.3g}',
+        f'{entry["eligible"]:,}',
+        f'{entry["kept"]:,}',
+        _percent(entry['kept'], entry['eligible']),
+        score,
+        *lengths,
+      )
+    )
+  title = (
+    f'Strata by PPL(Q) under {whose}, 0 = lowest; mean tokens of all '
+    'eligible rows, then of the kept'
+  )
   return [title, *_table(header, rows)]

@@ -20,9 +20,7 @@ from qaq_jax.workdir.layout import SAMPLES_KEY, WorkDir
 ENGINES = ('memory', 'duckdb')
 
 
-def data_source(
-    config, workdir: WorkDir, path: str = ''
-) -> samples.DataSource:
+def data_source(config, workdir: WorkDir, path: str = '') -> samples.DataSource:
   """`config.data` as the reader takes it.
 
   Args:
@@ -32,15 +30,15 @@ def data_source(
   """
   c = config.data
   return samples.DataSource(
-      path=workdir.filled(path or c.path),
-      format=c.format,
-      split=c.split,
-      name=c.name,
-      revision=c.revision,
-      columns=c.columns.to_dict(),
-      turns=c.turns,
-      strip=c.strip,
-      limit=c.limit,
+    path=workdir.filled(path or c.path),
+    format=c.format,
+    split=c.split,
+    name=c.name,
+    revision=c.revision,
+    columns=c.columns.to_dict(),
+    turns=c.turns,
+    strip=c.strip,
+    limit=c.limit,
   )
 
 
@@ -58,9 +56,9 @@ def open_samples(config, workdir: WorkDir) -> samples.SampleStore:
   changed = files.differences(store.info['request'], wanted)
   if changed:
     raise ValueError(
-        f'{workdir.samples} was prepared with other settings of config.data '
-        f'(then -> now): {"; ".join(changed)}. Run the prepare stage, or give '
-        'the config of before'
+      f'{workdir.samples} was prepared with other settings of config.data '
+      f'(then -> now): {"; ".join(changed)}. Run the prepare stage, or give '
+      'the config of before'
     )
   return store
 
@@ -78,10 +76,10 @@ def check_scores(config, workdir: WorkDir) -> None:
   prepared = open_samples(config, workdir).content_hash
   if made_from != prepared.encode():
     raise ValueError(
-        f'{path} was made from other samples than {workdir.samples} holds '
-        f'now (content {(made_from or b"unknown").decode()[:16]}, now '
-        f'{prepared[:16]}): prepare the old input again, or score the new one '
-        'in another --workdir'
+      f'{path} was made from other samples than {workdir.samples} holds '
+      f'now (content {(made_from or b"unknown").decode()[:16]}, now '
+      f'{prepared[:16]}): prepare the old input again, or score the new one '
+      'in another --workdir'
     )
 
 
@@ -93,16 +91,16 @@ def score_columns(config, workdir: WorkDir) -> columns.ScoreColumns:
   """
   check_scores(config, workdir)
   return columns.ScoreColumns(
-      workdir.scores,
-      roles=config.roles.to_dict(),
-      num_strata=config.strata.num_strata,
-      by=config.strata.by,
-      include_truncated=config.select.include_truncated,
+    workdir.scores,
+    roles=config.roles.to_dict(),
+    num_strata=config.strata.num_strata,
+    by=config.strata.by,
+    include_truncated=config.select.include_truncated,
   )
 
 
 def selection(
-    config, workdir: WorkDir, table: columns.ScoreColumns | None = None
+  config, workdir: WorkDir, table: columns.ScoreColumns | None = None
 ) -> select_lib.Selection:
   """What `config.select` chooses from the score table.
 
@@ -117,27 +115,29 @@ def selection(
   c = config.select
   if c.engine not in ENGINES:
     raise ValueError(
-        f'config.select.engine is {c.engine!r}; it is one of '
-        + ', '.join(ENGINES)
+      f'config.select.engine is {c.engine!r}; it is one of '
+      + ', '.join(ENGINES)
     )
   asked = {
-      'rule': c.rule, 'budget': c.budget.to_dict(), 'seed': config.seed,
-      **rule_options(config, workdir, c.rule),
+    'rule': c.rule,
+    'budget': c.budget.to_dict(),
+    'seed': config.seed,
+    **rule_options(config, workdir, c.rule),
   }
   if c.engine == 'memory':
     table = score_columns(config, workdir) if table is None else table
     return select_lib.select(table, **asked)
   check_scores(config, workdir)
   return engine.select(
-      workdir.scores,
-      roles=config.roles.to_dict(),
-      num_strata=config.strata.num_strata,
-      by=config.strata.by,
-      include_truncated=c.include_truncated,
-      memory_gb=c.memory_gb,
-      threads=os.cpu_count() or 1,
-      temporary=workdir.path / 'duckdb',
-      **asked,
+    workdir.scores,
+    roles=config.roles.to_dict(),
+    num_strata=config.strata.num_strata,
+    by=config.strata.by,
+    include_truncated=c.include_truncated,
+    memory_gb=c.memory_gb,
+    threads=os.cpu_count() or 1,
+    temporary=workdir.path / 'duckdb',
+    **asked,
   )
 
 
@@ -150,9 +150,9 @@ def check_selection(config, workdir: WorkDir, selection) -> None:
   written = files.read_json(workdir.selection) or {}
   if written.get('rows_sha256') != selection.report['rows_sha256']:
     raise ValueError(
-        f'{workdir.selection} is of another selection than this config makes '
-        f'(there: {written.get("rule", "none yet")}; config: '
-        f'{config.select.rule}): run the select stage with this config first'
+      f'{workdir.selection} is of another selection than this config makes '
+      f'(there: {written.get("rule", "none yet")}; config: '
+      f'{config.select.rule}): run the select stage with this config first'
     )
 
 
@@ -167,14 +167,14 @@ def rule_options(config, workdir: WorkDir, name: str) -> dict:
     targets = workdir.embeddings(model, 'targets')
     if not (embeddings.exists() and targets.exists()):
       raise columns.MissingColumn(
-          'rule rds_plus needs embeddings of the samples and of examples of '
-          'the target tasks: score with config.score.embeddings=True and '
-          'config.score.targets_path=FILE'
+        'rule rds_plus needs embeddings of the samples and of examples of '
+        'the target tasks: score with config.score.embeddings=True and '
+        'config.score.targets_path=FILE'
       )
     options |= {
-        'embeddings': embeddings,
-        'targets': targets,
-        'targets_path': config.score.targets_path,
+      'embeddings': embeddings,
+      'targets': targets,
+      'targets_path': config.score.targets_path,
     }
   if name == 'scar' and 'path' not in options:
     options['scores'] = _input_scores(workdir, options.get('column', 'scar'))
@@ -184,12 +184,17 @@ def rule_options(config, workdir: WorkDir, name: str) -> dict:
 def given_options(config) -> dict:
   """Options of single rules that `config.select` sets."""
   fixed = (
-      'rule', 'output', 'budget', 'include_truncated', 'engine', 'memory_gb'
+    'rule',
+    'output',
+    'budget',
+    'include_truncated',
+    'engine',
+    'memory_gb',
   )
   return {
-      name: value
-      for name, value in config.select.items()
-      if name not in fixed and value is not None
+    name: value
+    for name, value in config.select.items()
+    if name not in fixed and value is not None
   }
 
 

@@ -32,9 +32,20 @@ _TERM = 'a_given_q'
 # Fields of config.finetune that change no cell's result, or stand elsewhere in
 # its fingerprint.
 _FREE = (
-    'folder', 'data', 'model', 'path', 'revision', 'validation',
-    'validation_rows', 'eval_every', 'save_every', 'keep', 'log_every',
-    'trackers', 'looks', 'export_dtype',
+  'folder',
+  'data',
+  'model',
+  'path',
+  'revision',
+  'validation',
+  'validation_rows',
+  'eval_every',
+  'save_every',
+  'keep',
+  'log_every',
+  'trackers',
+  'looks',
+  'export_dtype',
 )
 
 
@@ -53,28 +64,28 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   """
   if jax.process_count() > 1:
     raise ValueError(
-        'a comparison runs in one process, on all of its devices: start it on '
-        'one host'
+      'a comparison runs in one process, on all of its devices: start it on '
+      'one host'
     )
   lines = comparison.parse_table(config.compare.table)
   if not lines:
     raise ValueError(
-        'config.compare.table is empty: list what to compare, as '
-        'configs/compare.py does'
+      'config.compare.table is empty: list what to compare, as '
+      'configs/compare.py does'
     )
   for line in lines:
     rule.get_rule(line.rule)
   if config.compare.evaluate and not config.evaluate.allow_code_execution:
     raise ValueError(
-        'config.compare.evaluate runs programs that the models wrote: read '
-        'docs/evaluation.md and add --allow-code-execution, or set it to False'
+      'config.compare.evaluate runs programs that the models wrote: read '
+      'docs/evaluation.md and add --allow-code-execution, or set it to False'
     )
   cells = _Cells(config, workdir)
   total = sum(line.seeds for line in lines)
   print(
-      f'{total} cells of {len(lines)} lines; start {cells.job.source.path}; '
-      f'judged by {len(cells.tokens):,} held-out answers, '
-      f'{int(cells.tokens.sum()):,} tokens'
+    f'{total} cells of {len(lines)} lines; start {cells.job.source.path}; '
+    f'judged by {len(cells.tokens):,} held-out answers, '
+    f'{int(cells.tokens.sum()):,} tokens'
   )
   start = comparison.Loss(cells.loss_of_start()[None], cells.tokens)
   losses, facts, number = {}, {}, 0
@@ -84,23 +95,27 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
       number += 1
       made.append(cells.make(line, seed, f'{number}/{total}'))
     losses[line] = comparison.Loss(
-        np.array([cell['nll'] for cell in made]), cells.tokens
+      np.array([cell['nll'] for cell in made]), cells.tokens
     )
     facts[line] = {
-        key: float(np.mean([cell[key] for cell in made]))
-        for key in ('rows', 'tokens', 'steps', 'seconds')
+      key: float(np.mean([cell[key] for cell in made]))
+      for key in ('rows', 'tokens', 'steps', 'seconds')
     }
     facts[line]['scores'] = _mean_scores([cell['scores'] for cell in made])
   records = comparison.summarise(losses, facts, config.compare.baseline)
   table = comparison.format_table(records, config.compare.baseline, start)
   path = workdir.compare / 'results.json'
-  files.write_json(path, {
+  files.write_json(
+    path,
+    {
       'start': float(start.by_seed.mean()),
       'held_out': {
-          'rows': len(cells.tokens), 'tokens': int(cells.tokens.sum())
+        'rows': len(cells.tokens),
+        'tokens': int(cells.tokens.sum()),
       },
       'lines': records,
-  })
+    },
+  )
   files.write_atomic(workdir.compare / 'results.md', f'{table}\n'.encode())
   print(table)
   print(f'wrote {path} and {path.with_suffix(".md")}')
@@ -118,15 +133,16 @@ class _Cells:
     self.job = finetune.Job(config, workdir)
     if not config.compare.held_out:
       raise ValueError(
-          'config.compare.held_out is empty: name a file of samples to judge '
-          'by, none of which is in the training data'
+        'config.compare.held_out is empty: name a file of samples to judge '
+        'by, none of which is in the training data'
       )
     self._held_out = training_data.prepared(
-        config, workdir, config.compare.held_out, self._folder / 'held_out'
+      config, workdir, config.compare.held_out, self._folder / 'held_out'
     )
     for _ in training_data.apart(
-        self._store.iter_rows(), self._held_out.iter_rows(),
-        config.compare.held_out,
+      self._store.iter_rows(),
+      self._held_out.iter_rows(),
+      config.compare.held_out,
     ):
       pass  # before the first cell, not at the one that has chosen the row
     self._rows, self.tokens = self._usable()
@@ -142,9 +158,9 @@ class _Cells:
             found[one.row] = end - begin
     if not found:
       raise ValueError(
-          f'{self._config.compare.held_out}: none of the '
-          f'{self._held_out.num_rows} samples can be judged; the first is '
-          f'{encoded[0].status} ({encoded[0].reason})'
+        f'{self._config.compare.held_out}: none of the '
+        f'{self._held_out.num_rows} samples can be judged; the first is '
+        f'{encoded[0].status} ({encoded[0].reason})'
       )
     rows = np.array(sorted(found))
     return rows, np.array([found[row] for row in rows.tolist()])
@@ -156,7 +172,7 @@ class _Cells:
 
     def model():
       return checkpoint.load(
-          self.job.source, mesh=self.job.mesh, dtype=jnp.float32
+        self.job.source, mesh=self.job.mesh, dtype=jnp.float32
       )
 
     return self._judge(model, folder, fingerprint)
@@ -164,10 +180,10 @@ class _Cells:
   def _judged(self, model) -> dict:
     """What a held-out loss of a model depends on."""
     return {
-        'model': model,
-        'held_out': self._held_out.content_hash,
-        'encoder': self.job.encoder.fingerprint(),
-        'scoring': scorer.VERSION,
+      'model': model,
+      'held_out': self._held_out.content_hash,
+      'encoder': self.job.encoder.fingerprint(),
+      'scoring': scorer.VERSION,
     }
 
   def make(self, line: comparison.Line, seed: int, number: str) -> dict:
@@ -186,9 +202,9 @@ class _Cells:
       shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
     loss = sum(result['nll']) / self.tokens.sum()
     print(
-        f'{label}: {result["rows"]:,} rows, {result["steps"]:,} updates, '
-        f'{result["seconds"]:.0f} s, held-out loss {loss:.4f}  ({name})',
-        flush=True,
+      f'{label}: {result["rows"]:,} rows, {result["steps"]:,} updates, '
+      f'{result["seconds"]:.0f} s, held-out loss {loss:.4f}  ({name})',
+      flush=True,
     )
     return result | {'scores': self._evaluate(folder)}
 
@@ -207,11 +223,11 @@ class _Cells:
   def _select(self, line, seed) -> np.ndarray:
     tokens = self._eligible_tokens() if line.kind == 'token_share' else 0
     return select_lib.select(
-        self._table,
-        rule=line.rule,
-        budget=budget_lib.Budget.of(line.selection_budget(tokens)),
-        seed=self._config.seed + seed,
-        **artifacts.rule_options(self._config, self._workdir, line.rule),
+      self._table,
+      rule=line.rule,
+      budget=budget_lib.Budget.of(line.selection_budget(tokens)),
+      seed=self._config.seed + seed,
+      **artifacts.rule_options(self._config, self._workdir, line.rule),
     ).rows
 
   def _eligible_tokens(self) -> int:
@@ -227,15 +243,15 @@ class _Cells:
       options.pop(free)
     exported = c.compare.keep_models or c.compare.evaluate
     return {
-        **self._judged(self.job.fingerprint),
-        'version': VERSION,
-        'training': identity.VERSION,
-        'samples': self._store.content_hash,
-        'rows': hashlib.sha256(rows.astype('<i8').tobytes()).hexdigest(),
-        'finetune': options,
-        'exported': c.finetune.export_dtype if exported else '',
-        'seed': seed,
-        'base_seed': self._config.seed,
+      **self._judged(self.job.fingerprint),
+      'version': VERSION,
+      'training': identity.VERSION,
+      'samples': self._store.content_hash,
+      'rows': hashlib.sha256(rows.astype('<i8').tobytes()).hexdigest(),
+      'finetune': options,
+      'exported': c.finetune.export_dtype if exported else '',
+      'seed': seed,
+      'base_seed': self._config.seed,
     }
 
   def _train(self, chosen, seed, folder, label, fingerprint) -> dict:
@@ -244,37 +260,35 @@ class _Cells:
     seed += self._config.seed
     trainer, state = self.job.start(seed)
     result = self.job.fit(
-        trainer, state, examples, folder, seed=seed, quiet=True
+      trainer, state, examples, folder, seed=seed, quiet=True
     )
     if fingerprint['exported']:
       self.job.export(trainer, result.state, folder)
     nll = self._judge(
-        lambda: _exact(trainer.model(result.state)), folder, fingerprint
+      lambda: _exact(trainer.model(result.state)), folder, fingerprint
     )
     return {
-        'rows': len(examples),
-        'tokens': sum(len(e.ids) for e in examples),
-        'steps': result.steps,
-        'trained_tokens': result.tokens,
-        'seconds': round(result.seconds, 2),
-        'nll': nll.tolist(),
+      'rows': len(examples),
+      'tokens': sum(len(e.ids) for e in examples),
+      'steps': result.steps,
+      'trained_tokens': result.tokens,
+      'seconds': round(result.seconds, 2),
+      'nll': nll.tolist(),
     }
 
   def _judge(
-      self, model, folder: pathlib.Path, fingerprint: dict
+    self, model, folder: pathlib.Path, fingerprint: dict
   ) -> np.ndarray:
     """Sum of -log p of each held-out answer given its query, nats [R]."""
     scorer.score(
-        self._held_out,
-        self.job.encoder,
-        model,
-        name='cell',
-        out_dir=folder / 'held_out',
-        fingerprint=fingerprint,
-        options=scorer.ScoreOptions(
-            terms=(_TERM,), max_shapes=6, progress=False
-        ),
-        mesh=self.job.mesh,
+      self._held_out,
+      self.job.encoder,
+      model,
+      name='cell',
+      out_dir=folder / 'held_out',
+      fingerprint=fingerprint,
+      options=scorer.ScoreOptions(terms=(_TERM,), max_shapes=6, progress=False),
+      mesh=self.job.mesh,
     )
     found = {}
     for part in parts.read_parts(folder / 'held_out'):
@@ -292,11 +306,11 @@ def _name(fingerprint) -> str:
 def _mean_scores(by_seed):
   """Benchmark -> pass@1, mean over seeds, and its number of tasks."""
   return {
-      name: {
-          'value': float(np.mean([found[name]['value'] for found in by_seed])),
-          'tasks': by_seed[0][name]['tasks'],
-      }
-      for name in by_seed[0]
+    name: {
+      'value': float(np.mean([found[name]['value'] for found in by_seed])),
+      'tasks': by_seed[0][name]['tasks'],
+    }
+    for name in by_seed[0]
   }
 
 

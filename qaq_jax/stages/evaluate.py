@@ -55,6 +55,7 @@ def evaluate(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   for benchmark in read:
     folder = workdir.evaluate / benchmark.name
     made[benchmark.name] = job.samples(benchmark, folder)
+
   def work():
     return _execute(c, workdir, job, read, made)
 
@@ -70,19 +71,24 @@ def _execute(c, workdir, job, read, made):
   for benchmark in read:
     folder = workdir.evaluate / benchmark.name
     results[benchmark.name] = harness.run(
-        benchmark, made[benchmark.name], folder / 'verdicts.jsonl',
-        _options(c),
+      benchmark,
+      made[benchmark.name],
+      folder / 'verdicts.jsonl',
+      _options(c),
     )
   scores = {}
   for result in results.values():
     scores |= result['scores']
-  files.write_json(workdir.evaluate / 'results.json', {
+  files.write_json(
+    workdir.evaluate / 'results.json',
+    {
       'model': job.name,
       'model_files': job.model_print,
       'prompt': c.prompt,
       'scores': scores,
       'benchmarks': results,
-  })
+    },
+  )
   print(f'{job.name}\n{harness.table(scores, c.prompt)}')
   return {'executed': True, 'prompt': c.prompt, 'scores': scores}
 
@@ -90,26 +96,26 @@ def _execute(c, workdir, job, read, made):
 def _read(c, workdir, name):
   if name not in benchmarks.NAMES:
     raise ValueError(
-        f'config.evaluate.benchmarks: there is no {name!r}; there are: '
-        + ', '.join(benchmarks.NAMES)
+      f'config.evaluate.benchmarks: there is no {name!r}; there are: '
+      + ', '.join(benchmarks.NAMES)
     )
   field = name.removesuffix('_plus')
   path = c.files[field]
   if not path:
     raise ValueError(
-        f'config.evaluate.files.{field} is empty; {name} is read from a '
-        f'published file: {benchmarks.PUBLISHED[name]}'
+      f'config.evaluate.files.{field} is empty; {name} is read from a '
+      f'published file: {benchmarks.PUBLISHED[name]}'
     )
   return benchmarks.read(name, workdir.filled(path), limit=c.limit)
 
 
 def _options(c):
   return harness.Options(
-      workers=c.workers,
-      all_tests=c.all_tests,
-      timing=judge.Timing(floor=c.test_seconds, factor=c.test_factor),
-      limits=Limits(memory_mb=c.memory_mb),
-      allow_uncontained=c.allow_uncontained,
+    workers=c.workers,
+    all_tests=c.all_tests,
+    timing=judge.Timing(floor=c.test_seconds, factor=c.test_factor),
+    limits=Limits(memory_mb=c.memory_mb),
+    allow_uncontained=c.allow_uncontained,
   )
 
 
@@ -122,10 +128,10 @@ def _how_to_go_on(workdir, read):
   for benchmark in read:
     lines.append(f'  {workdir.evaluate / benchmark.name / "samples.jsonl"}')
   lines.append(
-      'to run them contained on this machine, the same command with '
-      '--allow-code-execution (read docs/evaluation.md before); to run them '
-      'elsewhere: evalplus.evaluate --dataset humaneval --samples FILE, or '
-      'python -m qaq_jax.evaluation.harness --help'
+    'to run them contained on this machine, the same command with '
+    '--allow-code-execution (read docs/evaluation.md before); to run them '
+    'elsewhere: evalplus.evaluate --dataset humaneval --samples FILE, or '
+    'python -m qaq_jax.evaluation.harness --help'
   )
   return '\n'.join(lines)
 
@@ -141,17 +147,17 @@ class _Job:
     """
     c = self._c = config.evaluate
     path = workdir.filled(c.path) or str(
-        workdir.path / config.finetune.folder / 'model'
+      workdir.path / config.finetune.folder / 'model'
     )
     if not c.path and not pathlib.Path(path).is_dir():
       raise ValueError(
-          f'{path}: there is no fine-tuned model; run `qaq finetune`, or give '
-          'config.evaluate.path'
+        f'{path}: there is no fine-tuned model; run `qaq finetune`, or give '
+        'config.evaluate.path'
       )
     if c.samples > 1 and not c.temperature:
       raise ValueError(
-          f'config.evaluate.samples={c.samples} at temperature 0 would be the '
-          'same program each time; set config.evaluate.temperature, 0.8 say'
+        f'config.evaluate.samples={c.samples} at temperature 0 would be the '
+        'same program each time; set config.evaluate.temperature, 0.8 say'
       )
     self.name = path
     self._source = source_lib.resolve(path, c.revision or None)
@@ -160,23 +166,23 @@ class _Job:
     self._encoder = None
     if c.prompt == 'chat':
       self._encoder = encoder.Encoder(
-          self._source.directory,
-          template=c.chat_template or chat.AUTO,
-          system_prompt=c.system_prompt,
-          max_length=self._config.max_positions,
-          date_string=config.score.date_string,
+        self._source.directory,
+        template=c.chat_template or chat.AUTO,
+        system_prompt=c.system_prompt,
+        max_length=self._config.max_positions,
+        date_string=config.score.date_string,
       )
       self._tokenizer = self._encoder.tokenizer
     else:
       self._tokenizer = tokenization.load(self._source.directory)
     self._stop_ids = stopping.stop_ids(
-        self._tokenizer, self._config, self._source, self._encoder
+      self._tokenizer, self._config, self._source, self._encoder
     )
     self._sampling = generate.Sampling(
-        temperature=c.temperature,
-        top_p=c.top_p if c.temperature else 1.0,
-        top_k=c.top_k if c.temperature else 0,
-        seed=config.seed,
+      temperature=c.temperature,
+      top_p=c.top_p if c.temperature else 1.0,
+      top_k=c.top_k if c.temperature else 0,
+      seed=config.seed,
     )
 
   def samples(self, benchmark, folder: pathlib.Path) -> list[programs.Sample]:
@@ -186,8 +192,9 @@ class _Job:
     """
     c = self._c
     wanted = [
-        (task_id, number)
-        for task_id in benchmark.tasks for number in range(c.samples)
+      (task_id, number)
+      for task_id in benchmark.tasks
+      for number in range(c.samples)
     ]
     path, fingerprint = folder / 'generations.jsonl', self._print(benchmark)
     first = journal_lib.Journal(path, fingerprint, write=False)
@@ -200,10 +207,15 @@ class _Job:
     for key, generation in self._generate(benchmark, todo):
       texts[key] = generation.text
       if main:
-        journal.add({
-            'task_id': key[0], 'number': key[1], 'text': generation.text,
-            'tokens': len(generation.ids), 'end': generation.finish_reason,
-        })
+        journal.add(
+          {
+            'task_id': key[0],
+            'number': key[1],
+            'text': generation.text,
+            'tokens': len(generation.ids),
+            'end': generation.finish_reason,
+          }
+        )
     made, raw = [], []
     for key in wanted:
       task, text = benchmark.tasks[key[0]], texts[key]
@@ -222,24 +234,27 @@ class _Job:
     if not todo:
       return
     asked = {
-        task_id: postprocess.make_prompt(
-            benchmark.family, benchmark.tasks[task_id], self._c.prompt
-        )
-        for task_id, _ in todo
+      task_id: postprocess.make_prompt(
+        benchmark.family, benchmark.tasks[task_id], self._c.prompt
+      )
+      for task_id, _ in todo
     }
     stops = next(iter(asked.values())).stops
     encoded = {task_id: self._encode(p) for task_id, p in asked.items()}
     stream = self._generator.stream(
-        [encoded[task_id] for task_id, _ in todo],
-        self._sampling,
-        stop_ids=self._stop_ids,
-        stop_strings=stops,
-        # Of the sample, not of its place: a resumed run draws the same.
-        seeds=[zlib.crc32(f'{t}/{n}'.encode()) for t, n in todo],
+      [encoded[task_id] for task_id, _ in todo],
+      self._sampling,
+      stop_ids=self._stop_ids,
+      stop_strings=stops,
+      # Of the sample, not of its place: a resumed run draws the same.
+      seeds=[zlib.crc32(f'{t}/{n}'.encode()) for t, n in todo],
     )
     for i, generation in tqdm.tqdm(
-        stream, total=len(todo), desc=f'{benchmark.name}: generation',
-        unit='sample', disable=None,
+      stream,
+      total=len(todo),
+      desc=f'{benchmark.name}: generation',
+      unit='sample',
+      disable=None,
     ):
       yield todo[i], generation
 
@@ -247,7 +262,7 @@ class _Job:
     if self._encoder is None:
       return prompts.text_prompt(self._tokenizer, prompt.query)
     return prompts.chat_prompt(
-        self._encoder, prompt.query, answer=prompt.answer
+      self._encoder, prompt.query, answer=prompt.answer
     )
 
   @functools.cached_property
@@ -255,12 +270,17 @@ class _Job:
     """Loads the weights, if anything is left to generate."""
     c = self._c
     model = checkpoint.load(
-        self._source, mesh=self._mesh, dtype=jnp.dtype(c.dtype),
-        attention=c.attention,
+      self._source,
+      mesh=self._mesh,
+      dtype=jnp.dtype(c.dtype),
+      attention=c.attention,
     )
     return generate.Generator(
-        model, self._tokenizer, max_new_tokens=c.max_new_tokens,
-        batch_size=c.batch_size, mesh=self._mesh,
+      model,
+      self._tokenizer,
+      max_new_tokens=c.max_new_tokens,
+      batch_size=c.batch_size,
+      mesh=self._mesh,
     )
 
   @functools.cached_property
@@ -273,21 +293,22 @@ class _Job:
     """What a generated text depends on, not how many there are."""
     c = self._c
     return {
-        'version': _VERSION,
-        'model': self.model_print,
-        'dtype': c.dtype,
-        'attention': c.attention,
-        'encoder': (
-            self._encoder.fingerprint() if self._encoder
-            else dict(self._tokenizer.files)
-        ),
-        'prompt': c.prompt,
-        'md5': benchmark.digest,
-        # generation_config.json names some, and is no part of `model`.
-        'stop_ids': list(self._stop_ids),
-        'temperature': self._sampling.temperature,
-        'top_p': self._sampling.top_p,
-        'top_k': self._sampling.top_k,
-        'seed': self._sampling.seed,
-        'max_new_tokens': c.max_new_tokens,
+      'version': _VERSION,
+      'model': self.model_print,
+      'dtype': c.dtype,
+      'attention': c.attention,
+      'encoder': (
+        self._encoder.fingerprint()
+        if self._encoder
+        else dict(self._tokenizer.files)
+      ),
+      'prompt': c.prompt,
+      'md5': benchmark.digest,
+      # generation_config.json names some, and is no part of `model`.
+      'stop_ids': list(self._stop_ids),
+      'temperature': self._sampling.temperature,
+      'top_p': self._sampling.top_p,
+      'top_k': self._sampling.top_k,
+      'seed': self._sampling.seed,
+      'max_new_tokens': c.max_new_tokens,
     }

@@ -57,27 +57,27 @@ def finetune(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   folder = workdir.path / config.finetune.folder
   trainer, state = job.start()
   result = job.fit(
-      trainer, state, train, folder, validation=held_out, shown=shown
+    trainer, state, train, folder, validation=held_out, shown=shown
   )
   if result.best_loss is not None and result.best_step != result.steps:
     if jax.process_index() == 0:
       print(
-          f'best validation loss {result.best_loss:.4f} after update '
-          f'{result.best_step:,}: that checkpoint is exported'
+        f'best validation loss {result.best_loss:.4f} after update '
+        f'{result.best_step:,}: that checkpoint is exported'
       )
     state = result.load_best()
   else:
     state = result.state
   exported = job.export(trainer, state, folder)
   summary = {
-      'examples': len(train),
-      'updates': result.steps,
-      'tokens': result.tokens,
-      'seconds': round(result.seconds, 1),
-      'best_step': result.best_step,
-      'validation_loss': result.best_loss,
-      'exported': [str(path) for path in exported],
-      'start': job.fingerprint,
+    'examples': len(train),
+    'updates': result.steps,
+    'tokens': result.tokens,
+    'seconds': round(result.seconds, 1),
+    'best_step': result.best_step,
+    'validation_loss': result.best_loss,
+    'exported': [str(path) for path in exported],
+    'start': job.fingerprint,
   }
   if jax.process_index() == 0:
     files.write_json(folder / 'result.json', summary)
@@ -98,20 +98,18 @@ class Job:
     self._seed = config.seed
     model = start_of(config)
     self.source = source_lib.resolve(
-        workdir.filled(model['path']), model['revision'] or None
+      workdir.filled(model['path']), model['revision'] or None
     )
     self._template = model['chat_template']
     self.encoder = make_encoder(config, self.source.directory)
     self._lora = lora_options(config)
     self.mesh = sharding.make_mesh(**c.mesh.to_dict())
-    self.optimizer_options = optimizer.OptimizerOptions(
-        **c.optimizer.to_dict()
-    )
+    self.optimizer_options = optimizer.OptimizerOptions(**c.optimizer.to_dict())
     model_config = checkpoint.read_config(self.source)
     if c.max_length > model_config.max_positions:
       raise ValueError(
-          f'config.finetune.max_length={c.max_length} is more than the '
-          f'{model_config.max_positions} positions of {self.source.path}'
+        f'config.finetune.max_length={c.max_length} is more than the '
+        f'{model_config.max_positions} positions of {self.source.path}'
       )
 
   def examples(self, data, what: str) -> list[examples_lib.Example]:
@@ -121,15 +119,15 @@ class Job:
       ValueError: none is left.
     """
     rendered = examples_lib.make_examples(
-        data, self.encoder, training_options(self._c)
+      data, self.encoder, training_options(self._c)
     )
     if jax.process_index() == 0:
       for line in rendered.describe():
         print(f'{what}: {line}')
     if not rendered.examples:
       raise ValueError(
-          f'no {what} sample can be used: {dict(rendered.skipped)}; '
-          'config.finetune.max_length and on_long decide about long ones'
+        f'no {what} sample can be used: {dict(rendered.skipped)}; '
+        'config.finetune.max_length and on_long decide about long ones'
       )
     return rendered.examples
 
@@ -143,35 +141,35 @@ class Job:
       The Trainer and its state before the first update.
     """
     model = checkpoint.load(
-        self.source,
-        mesh=self.mesh,
-        dtype=jnp.dtype(self._c.dtype),
-        # Masters keep what the files hold; frozen weights are only computed
-        # with.
-        param_dtype=None if self._lora else jnp.float32,
-        attention=self._c.attention,
+      self.source,
+      mesh=self.mesh,
+      dtype=jnp.dtype(self._c.dtype),
+      # Masters keep what the files hold; frozen weights are only computed
+      # with.
+      param_dtype=None if self._lora else jnp.float32,
+      attention=self._c.attention,
     )
     if self._lora:
       seed = self._seed if seed is None else seed
       model = lora_lib.add(model, self._lora, seed=seed)
     trainer = step.Trainer(
-        model,
-        optimizer.make(self.optimizer_options),
-        step.StepOptions(remat=self._c.remat),
+      model,
+      optimizer.make(self.optimizer_options),
+      step.StepOptions(remat=self._c.remat),
     )
     return trainer, trainer.state
 
   def fit(
-      self,
-      trainer,
-      state,
-      examples: Sequence[examples_lib.Example],
-      folder: pathlib.Path,
-      *,
-      validation: Sequence[examples_lib.Example] = (),
-      shown: Sequence[samples.Sample] = (),
-      seed: int | None = None,
-      quiet: bool = False,
+    self,
+    trainer,
+    state,
+    examples: Sequence[examples_lib.Example],
+    folder: pathlib.Path,
+    *,
+    validation: Sequence[examples_lib.Example] = (),
+    shown: Sequence[samples.Sample] = (),
+    seed: int | None = None,
+    quiet: bool = False,
   ) -> loop.FitResult:
     """Trains in `folder`, going on from what is there.
 
@@ -188,50 +186,57 @@ class Job:
     """
     c = self._c
     return loop.fit(
-        trainer,
-        state,
-        examples,
-        folder,
-        options=loop.FitOptions(
-            batch_size=c.batch_size,
-            epochs=c.epochs,
-            max_steps=c.max_steps,
-            max_length=c.max_length,
-            packing=c.packing,
-            tokens_per_device=c.tokens_per_device,
-            seed=self._seed if seed is None else seed,
-            log_every=c.log_every,
-            eval_every=c.eval_every,
-            save_every=c.save_every,
-            keep=c.keep,
-            trackers=tuple(c.trackers),
-            progress=not quiet,
-        ),
-        optimizer_options=self.optimizer_options,
-        validation=validation,
-        sample_fn=self._writer(trainer, shown) if shown else None,
-        fingerprint=self.fingerprint,
-        reserve=self._export_bytes,
-        say=(lambda line: None) if quiet else print,
+      trainer,
+      state,
+      examples,
+      folder,
+      options=loop.FitOptions(
+        batch_size=c.batch_size,
+        epochs=c.epochs,
+        max_steps=c.max_steps,
+        max_length=c.max_length,
+        packing=c.packing,
+        tokens_per_device=c.tokens_per_device,
+        seed=self._seed if seed is None else seed,
+        log_every=c.log_every,
+        eval_every=c.eval_every,
+        save_every=c.save_every,
+        keep=c.keep,
+        trackers=tuple(c.trackers),
+        progress=not quiet,
+      ),
+      optimizer_options=self.optimizer_options,
+      validation=validation,
+      sample_fn=self._writer(trainer, shown) if shown else None,
+      fingerprint=self.fingerprint,
+      reserve=self._export_bytes,
+      say=(lambda line: None) if quiet else print,
     )
 
   def _writer(self, trainer, shown):
     """Function from a state to what its model answers to some queries."""
     prompts = [
-        prompts_lib.chat_prompt(self.encoder, s.query, system=s.system)
-        for s in shown
+      prompts_lib.chat_prompt(self.encoder, s.query, system=s.system)
+      for s in shown
     ]
 
     def write(state):
       generator = generate.Generator(
-          trainer.model(state), self.encoder.tokenizer,
-          max_new_tokens=_LOOK_TOKENS, batch_size=len(prompts), mesh=self.mesh,
+        trainer.model(state),
+        self.encoder.tokenizer,
+        max_new_tokens=_LOOK_TOKENS,
+        batch_size=len(prompts),
+        mesh=self.mesh,
       )
       found = generator.generate(prompts, stop_ids=(self.encoder.stop_id,))
       return [
-          {'row': sample.row, 'query': sample.query, 'answer': g.text,
-           'finish_reason': g.finish_reason}
-          for sample, g in zip(shown, found, strict=True)
+        {
+          'row': sample.row,
+          'query': sample.query,
+          'answer': g.text,
+          'finish_reason': g.finish_reason,
+        }
+        for sample, g in zip(shown, found, strict=True)
       ]
 
     return write
@@ -241,9 +246,9 @@ class Job:
     """What the weights depend on besides examples and options."""
     model = source_lib.fingerprint(self.source)
     return {
-        'model': {f['name']: f['sha256'] for f in model['files']},
-        'commit': model['commit'],
-        'lora': dataclasses.asdict(self._lora) if self._lora else None,
+      'model': {f['name']: f['sha256'] for f in model['files']},
+      'commit': model['commit'],
+      'lora': dataclasses.asdict(self._lora) if self._lora else None,
     }
 
   @property
@@ -260,9 +265,9 @@ class Job:
     base = checkpoint.load(self.source, mesh=self.mesh, dtype=jnp.float32)
     exact = lora_lib.add(base, self._lora)
     trained = {
-        path: variable
-        for path, variable in nnx.to_flat_state(nnx.state(model))
-        if '_lora_' in path[-1]
+      path: variable
+      for path, variable in nnx.to_flat_state(nnx.state(model))
+      if '_lora_' in path[-1]
     }
     nnx.update(exact, nnx.from_flat_state(trained))
     return exact
@@ -277,20 +282,26 @@ class Job:
     if self._lora:
       if model.config.family != 'gpt2':  # whose layout PEFT adapts otherwise
         export.save_adapter(
-            model, folder / 'adapter', base=self.source.path,
-            rank=self._lora.rank, alpha=self._lora.alpha,
+          model,
+          folder / 'adapter',
+          base=self.source.path,
+          rank=self._lora.rank,
+          alpha=self._lora.alpha,
         )
         written.append(folder / 'adapter')
       model = lora_lib.merge(self._on_exact_base(model))
     template = None
     if self._template not in (chat.AUTO, chat.PLAIN):
       template, _ = chat.find_template(
-          self.encoder.tokenizer.hf, self._template
+        self.encoder.tokenizer.hf, self._template
       )
     export.save_model(
-        model, folder / 'model', source=self.source,
-        dtype=jnp.dtype(self._c.export_dtype), chat_template=template,
-        stop_ids=(self.encoder.stop_id,),
+      model,
+      folder / 'model',
+      source=self.source,
+      dtype=jnp.dtype(self._c.export_dtype),
+      chat_template=template,
+      stop_ids=(self.encoder.stop_id,),
     )
     return [folder / 'model', *written]
 
@@ -299,29 +310,29 @@ def make_encoder(config: ml_collections.ConfigDict, directory):
   """The encoder of training examples, with the tokenizer of a folder."""
   model = start_of(config)
   return encoder.Encoder(
-      directory,
-      template=model['chat_template'],
-      system_prompt=model['system_prompt'],
-      reverse_instruction='{answer}',  # not used, and takes no room
-      max_length=config.finetune.max_length,
-      date_string=config.score.date_string,
+    directory,
+    template=model['chat_template'],
+    system_prompt=model['system_prompt'],
+    reverse_instruction='{answer}',  # not used, and takes no room
+    max_length=config.finetune.max_length,
+    date_string=config.score.date_string,
   )
 
 
 def training_options(
-    c: ml_collections.ConfigDict,
+  c: ml_collections.ConfigDict,
 ) -> examples_lib.TrainingOptions:
   """Of the examples, from `config.finetune`."""
   return examples_lib.TrainingOptions(
-      max_length=c.max_length,
-      prompt_weight=c.prompt_weight,
-      response_weight=c.response_weight,
-      on_long=c.on_long,
+    max_length=c.max_length,
+    prompt_weight=c.prompt_weight,
+    response_weight=c.response_weight,
+    on_long=c.on_long,
   )
 
 
 def lora_options(
-    config: ml_collections.ConfigDict,
+  config: ml_collections.ConfigDict,
 ) -> lora_lib.LoraOptions | None:
   """The adapters that the config asks for; None trains all parameters.
 
@@ -331,13 +342,13 @@ def lora_options(
   c = config.finetune.lora
   if c.rank < 0:
     raise ValueError(
-        f'config.finetune.lora.rank is {c.rank}; 0 trains all parameters, a '
-        'rank from 1 on trains adapters'
+      f'config.finetune.lora.rank is {c.rank}; 0 trains all parameters, a '
+      'rank from 1 on trains adapters'
     )
   if not c.rank:
     return None
   return lora_lib.LoraOptions(
-      rank=c.rank, alpha=c.alpha, targets=tuple(c.targets)
+    rank=c.rank, alpha=c.alpha, targets=tuple(c.targets)
   )
 
 
@@ -348,19 +359,20 @@ def start_of(config: ml_collections.ConfigDict) -> dict:
   model = config.models.get(name)
   if model is None and not c.path:
     raise ValueError(
-        f'config.finetune.model is {c.model!r}; it is a role or one of '
-        f'config.models ({", ".join(config.models) or "none"}), or give '
-        'config.finetune.path'
+      f'config.finetune.model is {c.model!r}; it is a role or one of '
+      f'config.models ({", ".join(config.models) or "none"}), or give '
+      'config.finetune.path'
     )
   own = model if model is not None and not c.path else None
   return {
-      'path': c.path or own.path,
-      'revision': c.revision or (own.revision if own else ''),
-      'chat_template': (
-          c.chat_template or (own.chat_template if own else chat.AUTO)
-      ),
-      'system_prompt': (
-          c.system_prompt or (own.system_prompt if own else '')
-          or config.score.system_prompt
-      ),
+    'path': c.path or own.path,
+    'revision': c.revision or (own.revision if own else ''),
+    'chat_template': (
+      c.chat_template or (own.chat_template if own else chat.AUTO)
+    ),
+    'system_prompt': (
+      c.system_prompt
+      or (own.system_prompt if own else '')
+      or config.score.system_prompt
+    ),
   }

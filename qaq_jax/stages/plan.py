@@ -43,8 +43,8 @@ def plan(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   c = config.plan
   if not c.topology:
     raise ValueError(
-        'config.plan.topology is empty: say --topology=NAME, as in '
-        + ', '.join(topology.EXAMPLES)
+      'config.plan.topology is empty: say --topology=NAME, as in '
+      + ', '.join(topology.EXAMPLES)
     )
   assumed = predict.Assumptions(c.utilisation, c.bandwidth, c.links)
   where = topology.describe(c.topology)
@@ -55,12 +55,13 @@ def plan(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   surveys = surveys_lib.Surveys(config, workdir)
   for name in scored:
     found = score_plan.plan(
-        _score_request(config, workdir, name, surveys), where, mesh, assumed
+      _score_request(config, workdir, name, surveys), where, mesh, assumed
     )
     result['score'][name] = found
     _say(f'score {name}', found)
-  hours = [p['chip_hours'] for p in result['score'].values()
-           if 'chip_hours' in p]
+  hours = [
+    p['chip_hours'] for p in result['score'].values() if 'chip_hours' in p
+  ]
   if len(hours) == len(scored) > 1:
     print(f'scoring with all models: {sum(hours):,.2f} chip-hours')
   if 'finetune' in config.stages:
@@ -70,7 +71,7 @@ def plan(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
       print(text.header(there))
     mesh = _mesh(config.finetune.mesh, there)
     found = train_plan.plan(
-        _train_request(config, workdir, mesh, surveys), there, mesh, assumed
+      _train_request(config, workdir, mesh, surveys), there, mesh, assumed
     )
     result['finetune'] = found | {'topology': there.name}
     _say('finetune', found)
@@ -94,18 +95,18 @@ def _mesh(config, where) -> Mesh:
 def _score_request(config, workdir, name, surveys) -> score_plan.Request:
   m = config.models[name]
   source = source_lib.resolve(
-      workdir.filled(m.path), m.revision or None, weights=False
+    workdir.filled(m.path), m.revision or None, weights=False
   )
   return score_plan.Request(
-      name=f'{name} ({m.path})',
-      config=checkpoint.read_config(source),
-      dtype=m.dtype,
-      max_length=m.max_length or config.score.max_length,
-      survey=surveys.of(name, source),
-      options=score.score_options(config),
-      embeddings=config.score.embeddings,
-      attention=config.score.attention,
-      quantized=m.quantization,
+    name=f'{name} ({m.path})',
+    config=checkpoint.read_config(source),
+    dtype=m.dtype,
+    max_length=m.max_length or config.score.max_length,
+    survey=surveys.of(name, source),
+    options=score.score_options(config),
+    embeddings=config.score.embeddings,
+    attention=config.score.attention,
+    quantized=m.quantization,
   )
 
 
@@ -113,25 +114,25 @@ def _train_request(config, workdir, mesh, surveys) -> train_plan.Request:
   c = config.finetune
   start = finetune.start_of(config)
   source = source_lib.resolve(
-      workdir.filled(start['path']), start['revision'] or None, weights=False
+    workdir.filled(start['path']), start['revision'] or None, weights=False
   )
   samples, tokens = surveys.training(source)
   return train_plan.Request(
-      name=start['path'],
-      config=checkpoint.read_config(source),
-      dtype=c.dtype,
-      layout=batches.Layout(
-          max_length=c.max_length,
-          packing=c.packing,
-          tokens_per_device=c.tokens_per_device,
-          shards=mesh.rows,
-          batch_size=c.batch_size,
-      ),
-      optimizer_options=optimizer.OptimizerOptions(**c.optimizer.to_dict()),
-      remat=c.remat,
-      lora=finetune.lora_options(config),
-      samples=samples,
-      tokens=tokens,
-      epochs=c.epochs,
-      attention=c.attention,
+    name=start['path'],
+    config=checkpoint.read_config(source),
+    dtype=c.dtype,
+    layout=batches.Layout(
+      max_length=c.max_length,
+      packing=c.packing,
+      tokens_per_device=c.tokens_per_device,
+      shards=mesh.rows,
+      batch_size=c.batch_size,
+    ),
+    optimizer_options=optimizer.OptimizerOptions(**c.optimizer.to_dict()),
+    remat=c.remat,
+    lora=finetune.lora_options(config),
+    samples=samples,
+    tokens=tokens,
+    epochs=c.epochs,
+    attention=c.attention,
   )

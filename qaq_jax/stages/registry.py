@@ -41,26 +41,26 @@ def check(config: ml_collections.ConfigDict, names=('score',)) -> None:
   for role, name in config.roles.items():
     if name and name not in config.models:
       raise ValueError(
-          f'config.roles.{role} is {name!r}; config.models has: '
-          + (', '.join(config.models) or 'none')
+        f'config.roles.{role} is {name!r}; config.models has: '
+        + (', '.join(config.models) or 'none')
       )
   for name, model in config.models.items():
     if not model.path and _LOADING & set(names):
       raise ValueError(f'config.models.{name}.path is empty')
     if model.dtype not in DTYPES:
       raise ValueError(
-          f'config.models.{name}.dtype is {model.dtype!r}; it is one of '
-          + ', '.join(DTYPES)
+        f'config.models.{name}.dtype is {model.dtype!r}; it is one of '
+        + ', '.join(DTYPES)
       )
     if model.quantization not in quantized.SCHEMES:
       raise ValueError(
-          f'config.models.{name}.quantization is {model.quantization!r}; it '
-          'is one of ' + ', '.join(map(repr, quantized.SCHEMES))
+        f'config.models.{name}.quantization is {model.quantization!r}; it '
+        'is one of ' + ', '.join(map(repr, quantized.SCHEMES))
       )
   if config.strata.by not in strata.BY:
     raise ValueError(
-        f'config.strata.by is {config.strata.by!r}; it is one of '
-        + ', '.join(strata.BY)
+      f'config.strata.by is {config.strata.by!r}; it is one of '
+      + ', '.join(strata.BY)
     )
   rule = rule_lib.get_rule(config.select.rule)
   budget.Budget.of(config.select.budget.to_dict())
@@ -72,12 +72,12 @@ def check(config: ml_collections.ConfigDict, names=('score',)) -> None:
 def mine(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   """The demo's input: mined pairs with planted defects -> data.path."""
   info = defects.write_demo_data(
-      workdir.filled(config.data.path),
-      rows=config.mine.rows,
-      shares=config.mine.defects.to_dict(),
-      seed=config.seed,
-      held_out=config.mine.held_out,
-      held_out_path=workdir.held_out,
+    workdir.filled(config.data.path),
+    rows=config.mine.rows,
+    shares=config.mine.defects.to_dict(),
+    seed=config.seed,
+    held_out=config.mine.held_out,
+    held_out_path=workdir.held_out,
   )
   print(f'mined {info["source"]}')
   planted = ', '.join(f'{n} {name}' for name, n in info['defects'].items())
@@ -101,9 +101,9 @@ def prepare(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
     if info['content_hash'] not in scored:
       shutil.rmtree(candidate)
       raise ValueError(
-          f'{workdir.path} holds scores of other samples than {source.path} '
-          f'has now ({info["rows"]:,} rows): use another --workdir, or delete '
-          'its folder "scores" to score these'
+        f'{workdir.path} holds scores of other samples than {source.path} '
+        f'has now ({info["rows"]:,} rows): use another --workdir, or delete '
+        'its folder "scores" to score these'
       )
     shutil.rmtree(workdir.samples, ignore_errors=True)
     candidate.rename(workdir.samples)
@@ -127,8 +127,8 @@ def select(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   path = workdir.path / config.select.output
   samples.write_selected(store, selection.rows, path)
   report = selection.report | {
-      'samples': store.content_hash,
-      'scores': workdir.fingerprints(),
+    'samples': store.content_hash,
+    'scores': workdir.fingerprints(),
   }
   files.write_json(workdir.selection, report)
   print(summary.format_selection(selection.report))
@@ -148,25 +148,25 @@ def audit(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   label, share = config.audit.label, config.audit.share
   if not label:
     raise ValueError(
-        'config.audit.label is empty: name the field of the input that labels '
-        'its rows, as in --config.audit.label=defect'
+      'config.audit.label is empty: name the field of the input that labels '
+      'its rows, as in --config.audit.label=defect'
     )
   labels = [
-      _label(line, label, row) for row, line in enumerate(store.iter_raw())
+    _label(line, label, row) for row, line in enumerate(store.iter_raw())
   ]
   kinds = len(set(labels))
   if kinds > _MAX_LABELS:
     raise ValueError(
-        f'config.audit.label: {label!r} has {kinds} different values; a label '
-        f'has at most {_MAX_LABELS}'
+      f'config.audit.label: {label!r} has {kinds} different values; a label '
+      f'has at most {_MAX_LABELS}'
     )
   table = artifacts.score_columns(config, workdir)
   found, left_out = analyses.select_all(
-      table,
-      tuple(config.audit.rules),
-      budget={'share': share},
-      seed=config.seed,
-      options=lambda name: artifacts.rule_options(config, workdir, name),
+    table,
+    tuple(config.audit.rules),
+    budget={'share': share},
+    seed=config.seed,
+    options=lambda name: artifacts.rule_options(config, workdir, name),
   )
   chosen = {name: selection.rows for name, selection in found.items()}
   print(f'share of each {label!r} kept at {share:.0%}')
@@ -174,8 +174,8 @@ def audit(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   if left_out:
     print(f'not in the table, for want of scores: {", ".join(left_out)}')
   return {
-      'let_through': audit_lib.let_through(chosen, labels),
-      'left_out': left_out,
+    'let_through': audit_lib.let_through(chosen, labels),
+    'left_out': left_out,
   }
 
 
@@ -220,32 +220,32 @@ def analyse(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   print('Spearman rank correlations:')
   for c in correlations:
     print(
-        f'  RMI ({c["model"]}) with {c["score"]} ({c["other"]}): '
-        f'{c["spearman"]:+.4f}'
+      f'  RMI ({c["model"]}) with {c["score"]} ({c["other"]}): '
+      f'{c["spearman"]:+.4f}'
     )
   share = config.analyse.share
   found, left_out = analyses.select_all(
-      table,
-      budget={'share': share},
-      seed=config.seed,
-      options=lambda name: artifacts.rule_options(config, workdir, name),
+    table,
+    budget={'share': share},
+    seed=config.seed,
+    options=lambda name: artifacts.rule_options(config, workdir, name),
   )
   rows = {name: selection.rows for name, selection in found.items()}
   shared = analyses.overlap(rows, of='first')
   print(
-      f'Overlap at {share:.0%}: of the rows that the rule on the left keeps, '
-      'those that the rule above keeps too:'
+    f'Overlap at {share:.0%}: of the rows that the rule on the left keeps, '
+    'those that the rule above keeps too:'
   )
   print(analyses.format_overlap(list(rows), shared))
   result = {
-      'spearman': correlations,
-      'overlap': {
-          'share': share,
-          'of': 'rows of the first rule',
-          'rules': list(rows),
-          'matrix': [[round(float(x), 6) for x in line] for line in shared],
-          'left_out': left_out,
-      },
+    'spearman': correlations,
+    'overlap': {
+      'share': share,
+      'of': 'rows of the first rule',
+      'rules': list(rows),
+      'matrix': [[round(float(x), 6) for x in line] for line in shared],
+      'left_out': left_out,
+    },
   }
   files.write_json(workdir.analyses, result)
   print(f'wrote {workdir.analyses}')
@@ -261,17 +261,17 @@ def report(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   selection = artifacts.selection(config, workdir, table)
   artifacts.check_selection(config, workdir, selection)
   report_lib.write_report(
-      path,
-      table,
-      selection,
-      artifacts.open_samples(config, workdir),
-      title=f'{config.select.rule} on {os.path.basename(config.data.path)}',
-      info={
-          f'{model}: {name}': str(value)
-          for model, fingerprint in workdir.fingerprints().items()
-          for name, value in fingerprint.items()
-          if not isinstance(value, dict)
-      },
+    path,
+    table,
+    selection,
+    artifacts.open_samples(config, workdir),
+    title=f'{config.select.rule} on {os.path.basename(config.data.path)}',
+    info={
+      f'{model}: {name}': str(value)
+      for model, fingerprint in workdir.fingerprints().items()
+      for name, value in fingerprint.items()
+      if not isinstance(value, dict)
+    },
   )
   print(f'wrote {path}')
   return {'path': str(path)}
@@ -287,7 +287,7 @@ def _label(line: bytes, field: str, row: int) -> str:
     return 'unreadable'
   if field not in record:
     raise ValueError(
-        f'config.audit.label is {field!r}, but row {row} has no such field; it '
-        f'has: {", ".join(record)}'
+      f'config.audit.label is {field!r}, but row {row} has no such field; it '
+      f'has: {", ".join(record)}'
     )
   return str(record[field])

@@ -44,9 +44,7 @@ def score(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   mirror = workdir.mirror
   # All of them first: what is wrong with the last should not be found hours
   # later. Weights are loaded one model at a time, and only if they are needed.
-  models = {
-      name: _Model(config, name, mesh, workdir) for name in config.models
-  }
+  models = {name: _Model(config, name, mesh, workdir) for name in config.models}
   summaries = {}
   for name in config.models:
     model = models.pop(name)
@@ -68,24 +66,24 @@ def score(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
 
 
 def make_encoder(
-    config: ml_collections.ConfigDict, name: str, directory: pathlib.Path
+  config: ml_collections.ConfigDict, name: str, directory: pathlib.Path
 ) -> encoder.Encoder:
   """The encoder of model `name` of the config, from its tokenizer's folder."""
   c, m = config.score, config.models[name]
   return encoder.Encoder(
-      directory,
-      template=m.chat_template,
-      system_prompt=m.system_prompt or c.system_prompt,
-      reverse_instruction=c.reverse_instruction,
-      max_length=m.max_length or c.max_length,
-      on_long=c.on_long,
-      author_compatible=c.author_compatible,
-      ifd_cherry=c.ifd_cherry,
-      ifd_superfilter=c.ifd_superfilter,
-      cherry_limit=c.cherry_limit,
-      superfilter_limit=c.superfilter_limit,
-      embeddings=c.embeddings,
-      date_string=c.date_string,
+    directory,
+    template=m.chat_template,
+    system_prompt=m.system_prompt or c.system_prompt,
+    reverse_instruction=c.reverse_instruction,
+    max_length=m.max_length or c.max_length,
+    on_long=c.on_long,
+    author_compatible=c.author_compatible,
+    ifd_cherry=c.ifd_cherry,
+    ifd_superfilter=c.ifd_superfilter,
+    cherry_limit=c.cherry_limit,
+    superfilter_limit=c.superfilter_limit,
+    embeddings=c.embeddings,
+    date_string=c.date_string,
   )
 
 
@@ -93,11 +91,11 @@ def score_options(config: ml_collections.ConfigDict) -> scorer.ScoreOptions:
   """How to score, as `config.score` says."""
   c = config.score
   return scorer.ScoreOptions(
-      terms=tuple(c.terms) or None,
-      tokens_per_batch=c.tokens_per_batch,
-      max_shapes=c.max_shapes,
-      rows_per_part=c.rows_per_part,
-      length_multiple=c.length_multiple,
+    terms=tuple(c.terms) or None,
+    tokens_per_batch=c.tokens_per_batch,
+    max_shapes=c.max_shapes,
+    rows_per_part=c.rows_per_part,
+    length_multiple=c.length_multiple,
   )
 
 
@@ -109,14 +107,14 @@ class _Model:
     self._name, self._mesh = name, mesh
     self._options = score_options(config)
     self._source = source_lib.resolve(
-        workdir.filled(self._m.path), self._m.revision or None
+      workdir.filled(self._m.path), self._m.revision or None
     )
     self._encoder = make_encoder(config, name, self._source.directory)
     model_config = checkpoint.read_config(self._source)
     self._check_fit(name, model_config)
     self._attention = attention.choose(
-        self._c.attention,
-        attention.case_of(model_config, self._m.dtype, mesh),
+      self._c.attention,
+      attention.case_of(model_config, self._m.dtype, mesh),
     )
 
   def _check_fit(self, name, config):
@@ -124,9 +122,9 @@ class _Model:
     largest = max(self._encoder.tokenizer.hf.get_vocab().values())
     if largest >= config.vocab_size:
       raise ValueError(
-          f'config.models.{name}: the tokenizer of {self._source.path} has ids '
-          f'up to {largest}, the model embeds {config.vocab_size}: the files '
-          'belong to different models'
+        f'config.models.{name}: the tokenizer of {self._source.path} has ids '
+        f'up to {largest}, the model embeds {config.vocab_size}: the files '
+        'belong to different models'
       )
     positions = config.max_positions
     own = f'config.models.{name}.max_length'
@@ -138,61 +136,60 @@ class _Model:
     for field, length in limits.items():
       if length > positions:
         raise ValueError(
-            f'{field}: {length} tokens are more than the {positions} positions '
-            f'of {self._source.path}; set --{field}={positions}'
+          f'{field}: {length} tokens are more than the {positions} positions '
+          f'of {self._source.path}; set --{field}={positions}'
         )
 
   @functools.cached_property
   def _decoder(self):
     return checkpoint.load(
-        self._source,
-        mesh=self._mesh,
-        dtype=jnp.dtype(self._m.dtype),
-        attention=self._c.attention,
-        quantized=self._m.quantization,
+      self._source,
+      mesh=self._mesh,
+      dtype=jnp.dtype(self._m.dtype),
+      attention=self._c.attention,
+      quantized=self._m.quantization,
     )
 
   def score(self, store, out_dir: pathlib.Path, mirror=None) -> dict:
     """Scores one sample store into `out_dir`."""
     info = self._encoder.info()
     lines = [
-        f'{self._source.path}, {self._m.dtype}'
-        f'{self._m.quantization and ", " + self._m.quantization}; template '
-        f'{info["template"]}; system prompt: {info["system_prompt"]}; BOS: '
-        f'{info["bos"]}; attention: {self._attention}',
-        *info['notes'],
+      f'{self._source.path}, {self._m.dtype}'
+      f'{self._m.quantization and ", " + self._m.quantization}; template '
+      f'{info["template"]}; system prompt: {info["system_prompt"]}; BOS: '
+      f'{info["bos"]}; attention: {self._attention}',
+      *info['notes'],
     ]
     for line in lines if jax.process_index() == 0 else ():
       print(f'{self._name}: {line}')
     return scorer.score(
-        store,
-        self._encoder,
-        lambda: self._decoder,
-        name=self._name,
-        out_dir=out_dir,
-        fingerprint=self._fingerprint(store),
-        options=self._options,
-        mesh=self._mesh,
-        mirror=mirror,
+      store,
+      self._encoder,
+      lambda: self._decoder,
+      name=self._name,
+      out_dir=out_dir,
+      fingerprint=self._fingerprint(store),
+      options=self._options,
+      mesh=self._mesh,
+      mirror=mirror,
     )
 
   def _fingerprint(self, store) -> dict:
     """Everything that can change a number, besides the scorer's version."""
     model = source_lib.fingerprint(self._source)
     return {
-        'samples': store.content_hash,
-        'model': {f['name']: f['sha256'] for f in model['files']},
-        'commit': model['commit'],
-        'encoder': self._encoder.fingerprint(),
-        'dtype': self._m.dtype,
-        **(
-            {'quantization': self._m.quantization}
-            if self._m.quantization else {}
-        ),
-        # What 'auto' has always been; a kernel goes by its own name.
-        'attention': (
-            self._c.attention if self._attention == 'xla' else self._attention
-        ),
+      'samples': store.content_hash,
+      'model': {f['name']: f['sha256'] for f in model['files']},
+      'commit': model['commit'],
+      'encoder': self._encoder.fingerprint(),
+      'dtype': self._m.dtype,
+      **(
+        {'quantization': self._m.quantization} if self._m.quantization else {}
+      ),
+      # What 'auto' has always been; a kernel goes by its own name.
+      'attention': (
+        self._c.attention if self._attention == 'xla' else self._attention
+      ),
     }
 
 
@@ -216,9 +213,9 @@ def _check_targets(path, name, folder):
     for row in part.to_pylist():
       if row[f'status_{name}'] not in ('ok', 'truncated'):
         raise ValueError(
-            f'config.score.targets_path: row {row["row"]} of {path} is '
-            f'{row[f"status_{name}"]} ({row[f"reason_{name}"]}): mend or '
-            'remove it, since every target takes turns'
+          f'config.score.targets_path: row {row["row"]} of {path} is '
+          f'{row[f"status_{name}"]} ({row[f"reason_{name}"]}): mend or '
+          'remove it, since every target takes turns'
         )
 
 
@@ -227,18 +224,18 @@ def _join(config, workdir, store):
   models = list(config.models)
   roles = {r: m for r, m in config.roles.items() if m}
   join.join_scores(
-      workdir.scores,
-      {name: workdir.parts(name) for name in models},
-      num_rows=store.num_rows,
-      ids=(lambda: (s.id for s in store.iter_rows())) if store.has_id else None,
-      derive=lambda path: derived.derive(
-          path,
-          models,
-          roles=roles,
-          num_strata=config.strata.num_strata,
-          by=config.strata.by,
-          include_truncated=config.select.include_truncated,
-      ),
-      metadata={SAMPLES_KEY: store.content_hash},
+    workdir.scores,
+    {name: workdir.parts(name) for name in models},
+    num_rows=store.num_rows,
+    ids=(lambda: (s.id for s in store.iter_rows())) if store.has_id else None,
+    derive=lambda path: derived.derive(
+      path,
+      models,
+      roles=roles,
+      num_strata=config.strata.num_strata,
+      by=config.strata.by,
+      include_truncated=config.select.include_truncated,
+    ),
+    metadata={SAMPLES_KEY: store.content_hash},
   )
   print(f'wrote {workdir.scores}: {store.num_rows:,} rows')

@@ -48,12 +48,13 @@ class Surveys:
       print(f'{name}: no lengths and no hours: {e}')
       return None
     rows = rows_lib.Source(
-        self._samples, encoder,
-        rows_lib.wanted_terms(encoder, tuple(config.score.terms) or None),
-        config.score.embeddings,
+      self._samples,
+      encoder,
+      rows_lib.wanted_terms(encoder, tuple(config.score.terms) or None),
+      config.score.embeddings,
     )
     return lengths.sampled(
-        self._samples.num_rows, rows.encode, config.plan.survey_rows
+      self._samples.num_rows, rows.encode, config.plan.survey_rows
     )
 
   def training(self, source) -> tuple[int | None, int | None]:
@@ -74,8 +75,9 @@ class Surveys:
     store = self._training_samples
     read = lengths.blocks(store.num_rows, config.plan.survey_rows)
     examples = examples_lib.make_examples(
-        (s for block in read for s in store.iter_rows(*block)), encoder,
-        finetune.training_options(config.finetune),
+      (s for block in read for s in store.iter_rows(*block)),
+      encoder,
+      finetune.training_options(config.finetune),
     ).examples
     if not examples:
       print('finetune: no hours: none of the samples can be trained on')
@@ -85,8 +87,8 @@ class Surveys:
     samples = _taken(config, share * store.num_rows, mean)
     if samples is None:
       print(
-          'finetune: no hours: how many rows pass select.budget.threshold is '
-          'known once they are scored'
+        'finetune: no hours: how many rows pass select.budget.threshold is '
+        'known once they are scored'
       )
       return None, None
     samples = max(samples - config.finetune.validation_rows, 0)

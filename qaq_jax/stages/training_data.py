@@ -30,12 +30,12 @@ def training_samples(config, workdir) -> tuple[Iterator[samples.Sample], str]:
     rows = selection.rows
     if not len(rows):
       raise ValueError(
-          f'{workdir.selection}: the selection is empty; there is nothing to '
-          'fine-tune on'
+        f'{workdir.selection}: the selection is empty; there is nothing to '
+        'fine-tune on'
       )
     return chosen(store, rows), (
-        f'{len(rows):,} of {store.num_rows:,} samples, chosen by '
-        f'{config.select.rule}'
+      f'{len(rows):,} of {store.num_rows:,} samples, chosen by '
+      f'{config.select.rule}'
     )
   folder = workdir.path / config.finetune.folder / 'samples'
   store = prepared(config, workdir, data, folder)
@@ -67,8 +67,8 @@ def split(config, workdir, data):
   c = config.finetune
   if c.validation and c.validation_rows:
     raise ValueError(
-        'config.finetune.validation and validation_rows are both given: a '
-        'validation set comes from its own file or from the data'
+      'config.finetune.validation and validation_rows are both given: a '
+      'validation set comes from its own file or from the data'
     )
   if c.validation:
     folder = workdir.path / c.folder / 'validation'
@@ -81,18 +81,18 @@ def split(config, workdir, data):
   data = [s for s in data if s.status == 'ok']
   if not data:
     raise ValueError(
-        'no sample of the data can be used: the prepare stage prints why'
+      'no sample of the data can be used: the prepare stage prints why'
     )
   if c.validation_rows >= len(data):
     raise ValueError(
-        f'config.finetune.validation_rows={c.validation_rows} leaves nothing '
-        f'of {len(data):,} samples to train on'
+      f'config.finetune.validation_rows={c.validation_rows} leaves nothing '
+      f'of {len(data):,} samples to train on'
     )
   rng = np.random.default_rng((_SPLIT_SEED, config.seed))
   held = set(rng.permutation(len(data))[: c.validation_rows].tolist())
   return (
-      [s for i, s in enumerate(data) if i not in held],
-      [s for i, s in enumerate(data) if i in held],
+    [s for i, s in enumerate(data) if i not in held],
+    [s for i, s in enumerate(data) if i in held],
   )
 
 
@@ -111,7 +111,7 @@ def apart(data, held, name: str) -> Iterator[samples.Sample]:
   for sample in data:
     if (sample.query, sample.answer) in known:
       raise ValueError(
-          f'{name} holds row {sample.row} of the training data: what is judged '
-          'by what it was trained on looks better than it is; take it out'
+        f'{name} holds row {sample.row} of the training data: what is judged '
+        'by what it was trained on looks better than it is; take it out'
       )
     yield sample

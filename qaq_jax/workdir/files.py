@@ -88,8 +88,7 @@ def read_json(path):
     return json.loads(path.read_text())
   except ValueError as e:
     raise StoreError(
-        f'{path} is damaged ({e}); delete the folder {path.parent} to score '
-        'again'
+      f'{path} is damaged ({e}); delete the folder {path.parent} to score again'
     ) from e
 
 
@@ -148,8 +147,8 @@ class Lock:
         holder = file.read().strip() or 'unknown'
         file.close()
         raise StoreError(
-            f'another process writes to {directory} ({holder}); wait for it, '
-            'stop it, or use another --workdir'
+          f'another process writes to {directory} ({holder}); wait for it, '
+          'stop it, or use another --workdir'
         ) from e
       logging.warning('%s: this file system has no locks (%s)', path, e)
     file.seek(0)

@@ -64,6 +64,6 @@ def _check(path, old, new):
   differing = files.differences(old, json.loads(json.dumps(new)))
   if differing:
     raise ValueError(
-        f'{path}: made with other settings ({"; ".join(differing)}); delete '
-        'it, or write to another place'
+      f'{path}: made with other settings ({"; ".join(differing)}); delete '
+      'it, or write to another place'
     )

@@ -34,10 +34,13 @@ class Lease:
     self._thread = threading.Thread(target=self._beat, daemon=True)
 
   def _text(self, beat):
-    return json.dumps({
+    return json.dumps(
+      {
         'holder': f'{socket.gethostname()}, pid {os.getpid()}',
-        'id': self._id, 'beat': beat,
-    }).encode()
+        'id': self._id,
+        'beat': beat,
+      }
+    ).encode()
 
   def _read(self):
     with contextlib.suppress(FileNotFoundError):
@@ -60,10 +63,10 @@ class Lease:
     """
     if not self._mine():
       raise files.StoreError(
-          f'{self._url}: the right to write there is no longer with this run, '
-          f'which gave no sign of life for {LOST_SECONDS:.0f} s or more, but '
-          f'with {self._holder()}. Nothing more is written; start again once '
-          'nobody else writes there'
+        f'{self._url}: the right to write there is no longer with this run, '
+        f'which gave no sign of life for {LOST_SECONDS:.0f} s or more, but '
+        f'with {self._holder()}. Nothing more is written; start again once '
+        'nobody else writes there'
       )
 
   def take(self, say) -> None:
@@ -81,8 +84,8 @@ class Lease:
       if now is not None and seen is None:
         seen, since = now, time.monotonic()
         say(
-            f'{self._url}: waiting up to {LOST_SECONDS:.0f} s to see whether '
-            f'{json.loads(now)["holder"]} still writes there'
+          f'{self._url}: waiting up to {LOST_SECONDS:.0f} s to see whether '
+          f'{json.loads(now)["holder"]} still writes there'
         )
       if now is not None and now != seen:
         raise self._refusal()
@@ -105,8 +108,8 @@ class Lease:
 
   def _refusal(self):
     return files.StoreError(
-        f'another run writes to {self._url} ({self._holder()}); wait for it, '
-        'stop it, or use another --workdir'
+      f'another run writes to {self._url} ({self._holder()}); wait for it, '
+      'stop it, or use another --workdir'
     )
 
   def _beat(self):

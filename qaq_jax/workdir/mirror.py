@@ -55,12 +55,12 @@ def _named(method):
     except Exception as e:  # each client has errors of its own
       if getattr(e, 'errno', None) in _DISK:
         raise files.StoreError(
-            f'{self.path}, the copy of {self.url} on this disk: {e.strerror}. '
-            'Make room, or set XDG_CACHE_HOME to a folder of another disk'
+          f'{self.path}, the copy of {self.url} on this disk: {e.strerror}. '
+          'Make room, or set XDG_CACHE_HOME to a folder of another disk'
         ) from e
       raise files.StoreError(
-          f'{self.url}: {e or type(e).__name__} ({type(e).__name__}). Look at '
-          'the name of the bucket, the credentials and the network'
+        f'{self.url}: {e or type(e).__name__} ({type(e).__name__}). Look at '
+        'the name of the bucket, the credentials and the network'
       ) from e
 
   return called
@@ -96,8 +96,8 @@ class Mirror:
     except ImportError as e:
       extra = _EXTRAS.get(kind)
       raise ImportError(
-          f'--workdir={url}: {e}'
-          + (f": pip install '.[{extra}]'" if extra else '')
+        f'--workdir={url}: {e}'
+        + (f": pip install '.[{extra}]'" if extra else '')
       ) from e
     self._root = root.rstrip('/')
     self.path.mkdir(parents=True, exist_ok=True)
@@ -122,9 +122,10 @@ class Mirror:
     there = self._listed(under)
     here = dict(self._files(under))
     stale = [
-        name for name, version in there.items()
-        if name not in here
-        or self._known.get(name) != [version, *_stamp(here[name])]
+      name
+      for name, version in there.items()
+      if name not in here
+      or self._known.get(name) != [version, *_stamp(here[name])]
     ]
     for name in set(here) - set(there):
       here[name].unlink()
@@ -132,8 +133,8 @@ class Mirror:
       (self.path / name).parent.mkdir(parents=True, exist_ok=True)
     if stale:
       self._fs.get(
-          [self._remote(name) for name in stale],
-          [str(self.path / name) for name in stale],
+        [self._remote(name) for name in stale],
+        [str(self.path / name) for name in stale],
       )
     inside = f'{under.rstrip("/")}/' if under else ''
     kept = {n: v for n, v in self._known.items() if not n.startswith(inside)}
@@ -153,8 +154,9 @@ class Mirror:
     self._check_lease()
     here = dict(self._files())
     changed = [
-        (path.stat().st_mtime_ns, name) for name, path in here.items()
-        if self._known.get(name, [None])[1:] != _stamp(path)
+      (path.stat().st_mtime_ns, name)
+      for name, path in here.items()
+      if self._known.get(name, [None])[1:] != _stamp(path)
     ]
     for _, name in sorted(changed):
       self._put(name)
@@ -188,8 +190,8 @@ class Mirror:
     self._fs.invalidate_cache()
     start = len(self._root) + 1
     found = {
-        path[start:]: _version(info)
-        for path, info in self._fs.find(top, detail=True).items()
+      path[start:]: _version(info)
+      for path, info in self._fs.find(top, detail=True).items()
     }
     return {n: v for n, v in found.items() if not _passing(n)}
 
@@ -226,8 +228,8 @@ def _version(info) -> str:
     if info.get(field) is not None:
       return f'{info[field]}, {info["size"]}'
   raise files.StoreError(
-      f'{info["name"]}: this kind of store does not tell versions of an object '
-      f'apart (none of {", ".join(_VERSION)})'
+    f'{info["name"]}: this kind of store does not tell versions of an object '
+    f'apart (none of {", ".join(_VERSION)})'
   )
 
 
@@ -239,7 +241,8 @@ def _stamp(path) -> list[int]:
 def _passing(name) -> bool:
   """Whether a name is of a lock, a lease, or what isn't whole yet."""
   return any(
-      part.startswith('.') or part.endswith('.partial')
-      or 'orbax-checkpoint-tmp' in part
-      for part in name.split('/')
+    part.startswith('.')
+    or part.endswith('.partial')
+    or 'orbax-checkpoint-tmp' in part
+    for part in name.split('/')
   )

@@ -20,9 +20,9 @@ from qaq_jax.models.config import ModelConfig
 # Platform -> what there is, the fastest first.
 _BY_PLATFORM = {'tpu': ('splash', 'xla'), 'gpu': ('cudnn', 'xla')}
 _ATTEND = {
-    'xla': xla.attend,
-    'splash': tpu.attend,
-    'cudnn': gpu.attend,
+  'xla': xla.attend,
+  'splash': tpu.attend,
+  'cudnn': gpu.attend,
 }
 IMPLEMENTATIONS = tuple(_ATTEND)
 
@@ -58,8 +58,11 @@ def refusal(name: str, case: Case) -> str | None:
     return tpu.refusal(case.dtype)
   if name == 'cudnn':
     return gpu.refusal(
-        case.dtype, case.head_dim, case.soft_cap, case.segments,
-        case.device_kind,
+      case.dtype,
+      case.head_dim,
+      case.soft_cap,
+      case.segments,
+      case.device_kind,
     )
   return None
 
@@ -80,8 +83,8 @@ def choose(name: str, case: Case) -> str:
     return next(n for n in offered if refusal(n, case) is None)
   if name not in IMPLEMENTATIONS:
     raise ValueError(
-        f"attention {name!r} is not known; choose 'auto' or one of"
-        f' {", ".join(IMPLEMENTATIONS)}'
+      f"attention {name!r} is not known; choose 'auto' or one of"
+      f' {", ".join(IMPLEMENTATIONS)}'
     )
   why = refusal(name, case)
   if why:
@@ -89,31 +92,29 @@ def choose(name: str, case: Case) -> str:
   return name
 
 
-def case_of(
-    config: ModelConfig, dtype, mesh: jax.sharding.Mesh | None
-) -> Case:
+def case_of(config: ModelConfig, dtype, mesh: jax.sharding.Mesh | None) -> Case:
   """What attention of a model on a mesh must support, unpacked rows."""
   device = jax.local_devices()[0] if mesh is None else mesh.devices.flat[0]
   return Case(
-      device.platform,
-      jnp.dtype(dtype),
-      config.head_dim,
-      soft_cap=config.attn_soft_cap is not None,
-      device_kind=device.device_kind,
+    device.platform,
+    jnp.dtype(dtype),
+    config.head_dim,
+    soft_cap=config.attn_soft_cap is not None,
+    device_kind=device.device_kind,
   )
 
 
 def attention(
-    q_BTNK: jax.Array,
-    k_BTGK: jax.Array,
-    v_BTGK: jax.Array,
-    segment_ids_BT: jax.Array | None = None,
-    *,
-    scale: float,
-    window: int | None = None,
-    soft_cap: float | None = None,
-    rules: sharding.ShardingRules | None = None,
-    implementation: str = 'xla',
+  q_BTNK: jax.Array,
+  k_BTGK: jax.Array,
+  v_BTGK: jax.Array,
+  segment_ids_BT: jax.Array | None = None,
+  *,
+  scale: float,
+  window: int | None = None,
+  soft_cap: float | None = None,
+  rules: sharding.ShardingRules | None = None,
+  implementation: str = 'xla',
 ) -> jax.Array:
   """Returns softmax(scale * q k^T + mask) v, [B, T, N, K].
 
@@ -129,7 +130,7 @@ def attention(
     implementation: one of IMPLEMENTATIONS, from `choose`.
   """
   local = functools.partial(
-      _ATTEND[implementation], scale=scale, window=window, soft_cap=soft_cap
+    _ATTEND[implementation], scale=scale, window=window, soft_cap=soft_cap
   )
   mesh = sharding.current_mesh()
   if mesh is None:
@@ -145,30 +146,30 @@ def attention(
 
   # Every device has all it needs: attention of its rows and heads is local.
   return jax.shard_map(
-      island,
-      in_specs=(
-          q_spec,
-          kv_spec,
-          kv_spec,
-          None if segment_ids_BT is None else rules.spec('batch', None),
-      ),
-      out_specs=q_spec,
-      # Kernels don't say over which axes their results differ.
-      check_vma=implementation == 'xla',
+    island,
+    in_specs=(
+      q_spec,
+      kv_spec,
+      kv_spec,
+      None if segment_ids_BT is None else rules.spec('batch', None),
+    ),
+    out_specs=q_spec,
+    # Kernels don't say over which axes their results differ.
+    check_vma=implementation == 'xla',
   )(q_BTNK, k_BTGK, v_BTGK, segment_ids_BT)
 
 
 def cached_attention(
-    q_B1NK: jax.Array,
-    k_BGSK: jax.Array,
-    v_BGSK: jax.Array,
-    start_B: jax.Array,
-    slot: jax.Array,
-    *,
-    scale: float,
-    window: int | None = None,
-    soft_cap: float | None = None,
-    rules: sharding.ShardingRules | None = None,
+  q_B1NK: jax.Array,
+  k_BGSK: jax.Array,
+  v_BGSK: jax.Array,
+  start_B: jax.Array,
+  slot: jax.Array,
+  *,
+  scale: float,
+  window: int | None = None,
+  soft_cap: float | None = None,
+  rules: sharding.ShardingRules | None = None,
 ) -> jax.Array:
   """Returns attention of one new token per row to a cache, [B, 1, N, K].
 
@@ -184,7 +185,7 @@ def cached_attention(
     rules: how heads and batch are split when a mesh is set.
   """
   local = functools.partial(
-      _one_query, scale=scale, window=window, soft_cap=soft_cap
+    _one_query, scale=scale, window=window, soft_cap=soft_cap
   )
   mesh = sharding.current_mesh()
   if mesh is None:
@@ -199,9 +200,9 @@ def cached_attention(
     return local(q, k, v, start, slot)
 
   return jax.shard_map(
-      island,
-      in_specs=(q_spec, kv_spec, kv_spec, rules.spec('batch'), jax.P()),
-      out_specs=q_spec,
+    island,
+    in_specs=(q_spec, kv_spec, kv_spec, rules.spec('batch'), jax.P()),
+    out_specs=q_spec,
   )(q_B1NK, k_BGSK, v_BGSK, start_B, slot)
 
 
@@ -214,8 +215,11 @@ def _one_query(q, k, v, start, slot, *, scale, window, soft_cap):
   if q.dtype == jnp.float32:
     q, scale = q * scale, 1.0
   scores = jnp.einsum(
-      'bgrk,bgsk->bgrs', q, k, precision=precision,
-      preferred_element_type=jnp.float32,
+    'bgrk,bgsk->bgrs',
+    q,
+    k,
+    precision=precision,
+    preferred_element_type=jnp.float32,
   )
   if scale != 1.0:
     scores = scores * scale
@@ -229,8 +233,11 @@ def _one_query(q, k, v, start, slot, *, scale, window, soft_cap):
   weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
   total = jnp.sum(weights, axis=-1, keepdims=True)
   y = jnp.einsum(
-      'bgrs,bgsk->bgrk', weights.astype(v.dtype), v, precision=precision,
-      preferred_element_type=jnp.float32,
+    'bgrs,bgsk->bgrk',
+    weights.astype(v.dtype),
+    v,
+    precision=precision,
+    preferred_element_type=jnp.float32,
   )
   return (y / total).astype(v.dtype).reshape(b, 1, n, d)
 

@@ -20,14 +20,14 @@ def refusal(dtype: jnp.dtype) -> str | None:
   """Why it can't be used; None if it can."""
   if dtype != jnp.bfloat16:
     return (
-        'its products are exact for bfloat16 alone, not for '
-        f'{jnp.dtype(dtype).name}'
+      'its products are exact for bfloat16 alone, not for '
+      f'{jnp.dtype(dtype).name}'
     )
   return None
 
 
 def attend(
-    q, k, v, segments, *, scale, window, soft_cap, interpret: bool = False
+  q, k, v, segments, *, scale, window, soft_cap, interpret: bool = False
 ):
   """Attention of local arrays; see `attention.attention`.
 
@@ -38,8 +38,8 @@ def attend(
   q = (q.astype(jnp.float32) * scale).astype(q.dtype)
   # Padding comes after every query that counts: causality keeps it out.
   q, k, v = (
-      jnp.pad(x, ((0, 0), (0, length - t), (0, 0), (0, 0))).swapaxes(1, 2)
-      for x in (q, k, v)
+    jnp.pad(x, ((0, 0), (0, length - t), (0, 0), (0, 0))).swapaxes(1, 2)
+    for x in (q, k, v)
   )
   if segments is not None:
     segments = jnp.pad(segments, ((0, 0), (0, length - t)))
@@ -57,13 +57,18 @@ def _kernel(heads, length, window, soft_cap, interpret):
     mask = splash.LocalMask(shape, window_size=(window - 1, 0), offset=0)
   block = next(b for b in _BLOCKS if length % b == 0)
   sizes = splash.BlockSizes(
-      block_q=block, block_kv=block, block_kv_compute=block,
-      block_q_dkv=block, block_kv_dkv=block, block_kv_dkv_compute=block,
-      block_q_dq=block, block_kv_dq=block,
+    block_q=block,
+    block_kv=block,
+    block_kv_compute=block,
+    block_q_dkv=block,
+    block_kv_dkv=block,
+    block_kv_dkv_compute=block,
+    block_q_dq=block,
+    block_kv_dq=block,
   )
   return splash.make_splash_mha_single_device(
-      mask=splash.MultiHeadMask([mask] * heads),
-      block_sizes=sizes,
-      attn_logits_soft_cap=soft_cap,
-      interpret=interpret,
+    mask=splash.MultiHeadMask([mask] * heads),
+    block_sizes=sizes,
+    attn_logits_soft_cap=soft_cap,
+    interpret=interpret,
   )

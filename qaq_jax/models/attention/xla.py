@@ -24,7 +24,7 @@ def attend(q, k, v, segments, *, scale, window, soft_cap):
   k = k.transpose(0, 2, 1, 3)  # B G T K
   v = v.transpose(0, 2, 1, 3)
   run = functools.partial(
-      _blocks, scale=scale, window=window, soft_cap=soft_cap
+    _blocks, scale=scale, window=window, soft_cap=soft_cap
   )
   if b * n * _block_length(t) * t <= _MAX_SCORES:
     y = run(q, k, v, segments)
@@ -59,7 +59,7 @@ def _blocks(q, k, v, segments, *, scale, window, soft_cap):
       # of all exist at once. XLA for CPU drops optimization barriers too early.
       own = own + 0 * out[-1][..., -1:, :1]
     one = functools.partial(
-        _block, start=start, scale=scale, window=window, soft_cap=soft_cap
+      _block, start=start, scale=scale, window=window, soft_cap=soft_cap
     )
     # Kept for the backward pass, the scores would be [B, N, T, T] per layer.
     out.append(jax.checkpoint(one)(own, k, v, segments))
@@ -73,11 +73,11 @@ def _block(q, k, v, segments, *, start, scale, window, soft_cap):
   stop = start + q.shape[-2]
   low = 0 if window is None else max(0, start - window + 1)
   scores = jnp.einsum(
-      '...rtk,...sk->...rts',
-      q,
-      k[..., low:stop, :],
-      precision=precision,
-      preferred_element_type=jnp.float32,
+    '...rtk,...sk->...rts',
+    q,
+    k[..., low:stop, :],
+    precision=precision,
+    preferred_element_type=jnp.float32,
   )
   if scale != 1.0:
     scores = scores * scale
@@ -97,10 +97,10 @@ def _block(q, k, v, segments, *, start, scale, window, soft_cap):
   weights = jnp.exp(scores - top)
   total = jnp.sum(weights, axis=-1, keepdims=True)
   y = jnp.einsum(
-      '...rts,...sk->...rtk',
-      weights.astype(v.dtype),
-      v[..., low:stop, :],
-      precision=precision,
-      preferred_element_type=jnp.float32,
+    '...rts,...sk->...rtk',
+    weights.astype(v.dtype),
+    v[..., low:stop, :],
+    precision=precision,
+    preferred_element_type=jnp.float32,
   )
   return (y / total).astype(v.dtype)  # smaller than weights / total

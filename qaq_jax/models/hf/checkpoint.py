@@ -27,56 +27,56 @@ from qaq_jax.models.hf.stacking import expected_tensors
 from qaq_jax.models.hf.write_checkpoint import save_hf
 
 __all__ = [
-    'ModelSource',
-    'abstract',
-    'expected_tensors',
-    'fingerprint',
-    'load',
-    'random_init',
-    'read_config',
-    'resolve',
-    'save_hf',
+  'ModelSource',
+  'abstract',
+  'expected_tensors',
+  'fingerprint',
+  'load',
+  'random_init',
+  'read_config',
+  'resolve',
+  'save_hf',
 ]
 
 
 def random_init(
-    config: ModelConfig,
-    *,
-    mesh: jax.sharding.Mesh | None,
-    dtype=jnp.float32,
-    seed: int = 0,
-    attention: str = 'auto',
+  config: ModelConfig,
+  *,
+  mesh: jax.sharding.Mesh | None,
+  dtype=jnp.float32,
+  seed: int = 0,
+  attention: str = 'auto',
 ) -> Decoder:
   """Returns a Decoder with random weights, drawn where they will live."""
   model = Decoder(
-      config,
-      rngs=nnx.Rngs(seed),
-      dtype=dtype,
-      param_dtype=dtype,
-      mesh=mesh,
-      attention=attention,
+    config,
+    rngs=nnx.Rngs(seed),
+    dtype=dtype,
+    param_dtype=dtype,
+    mesh=mesh,
+    attention=attention,
   )
   model.eval()
   return model
 
 
 def abstract(
-    config: ModelConfig,
-    *,
-    mesh: jax.sharding.Mesh | None,
-    dtype=jnp.float32,
-    param_dtype=None,
-    attention: str = 'auto',
-    quantized: str = '',
+  config: ModelConfig,
+  *,
+  mesh: jax.sharding.Mesh | None,
+  dtype=jnp.float32,
+  param_dtype=None,
+  attention: str = 'auto',
+  quantized: str = '',
 ) -> Decoder:
   """Returns a Decoder of ShapeDtypeStructs: no memory, right shardings."""
   model = Decoder(
-      config,
-      rngs=None,
-      dtype=dtype,
-      param_dtype=dtype if param_dtype is None else param_dtype,
-      mesh=mesh,
-      attention=attention,
+    config,
+    rngs=None,
+    dtype=dtype,
+    param_dtype=dtype if param_dtype is None else param_dtype,
+    mesh=mesh,
+    attention=attention,
   )
   return quantization.prepare(model, quantized)
 
@@ -89,18 +89,18 @@ def read_config(source: ModelSource | str | os.PathLike) -> ModelConfig:
   """Returns the ModelConfig of a source or folder."""
   source = _as_source(source)
   return from_hf(
-      source_lib.read_json(source), str(source.directory / 'config.json')
+    source_lib.read_json(source), str(source.directory / 'config.json')
   )
 
 
 def load(
-    source: ModelSource | str | os.PathLike,
-    *,
-    mesh: jax.sharding.Mesh | None,
-    dtype=jnp.float32,
-    param_dtype=None,
-    attention: str = 'auto',
-    quantized: str = '',
+  source: ModelSource | str | os.PathLike,
+  *,
+  mesh: jax.sharding.Mesh | None,
+  dtype=jnp.float32,
+  param_dtype=None,
+  attention: str = 'auto',
+  quantized: str = '',
 ) -> Decoder:
   """Returns the checkpoint's Decoder, sharded over the mesh, in eval mode.
 
@@ -120,8 +120,12 @@ def load(
   source = _as_source(source)
   config = read_config(source)
   model = abstract(
-      config, mesh=mesh, dtype=dtype, param_dtype=param_dtype,
-      attention=attention, quantized=quantized,
+    config,
+    mesh=mesh,
+    dtype=dtype,
+    param_dtype=param_dtype,
+    attention=attention,
+    quantized=quantized,
   )
   files = tensors.Tensors(source.directory, weights_lib.FAMILIES[config.family])
   _check(config, files)
@@ -136,7 +140,7 @@ def load(
       continue
     read = jax.ShapeDtypeStruct(like.shape, dtype, sharding=like.sharding)
     kernel, scale = quantization.quantize(
-        _read(config, path, read, files), path[-1]
+      _read(config, path, read, files), path[-1]
     )
     beside = (*path[:-1], f'{path[-1]}_scale')
     values[path] = variable.replace(kernel)
@@ -153,8 +157,8 @@ def _check(config: ModelConfig, files: tensors.Tensors) -> None:
   if config.tie_embeddings and head in files and embedding in files:
     if not files.equal(head, embedding):
       raise tensors.CheckpointError(
-          f'{files.describe(head)} differs from the embedding, but config.json'
-          " says 'tie_word_embeddings': set it to false if the head is its own"
+        f'{files.describe(head)} differs from the embedding, but config.json'
+        " says 'tie_word_embeddings': set it to false if the head is its own"
       )
     expected[head] = expected[embedding]
   files.check(expected)
@@ -166,17 +170,19 @@ def _read(config, path, like: jax.ShapeDtypeStruct, files: tensors.Tensors):
   layers = stacking.layers_of(config, path)
   experts = stacking.experts_of(config, path)
   sharding = like.sharding or jax.sharding.SingleDeviceSharding(
-      jax.local_devices()[0]
+    jax.local_devices()[0]
   )
   blocks = {}  # devices that hold the same block share one read
 
   def read_layer(layer, index, shape):
     if experts is None:
       return read_tensor(template.format(layer), index, shape)
-    return np.stack([
+    return np.stack(
+      [
         read_tensor(template.format(layer, expert=e), index[1:], shape[1:])
         for e in experts[index[0]]
-    ])
+      ]
+    )
 
   def read_tensor(name, index, shape):
     tensor = files.open(name)

@@ -11,9 +11,9 @@ def mixtral(reader: Reader) -> ModelConfig:
   """Mixtral: Mistral with experts, whose weights sum to one."""
   config = families.mistral(reader)
   return dataclasses.replace(
-      config,
-      **_experts(reader, 'num_local_experts', config.intermediate_size),
-      normalized_routing=True,
+    config,
+    **_experts(reader, 'num_local_experts', config.intermediate_size),
+    normalized_routing=True,
   )
 
 
@@ -29,13 +29,11 @@ def qwen3_moe(reader: Reader) -> ModelConfig:
   config = families.llama(reader)
   window = _window(reader, config.num_layers)
   return dataclasses.replace(
-      config,
-      **_experts(reader, number_key, reader.need('moe_intermediate_size')),
-      normalized_routing=reader.get('norm_topk_prob', bool, False),
-      qk_norm=True,
-      layers=tuple(
-          dataclasses.replace(k, window=window) for k in config.layers
-      ),
+    config,
+    **_experts(reader, number_key, reader.need('moe_intermediate_size')),
+    normalized_routing=reader.get('norm_topk_prob', bool, False),
+    qk_norm=True,
+    layers=tuple(dataclasses.replace(k, window=window) for k in config.layers),
   )
 
 
@@ -52,9 +50,10 @@ def _window(reader: Reader, number: int) -> int | None:
   kind = 'sliding_attention' if window else 'full_attention'
   if reader.values.get('layer_types') not in (None, [kind] * number):
     raise reader.error(
-        'layer_types', f'is not {kind!r} {number} times: all layers of this'
-        " family have the window that 'sliding_window' says where"
-        " 'use_sliding_window' is true"
+      'layer_types',
+      f'is not {kind!r} {number} times: all layers of this'
+      " family have the window that 'sliding_window' says where"
+      " 'use_sliding_window' is true",
     )
   return window
 
@@ -66,9 +65,10 @@ def _experts(reader: Reader, number_key: str, width: int) -> dict:
   chosen = reader.need('num_experts_per_tok')
   if not 1 <= chosen <= number:
     raise reader.error(
-        'num_experts_per_tok', f'is {chosen}, of {number} experts'
+      'num_experts_per_tok', f'is {chosen}, of {number} experts'
     )
   return {
-      'num_experts': number, 'experts_per_token': chosen,
-      'intermediate_size': width,
+    'num_experts': number,
+    'experts_per_token': chosen,
+    'intermediate_size': width,
   }

@@ -25,21 +25,22 @@ from qaq_jax.models.hf.source import ALLOWED, ModelSource
 
 # Files of the start that say how text becomes ids.
 _TOKENIZER_FILES = tuple(
-    name for name in ALLOWED
-    if 'safetensors' not in name
-    and name not in ('config.json', 'generation_config.json')
+  name
+  for name in ALLOWED
+  if 'safetensors' not in name
+  and name not in ('config.json', 'generation_config.json')
 )
 _TEMPLATE_FILES = ('chat_template.jinja', 'chat_template.json')
 
 
 def save_model(
-    model: Decoder,
-    directory: str | os.PathLike,
-    *,
-    source: ModelSource,
-    dtype,
-    chat_template: str | None = None,
-    stop_ids: Sequence[int] = (),
+  model: Decoder,
+  directory: str | os.PathLike,
+  *,
+  source: ModelSource,
+  dtype,
+  chat_template: str | None = None,
+  stop_ids: Sequence[int] = (),
 ) -> None:
   """Writes a checkpoint that transformers loads, in one step.
 
@@ -64,19 +65,19 @@ def save_model(
       return
     _copy_tokenizer(source.directory, folder, chat_template)
     _write_json(
-        folder / 'generation_config.json',
-        _generation_config(model.config, source.directory, stop_ids),
+      folder / 'generation_config.json',
+      _generation_config(model.config, source.directory, stop_ids),
     )
     _readable(folder)
 
 
 def save_adapter(
-    model: Decoder,
-    directory: str | os.PathLike,
-    *,
-    base: str,
-    rank: int,
-    alpha: float,
+  model: Decoder,
+  directory: str | os.PathLike,
+  *,
+  base: str,
+  rank: int,
+  alpha: float,
 ) -> None:
   """Writes the LoRA parameters as a PEFT adapter, float32, in one step.
 
@@ -96,15 +97,17 @@ def save_adapter(
   config = model.config
   if config.family == 'gpt2':
     raise ValueError(
-        'gpt2 keeps query, key and value in one matrix, of which PEFT knows '
-        'one adapter and not three: use the merged model'
+      'gpt2 keeps query, key and value in one matrix, of which PEFT knows '
+      'one adapter and not three: use the merged model'
     )
   weights, modules = {}, set()
   for path, variable in nnx.to_flat_state(nnx.state(model)):
     target, _, which = path[-1].partition('_lora_')
     if not which:
       continue
-    template, _ = weights_lib.tensor_of(config, (*path[:-1], f'{target}_kernel'))
+    template, _ = weights_lib.tensor_of(
+      config, (*path[:-1], f'{target}_kernel')
+    )
     name = template.removesuffix('.weight')
     modules.add(name.rsplit('.', 1)[-1])
     stacked = _on_host(variable.get_value())
@@ -121,10 +124,13 @@ def save_adapter(
     if jax.process_index():
       return
     save_file(
-        weights, folder / 'adapter_model.safetensors',
-        metadata={'format': 'pt'},
+      weights,
+      folder / 'adapter_model.safetensors',
+      metadata={'format': 'pt'},
     )
-    _write_json(folder / 'adapter_config.json', {
+    _write_json(
+      folder / 'adapter_config.json',
+      {
         'peft_type': 'LORA',
         'task_type': 'CAUSAL_LM',
         'base_model_name_or_path': base,
@@ -135,7 +141,8 @@ def save_adapter(
         'bias': 'none',
         'fan_in_fan_out': False,
         'inference_mode': True,
-    })
+      },
+    )
     _readable(folder)
 
 
@@ -166,18 +173,20 @@ def _copy_tokenizer(source, folder, chat_template):
     if (source / name).exists():
       shutil.copyfile(source / name, folder / name)
   if chat_template is not None:
-    (folder / 'chat_template.jinja').write_text(
-        chat_template, encoding='utf-8'
-    )
+    (folder / 'chat_template.jinja').write_text(chat_template, encoding='utf-8')
 
 
 def _generation_config(config, source, stop_ids) -> dict:
   path = source / 'generation_config.json'
-  value = json.loads(path.read_text('utf-8')) if path.exists() else {
+  value = (
+    json.loads(path.read_text('utf-8'))
+    if path.exists()
+    else {
       name: getattr(config, name)
       for name in ('bos_token_id', 'pad_token_id')
       if getattr(config, name) is not None
-  }
+    }
+  )
   known = value.get('eos_token_id', config.eos_token_id)
   known = [known] if isinstance(known, int) else list(known or ())
   # The turn's own end first: that is what the training taught.
@@ -203,4 +212,3 @@ def _readable(folder):
   os.umask(mask)
   for path in folder.iterdir():
     path.chmod(0o666 & ~mask)
-

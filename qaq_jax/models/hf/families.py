@@ -11,9 +11,9 @@ from qaq_jax.models.rope import Rope
 def _tokens(reader: Reader) -> dict:
   eos = reader.values.get('eos_token_id')
   return {
-      'bos_token_id': reader.values.get('bos_token_id'),
-      'eos_token_id': tuple(eos) if isinstance(eos, list) else eos,
-      'pad_token_id': reader.values.get('pad_token_id'),
+    'bos_token_id': reader.values.get('bos_token_id'),
+    'eos_token_id': tuple(eos) if isinstance(eos, list) else eos,
+    'pad_token_id': reader.values.get('pad_token_id'),
   }
 
 
@@ -21,23 +21,28 @@ def _one_rope(reader: Reader, max_positions: int) -> Rope:
   values = reader.values
   scaling = values.get('rope_parameters') or values.get('rope_scaling')
   return read_rope(
-      reader, scaling, reader.get('rope_theta', float, 10000.0), max_positions
+    reader, scaling, reader.get('rope_theta', float, 10000.0), max_positions
   )
 
 
-def _layers(reader: Reader, number: int, rope: Rope | Mapping[str, Rope],
-            window: int | None, default_types: list[str]):
+def _layers(
+  reader: Reader,
+  number: int,
+  rope: Rope | Mapping[str, Rope],
+  window: int | None,
+  default_types: list[str],
+):
   """Returns a LayerKind per layer, from `layer_types` or the default."""
   types = reader.values.get('layer_types') or default_types
   if len(types) != number:
     raise reader.error(
-        'layer_types', f'has {len(types)} entries for {number} layers'
+      'layer_types', f'has {len(types)} entries for {number} layers'
     )
   kinds = {}
   for name in ('full_attention', 'sliding_attention'):
     kinds[name] = LayerKind(
-        window=window if name == 'sliding_attention' else None,
-        rope=rope[name] if isinstance(rope, Mapping) else rope,
+      window=window if name == 'sliding_attention' else None,
+      rope=rope[name] if isinstance(rope, Mapping) else rope,
     )
   unknown = sorted(set(types) - set(kinds))
   if unknown:
@@ -55,20 +60,20 @@ def _sizes(reader: Reader) -> dict:
   if head_dim is None:
     if hidden % heads:
       raise reader.error(
-          'hidden_size', f'is {hidden}, not a multiple of {heads} heads'
+        'hidden_size', f'is {hidden}, not a multiple of {heads} heads'
       )
     head_dim = hidden // heads
   return {
-      'family': reader.values['model_type'],
-      'vocab_size': reader.need('vocab_size'),
-      'hidden_size': hidden,
-      'intermediate_size': reader.need('intermediate_size'),
-      'num_heads': heads,
-      'num_kv_heads': reader.get('num_key_value_heads', int, heads),
-      'head_dim': head_dim,
-      'max_positions': reader.need('max_position_embeddings'),
-      'query_scale': head_dim**-0.5,
-      **_tokens(reader),
+    'family': reader.values['model_type'],
+    'vocab_size': reader.need('vocab_size'),
+    'hidden_size': hidden,
+    'intermediate_size': reader.need('intermediate_size'),
+    'num_heads': heads,
+    'num_kv_heads': reader.get('num_key_value_heads', int, heads),
+    'head_dim': head_dim,
+    'max_positions': reader.need('max_position_embeddings'),
+    'query_scale': head_dim**-0.5,
+    **_tokens(reader),
   }
 
 
@@ -79,14 +84,14 @@ def llama(reader: Reader, activation: str | None = None) -> ModelConfig:
   rope = _one_rope(reader, sizes['max_positions'])
   bias = reader.get('attention_bias', bool, False)
   return ModelConfig(
-      **sizes,
-      layers=(LayerKind(rope=rope),) * number,
-      norm_eps=reader.need('rms_norm_eps', float),
-      activation=activation or reader.activation('hidden_act'),
-      qkv_bias=bias,
-      out_bias=bias,
-      mlp_bias=reader.get('mlp_bias', bool, False),
-      tie_embeddings=reader.get('tie_word_embeddings', bool, False),
+    **sizes,
+    layers=(LayerKind(rope=rope),) * number,
+    norm_eps=reader.need('rms_norm_eps', float),
+    activation=activation or reader.activation('hidden_act'),
+    qkv_bias=bias,
+    out_bias=bias,
+    mlp_bias=reader.get('mlp_bias', bool, False),
+    tie_embeddings=reader.get('tie_word_embeddings', bool, False),
   )
 
 
@@ -109,8 +114,8 @@ def _qwen(reader: Reader) -> ModelConfig:
   if window is not None and not reader.values.get('layer_types'):
     first = reader.need('max_window_layers')
   types = [
-      'full_attention' if i < first else 'sliding_attention'
-      for i in range(number)
+    'full_attention' if i < first else 'sliding_attention'
+    for i in range(number)
   ]
   layers = _layers(reader, number, config.layers[0].rope, window, types)
   return dataclasses.replace(config, layers=layers)
@@ -130,17 +135,18 @@ def qwen3(reader: Reader) -> ModelConfig:
 def gemma(reader: Reader) -> ModelConfig:
   """Gemma 1, and what the later ones change."""
   reader.refuse('use_bidirectional_attention', False)
-  name = reader.activation('hidden_activation', 'hidden_act',
-                           default='gelu_tanh')
+  name = reader.activation(
+    'hidden_activation', 'hidden_act', default='gelu_tanh'
+  )
   config = llama(reader, activation=name)
   if config.family == 'gemma' and name == 'gelu':
     name = 'gelu_tanh'  # what 'gelu' always meant in Gemma 1 files
   return dataclasses.replace(
-      config,
-      norm='rms_plus_one',
-      activation=name,
-      embed_scale=True,
-      tie_embeddings=reader.get('tie_word_embeddings', bool, True),
+    config,
+    norm='rms_plus_one',
+    activation=name,
+    embed_scale=True,
+    tie_embeddings=reader.get('tie_word_embeddings', bool, True),
   )
 
 
@@ -148,16 +154,22 @@ def gemma2(reader: Reader) -> ModelConfig:
   """Gemma 2."""
   config = gemma(reader)
   number = config.num_layers
-  types = ['full_attention' if i % 2 else 'sliding_attention'
-           for i in range(number)]
+  types = [
+    'full_attention' if i % 2 else 'sliding_attention' for i in range(number)
+  ]
   return dataclasses.replace(
-      config,
-      layers=_layers(reader, number, config.layers[0].rope,
-                     reader.get('sliding_window', int), types),
-      query_scale=reader.need('query_pre_attn_scalar', float) ** -0.5,
-      post_norms=True,
-      attn_soft_cap=reader.get('attn_logit_softcapping', float),
-      final_soft_cap=reader.get('final_logit_softcapping', float),
+    config,
+    layers=_layers(
+      reader,
+      number,
+      config.layers[0].rope,
+      reader.get('sliding_window', int),
+      types,
+    ),
+    query_scale=reader.need('query_pre_attn_scalar', float) ** -0.5,
+    post_norms=True,
+    attn_soft_cap=reader.get('attn_logit_softcapping', float),
+    final_soft_cap=reader.get('final_logit_softcapping', float),
   )
 
 
@@ -170,29 +182,34 @@ def gemma3(reader: Reader) -> ModelConfig:
     full, sliding = reader.values.get('rope_scaling'), None
   longest = reader.need('max_position_embeddings')
   ropes = {
-      'full_attention': read_rope(
-          reader, full, reader.get('rope_theta', float, 1e6), longest
-      ),
-      'sliding_attention': read_rope(
-          reader, sliding, reader.get('rope_local_base_freq', float, 1e4),
-          longest,
-      ),
+    'full_attention': read_rope(
+      reader, full, reader.get('rope_theta', float, 1e6), longest
+    ),
+    'sliding_attention': read_rope(
+      reader,
+      sliding,
+      reader.get('rope_local_base_freq', float, 1e4),
+      longest,
+    ),
   }
   values = dict(reader.values, rope_parameters=None, rope_scaling=None)
   config = gemma(Reader(values, reader.origin))
   number = config.num_layers
   period = reader.get('sliding_window_pattern', int, 6)
-  types = ['sliding_attention' if (i + 1) % period else 'full_attention'
-           for i in range(number)]
+  types = [
+    'sliding_attention' if (i + 1) % period else 'full_attention'
+    for i in range(number)
+  ]
   return dataclasses.replace(
-      config,
-      layers=_layers(reader, number, ropes,
-                     reader.get('sliding_window', int), types),
-      query_scale=reader.need('query_pre_attn_scalar', float) ** -0.5,
-      post_norms=True,
-      qk_norm=True,
-      attn_soft_cap=reader.get('attn_logit_softcapping', float),
-      final_soft_cap=reader.get('final_logit_softcapping', float),
+    config,
+    layers=_layers(
+      reader, number, ropes, reader.get('sliding_window', int), types
+    ),
+    query_scale=reader.need('query_pre_attn_scalar', float) ** -0.5,
+    post_norms=True,
+    qk_norm=True,
+    attn_soft_cap=reader.get('attn_logit_softcapping', float),
+    final_soft_cap=reader.get('final_logit_softcapping', float),
   )
 
 
@@ -205,16 +222,16 @@ def starcoder2(reader: Reader) -> ModelConfig:
   kind = LayerKind(reader.get('sliding_window', int), rope)
   bias = reader.get('use_bias', bool, True)
   return ModelConfig(
-      **sizes,
-      layers=(kind,) * reader.need('num_hidden_layers'),
-      norm='layer',
-      norm_eps=reader.need('norm_epsilon', float),
-      activation=reader.activation('hidden_act'),
-      gated_mlp=False,
-      qkv_bias=bias,
-      out_bias=bias,
-      mlp_bias=bias,
-      tie_embeddings=reader.get('tie_word_embeddings', bool, True),
+    **sizes,
+    layers=(kind,) * reader.need('num_hidden_layers'),
+    norm='layer',
+    norm_eps=reader.need('norm_epsilon', float),
+    activation=reader.activation('hidden_act'),
+    gated_mlp=False,
+    qkv_bias=bias,
+    out_bias=bias,
+    mlp_bias=bias,
+    tie_embeddings=reader.get('tie_word_embeddings', bool, True),
   )
 
 
@@ -227,24 +244,24 @@ def gpt2(reader: Reader) -> ModelConfig:
     raise reader.error('n_embd', f'is {hidden}, not a multiple of n_head')
   scaled = reader.get('scale_attn_weights', bool, True)
   return ModelConfig(
-      family='gpt2',
-      vocab_size=reader.need('vocab_size'),
-      hidden_size=hidden,
-      intermediate_size=reader.get('n_inner', int, 4 * hidden),
-      num_heads=heads,
-      num_kv_heads=heads,
-      head_dim=hidden // heads,
-      max_positions=reader.need('n_positions'),
-      layers=(LayerKind(),) * reader.need('n_layer'),
-      norm='layer',
-      norm_eps=reader.need('layer_norm_epsilon', float),
-      activation=reader.activation('activation_function'),
-      gated_mlp=False,
-      query_scale=(hidden // heads) ** -0.5 if scaled else 1.0,
-      qkv_bias=True,
-      out_bias=True,
-      mlp_bias=True,
-      learned_positions=reader.need('n_positions'),
-      tie_embeddings=reader.get('tie_word_embeddings', bool, True),
-      **_tokens(reader),
+    family='gpt2',
+    vocab_size=reader.need('vocab_size'),
+    hidden_size=hidden,
+    intermediate_size=reader.get('n_inner', int, 4 * hidden),
+    num_heads=heads,
+    num_kv_heads=heads,
+    head_dim=hidden // heads,
+    max_positions=reader.need('n_positions'),
+    layers=(LayerKind(),) * reader.need('n_layer'),
+    norm='layer',
+    norm_eps=reader.need('layer_norm_epsilon', float),
+    activation=reader.activation('activation_function'),
+    gated_mlp=False,
+    query_scale=(hidden // heads) ** -0.5 if scaled else 1.0,
+    qkv_bias=True,
+    out_bias=True,
+    mlp_bias=True,
+    learned_positions=reader.need('n_positions'),
+    tie_embeddings=reader.get('tie_word_embeddings', bool, True),
+    **_tokens(reader),
   )

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from qaq_jax.models.rope import ROPE_KINDS, Rope
 
 _ACTIVATIONS = {
-    'silu': 'silu',
-    'swish': 'silu',
-    'gelu': 'gelu',
-    'gelu_new': 'gelu_tanh',
-    'gelu_pytorch_tanh': 'gelu_tanh',
+  'silu': 'silu',
+  'swish': 'silu',
+  'gelu': 'gelu',
+  'gelu_new': 'gelu_tanh',
+  'gelu_pytorch_tanh': 'gelu_tanh',
 }
 
 
@@ -39,7 +39,7 @@ class Reader:
     if kind is float and isinstance(value, int):
       value = float(value)
     if not isinstance(value, kind) or (
-        kind is not bool and isinstance(value, bool)
+      kind is not bool and isinstance(value, bool)
     ):
       raise self.error(key, f'is {value!r}, expected {kind.__name__}')
     if kind in (int, float) and value < 0:
@@ -59,7 +59,7 @@ class Reader:
       if name is not None:
         if name not in _ACTIVATIONS:
           raise self.error(
-              key, f'is {name!r}; supported: {sorted(_ACTIVATIONS)}'
+            key, f'is {name!r}; supported: {sorted(_ACTIVATIONS)}'
           )
         return _ACTIVATIONS[name]
     if default is None:
@@ -68,16 +68,17 @@ class Reader:
 
 
 def read_rope(
-    reader: Reader, scaling: Mapping | None, theta: float, max_positions: int
+  reader: Reader, scaling: Mapping | None, theta: float, max_positions: int
 ) -> Rope:
   """Returns the Rope of a `rope_scaling` or `rope_parameters` dictionary."""
   scaling = dict(scaling or {})
   kind = scaling.get('rope_type', scaling.get('type', 'default'))
   if kind not in ROPE_KINDS:
     raise reader.error(
-        'rope_parameters' if 'rope_parameters' in reader.values
-        else 'rope_scaling',
-        f'asks for {kind!r}; supported: {", ".join(ROPE_KINDS)}',
+      'rope_parameters'
+      if 'rope_parameters' in reader.values
+      else 'rope_scaling',
+      f'asks for {kind!r}; supported: {", ".join(ROPE_KINDS)}',
     )
   inner = Reader(scaling, f'{reader.origin} (rope scaling)')
   inner.refuse('partial_rotary_factor', 1.0)
@@ -89,24 +90,24 @@ def read_rope(
     return Rope(theta, kind, factor)
   if kind == 'llama3':
     return Rope(
-        theta,
-        kind,
-        factor,
-        original_max_positions=inner.need('original_max_position_embeddings'),
-        low_freq_factor=inner.need('low_freq_factor', float),
-        high_freq_factor=inner.need('high_freq_factor', float),
-    )
-  return Rope(
       theta,
       kind,
       factor,
-      original_max_positions=inner.get(
-          'original_max_position_embeddings', int, max_positions
-      ),
-      beta_fast=inner.get('beta_fast', float, 32.0),
-      beta_slow=inner.get('beta_slow', float, 1.0),
-      truncate=inner.get('truncate', bool, True),
-      attention_factor=_yarn_attention(inner, factor),
+      original_max_positions=inner.need('original_max_position_embeddings'),
+      low_freq_factor=inner.need('low_freq_factor', float),
+      high_freq_factor=inner.need('high_freq_factor', float),
+    )
+  return Rope(
+    theta,
+    kind,
+    factor,
+    original_max_positions=inner.get(
+      'original_max_position_embeddings', int, max_positions
+    ),
+    beta_fast=inner.get('beta_fast', float, 32.0),
+    beta_slow=inner.get('beta_slow', float, 1.0),
+    truncate=inner.get('truncate', bool, True),
+    attention_factor=_yarn_attention(inner, factor),
   )
 
 

@@ -16,20 +16,20 @@ from qaq_jax.models.hf import tensors
 
 # Nothing else is downloaded: no pickles, no code, no other formats' weights.
 ALLOWED = (
-    'model.safetensors',
-    'model-*.safetensors',
-    tensors.INDEX,
-    'config.json',
-    'generation_config.json',
-    'tokenizer.json',
-    'tokenizer_config.json',
-    'tokenizer.model',
-    'special_tokens_map.json',
-    'added_tokens.json',
-    'vocab.json',
-    'merges.txt',
-    'chat_template.jinja',
-    'chat_template.json',
+  'model.safetensors',
+  'model-*.safetensors',
+  tensors.INDEX,
+  'config.json',
+  'generation_config.json',
+  'tokenizer.json',
+  'tokenizer_config.json',
+  'tokenizer.model',
+  'special_tokens_map.json',
+  'added_tokens.json',
+  'vocab.json',
+  'merges.txt',
+  'chat_template.jinja',
+  'chat_template.json',
 )
 
 
@@ -51,7 +51,7 @@ class ModelSource:
 
 
 def resolve(
-    path: str, revision: str | None = None, *, weights: bool = True
+  path: str, revision: str | None = None, *, weights: bool = True
 ) -> ModelSource:
   """Returns the files of a local folder or of a hub id, downloading them.
 
@@ -74,56 +74,55 @@ def resolve(
   if local.is_dir():
     if revision is not None:
       raise ValueError(
-          f'{path} is a local folder: revision {revision!r} has no meaning'
+        f'{path} is a local folder: revision {revision!r} has no meaning'
       )
     return _checked(ModelSource(path, None, None, local.resolve()), weights)
   if path.endswith('.gguf') or local.is_file():
     raise tensors.CheckpointError(
-        f'{path} is a file: name a folder with config.json and safetensors'
-        ' weights. GGUF and single weight files are not read'
+      f'{path} is a file: name a folder with config.json and safetensors'
+      ' weights. GGUF and single weight files are not read'
     )
   if not re.fullmatch(r'[\w.-]+(/[\w.-]+)?', path) or path.startswith('.'):
     raise FileNotFoundError(f'{path}: no such folder, and not a hub id')
   directory = _download(path, revision, weights)
   return _checked(
-      ModelSource(path, revision, directory.name, directory), weights
+    ModelSource(path, revision, directory.name, directory), weights
   )
 
 
-def _download(
-    repo: str, revision: str | None, weights: bool
-) -> pathlib.Path:
+def _download(repo: str, revision: str | None, weights: bool) -> pathlib.Path:
   page = f'{constants.ENDPOINT}/{repo}'
   where = repo if revision is None else f'{repo} at revision {revision!r}'
   try:
     return pathlib.Path(
-        huggingface_hub.snapshot_download(
-            repo, revision=revision,
-            allow_patterns=[
-                name for name in ALLOWED if weights or 'safetensors' not in name
-            ],
-        )
+      huggingface_hub.snapshot_download(
+        repo,
+        revision=revision,
+        allow_patterns=[
+          name for name in ALLOWED if weights or 'safetensors' not in name
+        ],
+      )
     )
   except errors.GatedRepoError as e:
     raise PermissionError(
-        f'{repo} is gated: accept its licence at {page}, then set HF_TOKEN to'
-        ' a token of that account'
+      f'{repo} is gated: accept its licence at {page}, then set HF_TOKEN to'
+      ' a token of that account'
     ) from e
   except errors.RevisionNotFoundError as e:
     raise FileNotFoundError(f'{where}: no such revision, see {page}') from e
   except errors.RepositoryNotFoundError as e:
     raise FileNotFoundError(
-        f'{repo}: no such folder here and no such repository on the hub; if it'
-        ' is private, set HF_TOKEN'
+      f'{repo}: no such folder here and no such repository on the hub; if it'
+      ' is private, set HF_TOKEN'
     ) from e
   except errors.LocalEntryNotFoundError as e:
     if constants.HF_HUB_OFFLINE:
       raise FileNotFoundError(
-          f'{where} is not in the cache and HF_HUB_OFFLINE is set: unset it, or'
-          f' run `hf download {repo}` where there is a network'
+        f'{where} is not in the cache and HF_HUB_OFFLINE is set: unset it, or'
+        f' run `hf download {repo}` where there is a network'
       ) from e
     raise ConnectionError(
-        f'{where} is not in the cache and the hub could not be reached: {e}'
+      f'{where} is not in the cache and the hub could not be reached: {e}'
     ) from e
   except (errors.HfHubHTTPError, OSError) as e:
     raise ConnectionError(f'{where}: the hub answered: {e}') from e
@@ -133,7 +132,7 @@ def _checked(source: ModelSource, weights: bool) -> ModelSource:
   """Refuses early what can't be loaded."""
   if not (source.directory / 'config.json').exists():
     raise tensors.CheckpointError(
-        f'{source.path}: no config.json in {source.directory}'
+      f'{source.path}: no config.json in {source.directory}'
     )
   if not weights:
     return source
@@ -145,11 +144,9 @@ def _checked(source: ModelSource, weights: bool) -> ModelSource:
     if source.commit is None or constants.HF_HUB_OFFLINE:
       raise
     # Only allowed files came down; the hub knows what else there is.
-    names = huggingface_hub.list_repo_files(
-        source.path, revision=source.commit
-    )
+    names = huggingface_hub.list_repo_files(source.path, revision=source.commit)
     raise tensors.CheckpointError(
-        f'{source.path}: no safetensors weights{tensors.instead(names)}'
+      f'{source.path}: no safetensors weights{tensors.instead(names)}'
     ) from e
   return source
 
@@ -178,13 +175,13 @@ def fingerprint(source: ModelSource) -> dict:
   with futures.ThreadPoolExecutor(4) as pool:
     digests = list(pool.map(_sha256, paths))
   return {
-      'path': source.path,
-      'revision': source.revision,
-      'commit': source.commit,
-      'files': [
-          {'name': p.name, 'bytes': p.stat().st_size, 'sha256': digest}
-          for p, digest in zip(paths, digests, strict=True)
-      ],
+    'path': source.path,
+    'revision': source.revision,
+    'commit': source.commit,
+    'files': [
+      {'name': p.name, 'bytes': p.stat().st_size, 'sha256': digest}
+      for p, digest in zip(paths, digests, strict=True)
+    ],
   }
 
 

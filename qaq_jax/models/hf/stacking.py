@@ -32,7 +32,7 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def sources(
-    config: ModelConfig,
+  config: ModelConfig,
 ) -> dict[str, list[tuple[int, tuple, int | None, int | None]]]:
   """Returns what each tensor is made of, by its name.
 
@@ -44,9 +44,9 @@ def sources(
     template, transform = weights.tensor_of(config, path)
     layers, experts = layers_of(config, path), experts_of(config, path)
     for (i, layer), expert in itertools.product(
-        enumerate(layers or (0,)), experts or (None,)
+      enumerate(layers or (0,)), experts or (None,)
     ):
       found.setdefault(template.format(layer, expert=expert), []).append(
-          (transform.part or 0, path, None if layers is None else i, expert)
+        (transform.part or 0, path, None if layers is None else i, expert)
       )
   return {name: sorted(parts) for name, parts in found.items()}

@@ -48,15 +48,15 @@ def weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
     missing = [n for n in names if not (directory / n).exists()]
     if missing:
       raise MissingTensorError(
-          f'{index}: names {missing[0]}, which is not there'
-          f' ({len(missing)} of {len(names)} files missing): download again'
+        f'{index}: names {missing[0]}, which is not there'
+        f' ({len(missing)} of {len(names)} files missing): download again'
       )
     return [directory / n for n in names]
   if (directory / SINGLE).exists():
     return [directory / SINGLE]
   raise CheckpointError(
-      f'{directory}: no {SINGLE} and no {INDEX}'
-      f'{instead(sorted(p.name for p in directory.iterdir()))}'
+    f'{directory}: no {SINGLE} and no {INDEX}'
+    f'{instead(sorted(p.name for p in directory.iterdir()))}'
   )
 
 
@@ -64,15 +64,15 @@ def instead(names: list[str]) -> str:
   """Returns what to do with the weights that are there in another format."""
   if any(n.endswith('.gguf') for n in names):
     return (
-        '. GGUF files are quantised for llama.cpp: use the original'
-        ' safetensors checkpoint that they were made from'
+      '. GGUF files are quantised for llama.cpp: use the original'
+      ' safetensors checkpoint that they were made from'
     )
   if any(n.endswith(('.bin', '.pt', '.pth')) for n in names):
     return (
-        '. PyTorch pickles can run code when loaded and are not read: convert'
-        ' them where you trust them, AutoModelForCausalLM.from_pretrained(...)'
-        '.save_pretrained(...) writes safetensors, or use a revision that has'
-        ' them (often refs/pr/N)'
+      '. PyTorch pickles can run code when loaded and are not read: convert'
+      ' them where you trust them, AutoModelForCausalLM.from_pretrained(...)'
+      '.save_pretrained(...) writes safetensors, or use a revision that has'
+      ' them (often refs/pr/N)'
     )
   other = [n for n in names if n.endswith('.safetensors')]
   if other:
@@ -86,8 +86,8 @@ def _open_file(path: pathlib.Path):
     return safe_open(path, 'np')
   except SafetensorError as e:
     raise CheckpointError(
-        f'{path}: damaged or incomplete safetensors ({e}): download or save it'
-        ' again'
+      f'{path}: damaged or incomplete safetensors ({e}): download or save it'
+      ' again'
     ) from e
 
 
@@ -146,22 +146,24 @@ class Tensors:
     shape = self._handles[path].get_slice(name).get_shape()
     if len(shape) != 3 or shape[1] % len(templates):
       raise TensorShapeError(
-          f'tensor {name!r} of {path} has shape {list(shape)}, expected'
-          f' [experts, {len(templates)} x rows, columns]'
+        f'tensor {name!r} of {path} has shape {list(shape)}, expected'
+        f' [experts, {len(templates)} x rows, columns]'
       )
     for expert in range(shape[0]):
       for part, template in enumerate(templates):
         self._note(
-            template.format(expert=expert), path, name,
-            (expert, part, len(templates)),
+          template.format(expert=expert),
+          path,
+          name,
+          (expert, part, len(templates)),
         )
 
   def _note(self, canonical, path, name, piece):
     if canonical in self._where:
       first_path, first, _ = self._where[canonical]
       raise DuplicateTensorError(
-          f'tensor {name!r} of {path} sets the same parameter as {first!r}'
-          f' of {first_path}: keep one of them'
+        f'tensor {name!r} of {path} sets the same parameter as {first!r}'
+        f' of {first_path}: keep one of them'
       )
     self._where[canonical] = path, name, piece
 
@@ -190,8 +192,8 @@ class Tensors:
     unknown = sorted(self.names() - set(expected))
     if unknown:
       raise UnknownTensorError(
-          f'{self.describe(unknown[0])} is not known to this family'
-          f' ({len(unknown)} such): is config.json of the same model?'
+        f'{self.describe(unknown[0])} is not known to this family'
+        f' ({len(unknown)} such): is config.json of the same model?'
       )
     missing = sorted(set(expected) - self.names())
     if missing:
@@ -199,21 +201,21 @@ class Tensors:
       if 'lm_head.weight' in missing:
         hint = '; if the head is tied, config.json lacks tie_word_embeddings'
       raise MissingTensorError(
-          f'tensor {missing[0]!r} is in none of the files of'
-          f' {self.directory} ({len(missing)} such){hint}'
+        f'tensor {missing[0]!r} is in none of the files of'
+        f' {self.directory} ({len(missing)} such){hint}'
       )
     for name, shape in expected.items():
       tensor = self.open(name)
       found = tuple(tensor.get_shape())
       if found != tuple(shape):
         raise TensorShapeError(
-            f'{self.describe(name)} has shape {list(found)}, config.json asks'
-            f' for {list(shape)}'
+          f'{self.describe(name)} has shape {list(found)}, config.json asks'
+          f' for {list(shape)}'
         )
       if tensor.get_dtype() not in _DTYPES:
         raise CheckpointError(
-            f'{self.describe(name)} is {tensor.get_dtype()}: quantised weights'
-            ' are not supported, use the original checkpoint'
+          f'{self.describe(name)} is {tensor.get_dtype()}: quantised weights'
+          ' are not supported, use the original checkpoint'
         )
 
   def open(self, name: str):
@@ -228,7 +230,5 @@ class Tensors:
     if a.get_shape() != b.get_shape():
       return False
     size = a.get_shape()[0]
-    blocks = (
-        slice(i, min(i + rows, size)) for i in range(0, size, rows)
-    )
+    blocks = (slice(i, min(i + rows, size)) for i in range(0, size, rows))
     return all(np.array_equal(a[block], b[block]) for block in blocks)

@@ -35,17 +35,17 @@ class Transform:
 
 
 SAME = Transform(
-    'same',
-    shape=lambda ours, config: ours,
-    read=lambda tensor, index, ours: tensor[index],
-    write=lambda x: x,
+  'same',
+  shape=lambda ours, config: ours,
+  read=lambda tensor, index, ours: tensor[index],
+  write=lambda x: x,
 )
 
 TRANSPOSE = Transform(
-    'transpose',
-    shape=lambda ours, config: ours[::-1],
-    read=lambda tensor, index, ours: tensor[index[::-1]].T,
-    write=lambda x: x.T,
+  'transpose',
+  shape=lambda ours, config: ours[::-1],
+  read=lambda tensor, index, ours: tensor[index[::-1]].T,
+  write=lambda x: x.T,
 )
 
 
@@ -61,10 +61,10 @@ def _read_vocab(tensor, index, ours):
 
 # Rows beyond the vocabulary are padding: zero here, masked in the logits.
 VOCAB = Transform(
-    'pad_vocabulary',
-    shape=lambda ours, config: (config.vocab_size, ours[1]),
-    read=_read_vocab,
-    write=lambda x: x,  # the caller cuts the padding off
+  'pad_vocabulary',
+  shape=lambda ours, config: (config.vocab_size, ours[1]),
+  read=_read_vocab,
+  write=lambda x: x,  # the caller cuts the padding off
 )
 
 
@@ -81,10 +81,10 @@ def _read_from_rows(tensor, index, ours):
 
 # [H K, D] of a linear layer to heads -> [D, H, K].
 TO_HEADS = Transform(
-    'to_heads',
-    shape=lambda ours, config: (ours[1] * ours[2], ours[0]),
-    read=_read_from_rows,
-    write=lambda x: x.transpose(1, 2, 0).reshape(-1, x.shape[0]),
+  'to_heads',
+  shape=lambda ours, config: (ours[1] * ours[2], ours[0]),
+  read=_read_from_rows,
+  write=lambda x: x.transpose(1, 2, 0).reshape(-1, x.shape[0]),
 )
 
 
@@ -96,30 +96,31 @@ def _read_from_columns(tensor, index, ours):
 
 # [D, N K] of the output projection -> [N, K, D].
 FROM_HEADS = Transform(
-    'from_heads',
-    shape=lambda ours, config: (ours[2], ours[0] * ours[1]),
-    read=_read_from_columns,
-    write=lambda x: x.reshape(-1, x.shape[2]).T,
+  'from_heads',
+  shape=lambda ours, config: (ours[2], ours[0] * ours[1]),
+  read=_read_from_columns,
+  write=lambda x: x.reshape(-1, x.shape[2]).T,
 )
 
 # [N K, D]: GPT-2 stores its matrices input first (Conv1D).
 FROM_HEADS_CONV = Transform(
-    'from_heads_conv1d',
-    shape=lambda ours, config: (ours[0] * ours[1], ours[2]),
-    read=lambda tensor, index, ours: tensor[
-        _heads(index[0], ours[0], ours[1]), index[2]
-    ].reshape(-1, ours[1], bounds(index[2], ours[2])[1]
-              - bounds(index[2], ours[2])[0]),
-    write=lambda x: x.reshape(-1, x.shape[2]),
+  'from_heads_conv1d',
+  shape=lambda ours, config: (ours[0] * ours[1], ours[2]),
+  read=lambda tensor, index, ours: tensor[
+    _heads(index[0], ours[0], ours[1]), index[2]
+  ].reshape(
+    -1, ours[1], bounds(index[2], ours[2])[1] - bounds(index[2], ours[2])[0]
+  ),
+  write=lambda x: x.reshape(-1, x.shape[2]),
 )
 
 HEAD_BIAS = Transform(
-    'bias_of_heads',
-    shape=lambda ours, config: (ours[0] * ours[1],),
-    read=lambda tensor, index, ours: tensor[
-        (_heads(index[0], ours[0], ours[1]),)
-    ].reshape(-1, ours[1]),
-    write=lambda x: x.reshape(-1),
+  'bias_of_heads',
+  shape=lambda ours, config: (ours[0] * ours[1],),
+  read=lambda tensor, index, ours: tensor[
+    (_heads(index[0], ours[0], ours[1]),)
+  ].reshape(-1, ours[1]),
+  write=lambda x: x.reshape(-1),
 )
 
 
@@ -134,11 +135,11 @@ def fused(part: int) -> Transform:
     return block.reshape(block.shape[0], -1, size)
 
   return Transform(
-      f'third_{part}_to_heads_conv1d',
-      shape=lambda ours, config: (ours[0], 3 * ours[1] * ours[2]),
-      read=read,
-      write=lambda x: x.reshape(x.shape[0], -1),
-      part=part,
+    f'third_{part}_to_heads_conv1d',
+    shape=lambda ours, config: (ours[0], 3 * ours[1] * ours[2]),
+    read=read,
+    write=lambda x: x.reshape(x.shape[0], -1),
+    part=part,
   )
 
 
@@ -153,9 +154,9 @@ def fused_bias(part: int) -> Transform:
     return block.reshape(-1, size)
 
   return Transform(
-      f'third_{part}_bias_of_heads',
-      shape=lambda ours, config: (3 * ours[0] * ours[1],),
-      read=read,
-      write=lambda x: x.reshape(-1),
-      part=part,
+    f'third_{part}_bias_of_heads',
+    shape=lambda ours, config: (3 * ours[0] * ours[1],),
+    read=read,
+    write=lambda x: x.reshape(-1),
+    part=part,
   )

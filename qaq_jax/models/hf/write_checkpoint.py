@@ -23,11 +23,11 @@ from qaq_jax.models.hf import (
 
 
 def save_hf(
-    model: Decoder,
-    directory: str | os.PathLike,
-    *,
-    dtype=jnp.bfloat16,
-    shard_bytes: int = 5 * 10**9,
+  model: Decoder,
+  directory: str | os.PathLike,
+  *,
+  dtype=jnp.bfloat16,
+  shard_bytes: int = 5 * 10**9,
 ) -> None:
   """Writes safetensors and config.json as transformers writes and reads them.
 
@@ -46,12 +46,12 @@ def save_hf(
   """
   if model.lora is not None:
     raise ValueError(
-        'this model has adapters (LoRA): save what finetune.lora.merge returns'
+      'this model has adapters (LoRA): save what finetune.lora.merge returns'
     )
   if model.quantization:
     raise ValueError(
-        f'this model is quantised ({model.quantization}): its weights are not '
-        "those of the checkpoint; save the one that it was loaded from"
+      f'this model is quantised ({model.quantization}): its weights are not '
+      'those of the checkpoint; save the one that it was loaded from'
     )
   dtype = jnp.dtype(dtype)
   directory = pathlib.Path(directory)
@@ -66,9 +66,7 @@ def save_hf(
     name = tensors.SINGLE
     if len(plan) > 1:
       name = f'model-{i + 1:05d}-of-{len(plan):05d}.safetensors'
-    data = {
-        t: _export(model.config, host, sources[t], dtype) for t in group
-    }
+    data = {t: _export(model.config, host, sources[t], dtype) for t in group}
     names |= dict.fromkeys(group, name)
     if writer:
       save_file(data, directory / name, metadata={'format': 'pt'})
@@ -76,18 +74,14 @@ def save_hf(
     return
   _remove_stale(directory, set(names.values()))
   if len(plan) > 1:
-    total = sum(
-        dtype.itemsize * int(np.prod(s))
-        for s in shapes.values()
-    )
+    total = sum(dtype.itemsize * int(np.prod(s)) for s in shapes.values())
     (directory / tensors.INDEX).write_text(
-        json.dumps(
-            {'metadata': {'total_size': total}, 'weight_map': names}, indent=2
-        )
+      json.dumps(
+        {'metadata': {'total_size': total}, 'weight_map': names}, indent=2
+      )
     )
   (directory / 'config.json').write_text(
-      json.dumps(write_config.write_config(model.config, dtype), indent=2)
-      + '\n'
+    json.dumps(write_config.write_config(model.config, dtype), indent=2) + '\n'
   )
 
 
@@ -142,7 +136,7 @@ def _export(config, host, parts, dtype):
 def _remove_stale(directory, keep):
   """Removes weight files of an earlier save, which would be read instead."""
   old = itertools.chain(
-      directory.glob('model*.safetensors'), [directory / tensors.INDEX]
+    directory.glob('model*.safetensors'), [directory / tensors.INDEX]
   )
   for path in old:
     if path.name not in keep:

@@ -7,9 +7,9 @@ from qaq_jax.models.hf.weights import FAMILIES
 from qaq_jax.models.rope import Rope
 
 _ACTIVATIONS = {
-    'silu': 'silu',
-    'gelu': 'gelu',
-    'gelu_tanh': 'gelu_pytorch_tanh',
+  'silu': 'silu',
+  'gelu': 'gelu',
+  'gelu_tanh': 'gelu_pytorch_tanh',
 }
 
 
@@ -17,45 +17,45 @@ def write_config(config: ModelConfig, dtype) -> dict:
   """Returns config.json as transformers 5 writes it, weights in `dtype`."""
   eos = config.eos_token_id
   common = {
-      'architectures': [FAMILIES[config.family].architecture],
-      'model_type': config.family,
-      'dtype': np.dtype(dtype).name,
-      'vocab_size': config.vocab_size,
-      'tie_word_embeddings': config.tie_embeddings,
-      'bos_token_id': config.bos_token_id,
-      'eos_token_id': list(eos) if isinstance(eos, tuple) else eos,
-      'pad_token_id': config.pad_token_id,
+    'architectures': [FAMILIES[config.family].architecture],
+    'model_type': config.family,
+    'dtype': np.dtype(dtype).name,
+    'vocab_size': config.vocab_size,
+    'tie_word_embeddings': config.tie_embeddings,
+    'bos_token_id': config.bos_token_id,
+    'eos_token_id': list(eos) if isinstance(eos, tuple) else eos,
+    'pad_token_id': config.pad_token_id,
   }
   if config.family == 'gpt2':
     return common | {
-        'n_embd': config.hidden_size,
-        'n_inner': config.intermediate_size,
-        'n_layer': config.num_layers,
-        'n_head': config.num_heads,
-        'n_positions': config.max_positions,
-        'layer_norm_epsilon': config.norm_eps,
-        'activation_function': {'gelu_tanh': 'gelu_new'}.get(
-            config.activation, config.activation
-        ),
-        'scale_attn_weights': config.query_scale != 1.0,
+      'n_embd': config.hidden_size,
+      'n_inner': config.intermediate_size,
+      'n_layer': config.num_layers,
+      'n_head': config.num_heads,
+      'n_positions': config.max_positions,
+      'layer_norm_epsilon': config.norm_eps,
+      'activation_function': {'gelu_tanh': 'gelu_new'}.get(
+        config.activation, config.activation
+      ),
+      'scale_attn_weights': config.query_scale != 1.0,
     }
   common |= {
-      'hidden_size': config.hidden_size,
-      'intermediate_size': config.intermediate_size,
-      'num_hidden_layers': config.num_layers,
-      'num_attention_heads': config.num_heads,
-      'num_key_value_heads': config.num_kv_heads,
-      'head_dim': config.head_dim,
-      'max_position_embeddings': config.max_positions,
-      'rope_parameters': _rope(config.layers[0].rope),
+    'hidden_size': config.hidden_size,
+    'intermediate_size': config.intermediate_size,
+    'num_hidden_layers': config.num_layers,
+    'num_attention_heads': config.num_heads,
+    'num_key_value_heads': config.num_kv_heads,
+    'head_dim': config.head_dim,
+    'max_position_embeddings': config.max_positions,
+    'rope_parameters': _rope(config.layers[0].rope),
   }
   activation = _ACTIVATIONS[config.activation]
   if config.family == 'starcoder2':
     return common | {
-        'hidden_act': activation,
-        'norm_epsilon': config.norm_eps,
-        'use_bias': config.qkv_bias,
-        'sliding_window': config.layers[0].window,
+      'hidden_act': activation,
+      'norm_epsilon': config.norm_eps,
+      'use_bias': config.qkv_bias,
+      'sliding_window': config.layers[0].window,
     }
   common |= {'hidden_act': activation, 'rms_norm_eps': config.norm_eps}
   return common | _OWN_KEYS[config.family](config)
@@ -72,10 +72,10 @@ def _rope(rope: Rope) -> dict:
     out['high_freq_factor'] = rope.high_freq_factor
   if rope.kind == 'yarn':
     out |= {
-        'beta_fast': rope.beta_fast,
-        'beta_slow': rope.beta_slow,
-        'truncate': rope.truncate,
-        'attention_factor': rope.attention_factor,
+      'beta_fast': rope.beta_fast,
+      'beta_slow': rope.beta_slow,
+      'truncate': rope.truncate,
+      'attention_factor': rope.attention_factor,
     }
   return out
 
@@ -83,10 +83,10 @@ def _rope(rope: Rope) -> dict:
 def _types(config: ModelConfig) -> dict:
   windows = [kind.window for kind in config.layers]
   return {
-      'layer_types': [
-          'sliding_attention' if w else 'full_attention' for w in windows
-      ],
-      'sliding_window': max((w for w in windows if w), default=None),
+    'layer_types': [
+      'sliding_attention' if w else 'full_attention' for w in windows
+    ],
+    'sliding_window': max((w for w in windows if w), default=None),
   }
 
 
@@ -101,8 +101,8 @@ def _mistral(config):
 def _qwen2(config):
   types = _types(config)
   return types | {
-      'use_sliding_window': types['sliding_window'] is not None,
-      'max_window_layers': types['layer_types'].count('full_attention'),
+    'use_sliding_window': types['sliding_window'] is not None,
+    'max_window_layers': types['layer_types'].count('full_attention'),
   }
 
 
@@ -112,19 +112,19 @@ def _qwen3(config):
 
 def _mixtral(config):
   return _mistral(config) | {
-      'num_local_experts': config.num_experts,
-      'num_experts_per_tok': config.experts_per_token,
+    'num_local_experts': config.num_experts,
+    'num_experts_per_tok': config.experts_per_token,
   }
 
 
 def _qwen3_moe(config):
   return _qwen3(config) | {
-      'num_experts': config.num_experts,
-      'num_experts_per_tok': config.experts_per_token,
-      'moe_intermediate_size': config.intermediate_size,
-      'norm_topk_prob': config.normalized_routing,
-      'decoder_sparse_step': 1,
-      'mlp_only_layers': [],
+    'num_experts': config.num_experts,
+    'num_experts_per_tok': config.experts_per_token,
+    'moe_intermediate_size': config.intermediate_size,
+    'norm_topk_prob': config.normalized_routing,
+    'decoder_sparse_step': 1,
+    'mlp_only_layers': [],
   }
 
 
@@ -134,11 +134,11 @@ def _gemma(config):
 
 def _gemma2(config):
   return _types(config) | {
-      'hidden_activation': _ACTIVATIONS[config.activation],
-      'attention_bias': config.qkv_bias,
-      'query_pre_attn_scalar': _scalar(config),
-      'attn_logit_softcapping': config.attn_soft_cap,
-      'final_logit_softcapping': config.final_soft_cap,
+    'hidden_activation': _ACTIVATIONS[config.activation],
+    'attention_bias': config.qkv_bias,
+    'query_pre_attn_scalar': _scalar(config),
+    'attn_logit_softcapping': config.attn_soft_cap,
+    'final_logit_softcapping': config.final_soft_cap,
   }
 
 
@@ -150,8 +150,8 @@ def _scalar(config):
 
 def _gemma3(config):
   ropes = {
-      'sliding_attention' if k.window else 'full_attention': _rope(k.rope)
-      for k in config.layers
+    'sliding_attention' if k.window else 'full_attention': _rope(k.rope)
+    for k in config.layers
   }
   # Both must be there, also where all layers are of one type.
   other = next(iter(ropes.values()))
@@ -161,13 +161,13 @@ def _gemma3(config):
 
 
 _OWN_KEYS = {
-    'llama': _llama,
-    'mistral': _mistral,
-    'mixtral': _mixtral,
-    'qwen2': _qwen2,
-    'qwen3': _qwen3,
-    'qwen3_moe': _qwen3_moe,
-    'gemma': _gemma,
-    'gemma2': _gemma2,
-    'gemma3_text': _gemma3,
+  'llama': _llama,
+  'mistral': _mistral,
+  'mixtral': _mixtral,
+  'qwen2': _qwen2,
+  'qwen3': _qwen3,
+  'qwen3_moe': _qwen3_moe,
+  'gemma': _gemma,
+  'gemma2': _gemma2,
+  'gemma3_text': _gemma3,
 }

@@ -34,9 +34,7 @@ def call(name: str, *args) -> int:
   Raises:
     OSError: with the function's name, if it returned -1.
   """
-  converted = [
-      ctypes.c_ulong(a) if isinstance(a, int) else a for a in args
-  ]
+  converted = [ctypes.c_ulong(a) if isinstance(a, int) else a for a in args]
   result = getattr(_LIBC, name)(*converted)
   if result == -1:
     number = ctypes.get_errno()
@@ -50,12 +48,16 @@ def prctl(option: int, value: int = 0, pointer: object = 0) -> None:
 
 
 def mount(
-    source: str, target: str, kind: str = '', flags: int = 0, data: str = ''
+  source: str, target: str, kind: str = '', flags: int = 0, data: str = ''
 ) -> None:
   """mount(2)."""
   call(
-      'mount', source.encode(), target.encode(), kind.encode(), flags,
-      data.encode(),
+    'mount',
+    source.encode(),
+    target.encode(),
+    kind.encode(),
+    flags,
+    data.encode(),
   )
 
 

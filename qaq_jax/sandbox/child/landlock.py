@@ -21,9 +21,9 @@ _OLDEST = 3  # before it, a file outside could be truncated
 
 class _Rules(ctypes.Structure):
   _fields_ = (
-      ('files', ctypes.c_uint64),
-      ('network', ctypes.c_uint64),
-      ('scoped', ctypes.c_uint64),
+    ('files', ctypes.c_uint64),
+    ('network', ctypes.c_uint64),
+    ('scoped', ctypes.c_uint64),
   )
 
 
@@ -47,7 +47,7 @@ def restrict(readable: list[str], writable: str) -> None:
     raise OSError(f'Landlock version {version}, {_OLDEST} is needed')
   files = _ALL | (_IOCTL if version >= 5 else 0)
   rules = _Rules(
-      files, _NETWORK if version >= 4 else 0, _SCOPES if version >= 6 else 0
+    files, _NETWORK if version >= 4 else 0, _SCOPES if version >= 6 else 0
   )
   size = 8 if version < 4 else 16 if version < 6 else 24
   ruleset = kernel.call('syscall', _CREATE, ctypes.byref(rules), size, 0)

@@ -28,9 +28,13 @@ def enter(readable: list[str], tmp_bytes: int) -> None:
   """
   user, group = os.geteuid(), os.getegid()
   kernel.call(
-      'unshare',
-      kernel.CLONE_NEWUSER | kernel.CLONE_NEWNS | kernel.CLONE_NEWPID
-      | kernel.CLONE_NEWNET | kernel.CLONE_NEWIPC | kernel.CLONE_NEWUTS,
+    'unshare',
+    kernel.CLONE_NEWUSER
+    | kernel.CLONE_NEWNS
+    | kernel.CLONE_NEWPID
+    | kernel.CLONE_NEWNET
+    | kernel.CLONE_NEWIPC
+    | kernel.CLONE_NEWUTS,
   )
   _write('/proc/self/setgroups', 'deny')
   _write('/proc/self/uid_map', f'{user} {user} 1')
@@ -39,13 +43,19 @@ def enter(readable: list[str], tmp_bytes: int) -> None:
   root = '/tmp'  # any folder that exists; hidden by the mount in here only
   opened = {path: os.open(path, os.O_PATH) for path in _present(readable)}
   kernel.mount(
-      'tmpfs', root, 'tmpfs', kernel.MS_NOSUID | kernel.MS_NODEV,
-      'size=1m,mode=755',
+    'tmpfs',
+    root,
+    'tmpfs',
+    kernel.MS_NOSUID | kernel.MS_NODEV,
+    'size=1m,mode=755',
   )
   os.mkdir(f'{root}/tmp')  # first: Python itself may be installed in /tmp
   kernel.mount(
-      'tmpfs', f'{root}/tmp', 'tmpfs', kernel.MS_NOSUID | kernel.MS_NODEV,
-      f'size={tmp_bytes},nr_inodes=4096,mode=700',
+    'tmpfs',
+    f'{root}/tmp',
+    'tmpfs',
+    kernel.MS_NOSUID | kernel.MS_NODEV,
+    f'size={tmp_bytes},nr_inodes=4096,mode=700',
   )
   for path, handle in opened.items():
     _show(f'/proc/self/fd/{handle}', path, root)
@@ -53,9 +63,13 @@ def enter(readable: list[str], tmp_bytes: int) -> None:
   _protect(root)
   kernel.enter_root(root)
   kernel.mount(
-      'none', '/',
-      flags=kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY
-      | kernel.MS_NOSUID | kernel.MS_NODEV,
+    'none',
+    '/',
+    flags=kernel.MS_REMOUNT
+    | kernel.MS_BIND
+    | kernel.MS_RDONLY
+    | kernel.MS_NOSUID
+    | kernel.MS_NODEV,
   )
   os.chdir('/tmp')
 
@@ -103,7 +117,12 @@ def _protect(root):
     kept = sum(_KEPT.get(option, 0) for option in options.split(','))
     nodev = 0 if target.startswith(f'{root}/dev/') else kernel.MS_NODEV
     kernel.mount(
-        'none', target,
-        flags=kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY
-        | kernel.MS_NOSUID | nodev | kept,
+      'none',
+      target,
+      flags=kernel.MS_REMOUNT
+      | kernel.MS_BIND
+      | kernel.MS_RDONLY
+      | kernel.MS_NOSUID
+      | nodev
+      | kept,
     )

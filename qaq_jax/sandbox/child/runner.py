@@ -39,7 +39,7 @@ class Channel:
     body = json.dumps(message).encode()
     view = memoryview(_HEADER.pack(len(body)) + body)
     while view:
-      view = view[os.write(self._answers, view):]
+      view = view[os.write(self._answers, view) :]
 
   def _read(self, size):
     parts = []
@@ -164,6 +164,7 @@ def _check(order, namespace, channel):
 
   Only trusted code is ever loaded here.
   """
+
   def candidate(*arguments):
     channel.send({'call': values.encode(list(arguments))})
     answer = channel.receive()

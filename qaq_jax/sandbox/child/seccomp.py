@@ -22,71 +22,136 @@ _AUDIT = {'x86_64': 0xC000003E, 'aarch64': 0xC00000B7}
 
 # Name -> number on x86_64, on aarch64 (None: there is no such call).
 _DENIED = {
-    # New processes and threads, other programs.
-    'clone': (56, 220), 'fork': (57, None), 'vfork': (58, None),
-    'execve': (59, 221), 'execveat': (322, 281),
-    # Network, and what outlives a process or is shared with others.
-    'socket': (41, 198), 'shmget': (29, 194), 'semget': (64, 190),
-    'msgget': (68, 186), 'mq_open': (240, 180), 'memfd_create': (319, 279),
-    'memfd_secret': (447, 447), 'io_uring_setup': (425, 425),
-    'io_uring_enter': (426, 426), 'io_uring_register': (427, 427),
-    # Other processes.
-    'ptrace': (101, 117), 'process_vm_readv': (310, 270),
-    'process_vm_writev': (311, 271), 'process_madvise': (440, 440),
-    'pidfd_open': (434, 434), 'pidfd_getfd': (438, 438),
-    'pidfd_send_signal': (424, 424), 'rt_sigqueueinfo': (129, 138),
-    'rt_tgsigqueueinfo': (297, 240), 'kcmp': (312, 272),
-    'sched_setparam': (142, 118), 'sched_setscheduler': (144, 119),
-    'sched_setaffinity': (203, 122), 'sched_setattr': (314, 274),
-    'setpriority': (141, 140), 'ioprio_set': (251, 30),
-    'migrate_pages': (256, 238), 'move_pages': (279, 239),
-    # Owner, mode, times and attributes, which Landlock does not govern.
-    'chmod': (90, None), 'fchmod': (91, 52), 'fchmodat': (268, 53),
-    'fchmodat2': (452, 452), 'chown': (92, None), 'fchown': (93, 55),
-    'lchown': (94, None), 'fchownat': (260, 54), 'utime': (132, None),
-    'utimes': (235, None), 'futimesat': (261, None), 'utimensat': (280, 88),
-    'setxattr': (188, 5), 'lsetxattr': (189, 6), 'fsetxattr': (190, 7),
-    'removexattr': (197, 14), 'lremovexattr': (198, 15),
-    'fremovexattr': (199, 16), 'setxattrat': (463, 463),
-    'removexattrat': (466, 466),
-    # Mounts, namespaces, and the machine itself.
-    'mount': (165, 40), 'umount2': (166, 39), 'pivot_root': (155, 41),
-    'chroot': (161, 51), 'unshare': (272, 97), 'setns': (308, 268),
-    'open_tree': (428, 428), 'move_mount': (429, 429), 'fsopen': (430, 430),
-    'fsconfig': (431, 431), 'fsmount': (432, 432), 'fspick': (433, 433),
-    'mount_setattr': (442, 442), 'name_to_handle_at': (303, 264),
-    'open_by_handle_at': (304, 265), 'quotactl': (179, 60),
-    'quotactl_fd': (443, 443), 'acct': (163, 89), 'swapon': (167, 224),
-    'swapoff': (168, 225), 'reboot': (169, 142), 'sethostname': (170, 161),
-    'setdomainname': (171, 162), 'iopl': (172, None), 'ioperm': (173, None),
-    'init_module': (175, 105), 'finit_module': (313, 273),
-    'delete_module': (176, 106), 'kexec_load': (246, 104),
-    'kexec_file_load': (320, 294), 'bpf': (321, 280),
-    'perf_event_open': (298, 241), 'userfaultfd': (323, 282),
-    'add_key': (248, 217), 'request_key': (249, 218), 'keyctl': (250, 219),
-    # Would undo the signal at the death of the trusted process: prctl itself,
-    # and every change of user, group or capabilities.
-    'prctl': (157, 167), 'setuid': (105, 146), 'setgid': (106, 144),
-    'setreuid': (113, 145), 'setregid': (114, 143), 'setresuid': (117, 147),
-    'setresgid': (119, 149), 'setfsuid': (122, 151), 'setfsgid': (123, 152),
-    'setgroups': (116, 159), 'capset': (126, 91),
-    'personality': (135, 92), 'syslog': (103, 116), 'vhangup': (153, 58),
-    'settimeofday': (164, 170), 'clock_settime': (227, 112),
-    'adjtimex': (159, 171), 'clock_adjtime': (305, 266),
-    'fanotify_init': (300, 262),
+  # New processes and threads, other programs.
+  'clone': (56, 220),
+  'fork': (57, None),
+  'vfork': (58, None),
+  'execve': (59, 221),
+  'execveat': (322, 281),
+  # Network, and what outlives a process or is shared with others.
+  'socket': (41, 198),
+  'shmget': (29, 194),
+  'semget': (64, 190),
+  'msgget': (68, 186),
+  'mq_open': (240, 180),
+  'memfd_create': (319, 279),
+  'memfd_secret': (447, 447),
+  'io_uring_setup': (425, 425),
+  'io_uring_enter': (426, 426),
+  'io_uring_register': (427, 427),
+  # Other processes.
+  'ptrace': (101, 117),
+  'process_vm_readv': (310, 270),
+  'process_vm_writev': (311, 271),
+  'process_madvise': (440, 440),
+  'pidfd_open': (434, 434),
+  'pidfd_getfd': (438, 438),
+  'pidfd_send_signal': (424, 424),
+  'rt_sigqueueinfo': (129, 138),
+  'rt_tgsigqueueinfo': (297, 240),
+  'kcmp': (312, 272),
+  'sched_setparam': (142, 118),
+  'sched_setscheduler': (144, 119),
+  'sched_setaffinity': (203, 122),
+  'sched_setattr': (314, 274),
+  'setpriority': (141, 140),
+  'ioprio_set': (251, 30),
+  'migrate_pages': (256, 238),
+  'move_pages': (279, 239),
+  # Owner, mode, times and attributes, which Landlock does not govern.
+  'chmod': (90, None),
+  'fchmod': (91, 52),
+  'fchmodat': (268, 53),
+  'fchmodat2': (452, 452),
+  'chown': (92, None),
+  'fchown': (93, 55),
+  'lchown': (94, None),
+  'fchownat': (260, 54),
+  'utime': (132, None),
+  'utimes': (235, None),
+  'futimesat': (261, None),
+  'utimensat': (280, 88),
+  'setxattr': (188, 5),
+  'lsetxattr': (189, 6),
+  'fsetxattr': (190, 7),
+  'removexattr': (197, 14),
+  'lremovexattr': (198, 15),
+  'fremovexattr': (199, 16),
+  'setxattrat': (463, 463),
+  'removexattrat': (466, 466),
+  # Mounts, namespaces, and the machine itself.
+  'mount': (165, 40),
+  'umount2': (166, 39),
+  'pivot_root': (155, 41),
+  'chroot': (161, 51),
+  'unshare': (272, 97),
+  'setns': (308, 268),
+  'open_tree': (428, 428),
+  'move_mount': (429, 429),
+  'fsopen': (430, 430),
+  'fsconfig': (431, 431),
+  'fsmount': (432, 432),
+  'fspick': (433, 433),
+  'mount_setattr': (442, 442),
+  'name_to_handle_at': (303, 264),
+  'open_by_handle_at': (304, 265),
+  'quotactl': (179, 60),
+  'quotactl_fd': (443, 443),
+  'acct': (163, 89),
+  'swapon': (167, 224),
+  'swapoff': (168, 225),
+  'reboot': (169, 142),
+  'sethostname': (170, 161),
+  'setdomainname': (171, 162),
+  'iopl': (172, None),
+  'ioperm': (173, None),
+  'init_module': (175, 105),
+  'finit_module': (313, 273),
+  'delete_module': (176, 106),
+  'kexec_load': (246, 104),
+  'kexec_file_load': (320, 294),
+  'bpf': (321, 280),
+  'perf_event_open': (298, 241),
+  'userfaultfd': (323, 282),
+  'add_key': (248, 217),
+  'request_key': (249, 218),
+  'keyctl': (250, 219),
+  # Would undo the signal at the death of the trusted process: prctl itself,
+  # and every change of user, group or capabilities.
+  'prctl': (157, 167),
+  'setuid': (105, 146),
+  'setgid': (106, 144),
+  'setreuid': (113, 145),
+  'setregid': (114, 143),
+  'setresuid': (117, 147),
+  'setresgid': (119, 149),
+  'setfsuid': (122, 151),
+  'setfsgid': (123, 152),
+  'setgroups': (116, 159),
+  'capset': (126, 91),
+  'personality': (135, 92),
+  'syslog': (103, 116),
+  'vhangup': (153, 58),
+  'settimeofday': (164, 170),
+  'clock_settime': (227, 112),
+  'adjtimex': (159, 171),
+  'clock_adjtime': (305, 266),
+  'fanotify_init': (300, 262),
 }
 # Allowed on this process only, by its first argument.
 _OWN = {
-    'kill': (62, 129), 'tkill': (200, 130), 'tgkill': (234, 131),
-    'prlimit64': (302, 261),
+  'kill': (62, 129),
+  'tkill': (200, 130),
+  'tgkill': (234, 131),
+  'prlimit64': (302, 261),
 }
 # Denied with these second arguments: a file's owner gets signals from the
 # kernel, and may be any process.
 _DENIED_OPTIONS = {
-    # F_SETOWN, F_SETSIG, F_SETOWN_EX.
-    'fcntl': ((72, 25), (8, 10, 15)),
-    # FIOSETOWN, SIOCSPGRP.
-    'ioctl': ((16, 29), (0x8901, 0x8902)),
+  # F_SETOWN, F_SETSIG, F_SETOWN_EX.
+  'fcntl': ((72, 25), (8, 10, 15)),
+  # FIOSETOWN, SIOCSPGRP.
+  'ioctl': ((16, 29), (0x8901, 0x8902)),
 }
 # libc then tries `clone`, which is denied in a way that Python reports.
 _MISSING = {'clone3': (435, 435)}
@@ -114,10 +179,10 @@ def install() -> None:
 def _assemble(machine, own):
   column = 0 if machine == 'x86_64' else 1
   code = [
-      (_LOAD, 0, 0, _ARCH),
-      (_EQUAL, 1, 0, _AUDIT[machine]),
-      (_RETURN, 0, 0, _KILL),
-      (_LOAD, 0, 0, _NUMBER),
+    (_LOAD, 0, 0, _ARCH),
+    (_EQUAL, 1, 0, _AUDIT[machine]),
+    (_RETURN, 0, 0, _KILL),
+    (_LOAD, 0, 0, _NUMBER),
   ]
   if machine == 'x86_64':  # the 32-bit calls have other numbers
     code += [(_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, _ERROR | _EPERM)]
@@ -125,23 +190,24 @@ def _assemble(machine, own):
     for numbers in table.values():
       if numbers[column] is not None:
         code += [
-            (_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _ERROR | error)
+          (_EQUAL, 0, 1, numbers[column]),
+          (_RETURN, 0, 0, _ERROR | error),
         ]
   for name, numbers in _OWN.items():
     # Process 0 is the caller to prlimit64, the whole group to kill.
     allowed = (own, 0) if name == 'prlimit64' else (own, own)
     code += [
-        (_EQUAL, 0, 5, numbers[column]),
-        (_LOAD, 0, 0, _FIRST),
-        (_EQUAL, 1, 0, allowed[0]),
-        (_EQUAL, 0, 1, allowed[1]),
-        (_RETURN, 0, 0, _ALLOW),
-        (_RETURN, 0, 0, _ERROR | _EPERM),
+      (_EQUAL, 0, 5, numbers[column]),
+      (_LOAD, 0, 0, _FIRST),
+      (_EQUAL, 1, 0, allowed[0]),
+      (_EQUAL, 0, 1, allowed[1]),
+      (_RETURN, 0, 0, _ALLOW),
+      (_RETURN, 0, 0, _ERROR | _EPERM),
     ]
   for numbers, options in _DENIED_OPTIONS.values():
     code += [
-        (_EQUAL, 0, 2 * len(options) + 2, numbers[column]),
-        (_LOAD, 0, 0, _SECOND),
+      (_EQUAL, 0, 2 * len(options) + 2, numbers[column]),
+      (_LOAD, 0, 0, _SECOND),
     ]
     for option in options:
       code += [(_EQUAL, 0, 1, option), (_RETURN, 0, 0, _ERROR | _EPERM)]

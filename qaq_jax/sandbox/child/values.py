@@ -96,15 +96,30 @@ class FrozenSet(frozenset):
 
 
 _SUBCLASSES = {
-    'int': Int, 'float': Float, 'str': Str, 'list': List, 'tuple': Tuple,
-    'dict': Dict, 'set': Set, 'frozenset': FrozenSet,
+  'int': Int,
+  'float': Float,
+  'str': Str,
+  'list': List,
+  'tuple': Tuple,
+  'dict': Dict,
+  'set': Set,
+  'frozenset': FrozenSet,
 }
 _SEQUENCES = {
-    'list': list, 'tuple': tuple, 'set': set, 'frozenset': frozenset,
+  'list': list,
+  'tuple': tuple,
+  'set': set,
+  'frozenset': frozenset,
 }
 _BASES = (
-    (int, 'int'), (float, 'float'), (str, 'str'), (list, 'list'),
-    (tuple, 'tuple'), (dict, 'dict'), (set, 'set'), (frozenset, 'frozenset'),
+  (int, 'int'),
+  (float, 'float'),
+  (str, 'str'),
+  (list, 'list'),
+  (tuple, 'tuple'),
+  (dict, 'dict'),
+  (set, 'set'),
+  (frozenset, 'frozenset'),
 )
 _VIEWS = (type({}.keys()), type({}.items()))
 
@@ -123,9 +138,10 @@ def encode(value: object, depth: int = 0) -> object:
   if kind in (list, tuple, set, frozenset):
     return [kind.__name__, [encode(item, depth + 1) for item in value]]
   if kind is dict:
-    return ['dict', [
-        [encode(k, depth + 1), encode(v, depth + 1)] for k, v in value.items()
-    ]]
+    return [
+      'dict',
+      [[encode(k, depth + 1), encode(v, depth + 1)] for k, v in value.items()],
+    ]
   return _encode_rare(value, kind, depth)
 
 
@@ -248,13 +264,13 @@ def _decode_numpy(payload):
 
 
 _RARE = {
-    'int': lambda p: int(p, 16),
-    'complex': lambda p: complex(*p),
-    'bytes': bytes.fromhex,
-    'fraction': _decode_fraction,
-    'decimal': _decode_decimal,
-    'numpy': _decode_numpy,
-    'iter': lambda p: Iterated([_decode(item) for item in p]),
-    'digest': lambda p: Digest(str(p[0]), int(p[1]), str(p[2])),
-    'opaque': lambda p: Opaque(str(p)[:100]),
+  'int': lambda p: int(p, 16),
+  'complex': lambda p: complex(*p),
+  'bytes': bytes.fromhex,
+  'fraction': _decode_fraction,
+  'decimal': _decode_decimal,
+  'numpy': _decode_numpy,
+  'iter': lambda p: Iterated([_decode(item) for item in p]),
+  'digest': lambda p: Digest(str(p[0]), int(p[1]), str(p[2])),
+  'opaque': lambda p: Opaque(str(p)[:100]),
 }

@@ -66,12 +66,17 @@ def _length_matched(columns, options, context):
     notes.append(
       f'{len(unusable):,} of them are not eligible here and are not matched'
     )
-  edges = np.unique(
-    np.quantile(
-      length[pool], np.linspace(0, 1, int(options['num_bins']) + 1)[1:-1],
-      method='lower',
+  edges = (
+    np.unique(
+      np.quantile(
+        length[pool],
+        np.linspace(0, 1, int(options['num_bins']) + 1)[1:-1],
+        method='lower',
+      )
     )
-  ) if pool.any() else np.zeros(0)
+    if pool.any()
+    else np.zeros(0)
+  )
   wanted = np.bincount(
     np.searchsorted(edges, length[reference], side='left'),
     minlength=len(edges) + 1,
@@ -87,12 +92,14 @@ def _length_matched(columns, options, context):
   picks = index[order][place < np.repeat(wanted, size)]
   # Round robin over the bins would serve no one: best first = by hash.
   picks = picks[
-    np.lexsort((
-      columns.row[picks],
-      budget_lib.row_hash(
-        columns.row[picks], context.seed, budget_lib.LENGTH_MATCHED
-      ),
-    ))
+    np.lexsort(
+      (
+        columns.row[picks],
+        budget_lib.row_hash(
+          columns.row[picks], context.seed, budget_lib.LENGTH_MATCHED
+        ),
+      )
+    )
   ]
   return Candidates(length, picks=picks, notes=notes)
 
@@ -193,8 +200,9 @@ def _ifd_superfilter(columns, options, context):
   'r_ifd',
   keeps='lowest PPL(Q given A) / PPL(Q) = exp(-RMI), no strata',
   source='ACL Findings 2024.958',
-  needs=('nll_q_{model}, n_q_{model}, nll_q_given_a_{model}, '
-         'n_q_given_a_{model}',),
+  needs=(
+    'nll_q_{model}, n_q_{model}, nll_q_given_a_{model}, n_q_given_a_{model}',
+  ),
   score='ratio of PPLs',
   models=rule.chosen_model,
   options={'model': _MODEL},
@@ -224,8 +232,11 @@ def _r_ifd(columns, options, context):
 def _rds_plus(columns, options, context):
   for name, how in (
     ('embeddings', 'score with `--config.score.embeddings=True`'),
-    ('targets', 'set `--config.select.targets_path` to a file of examples of '
-                'what the model should learn'),
+    (
+      'targets',
+      'set `--config.select.targets_path` to a file of examples of '
+      'what the model should learn',
+    ),
   ):
     if options[name] is None:
       raise columns_lib.MissingColumn(f'rds_plus needs {name}: {how}.')
@@ -242,8 +253,12 @@ def _rds_plus(columns, options, context):
     notes.append(warning)
   candidate = context.eligible_N & neighbours.finite_rows(embeddings)
   picks, cosine = neighbours.take_turns(
-    embeddings, targets, candidate, columns.row,
-    count=context.max_picks(), seed=context.seed,
+    embeddings,
+    targets,
+    candidate,
+    columns.row,
+    count=context.max_picks(),
+    seed=context.seed,
   )
   score = np.full(columns.num_rows, np.nan)
   score[picks] = cosine

@@ -77,9 +77,7 @@ def read_scores(path, columns, name: str, key: str = 'auto'):
   place = pc.index_in(own, value_set=theirs).to_numpy(zero_copy_only=False)
   found = np.isfinite(place)
   if len(own) and not found.any():
-    raise ValueError(
-      f'{path}: not one {key} of it is in the score table.'
-    )
+    raise ValueError(f'{path}: not one {key} of it is in the score table.')
   scores = pc.cast(table[name], pa.float64()).to_numpy()
   out = np.full(len(own), np.nan)
   out[found] = scores[place[found].astype(np.int64)]
@@ -116,7 +114,5 @@ def scores_of_samples(samples, num_rows: int, field: str):
       )
     out[sample.row] = value
   if num_rows and np.isnan(out).all():
-    raise columns.MissingColumn(
-      f'No row of the input has a field {field!r}.'
-    )
+    raise columns.MissingColumn(f'No row of the input has a field {field!r}.')
   return out

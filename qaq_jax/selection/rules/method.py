@@ -8,11 +8,11 @@ import numpy as np
 
 from qaq_jax.selection import budget as budget_lib
 from qaq_jax.selection.rules.rule import (
-    Candidates,
-    present_roles,
-    register,
-    strong,
-    strong_and_weak,
+  Candidates,
+  present_roles,
+  register,
+  strong,
+  strong_and_weak,
 )
 
 _METHOD = 'QAQ, arXiv 2603.12165'
@@ -128,8 +128,11 @@ def _drop_low(columns, options, context):
   ranked = context.eligible_N & np.isfinite(rank)
   num_dropped = int(np.floor(drop * context.eligible_N.sum() + 1e-9))
   kept = budget_lib.take(
-    rank, ranked, columns.row,
-    limit=max(0, int(ranked.sum()) - num_dropped), seed=context.seed,
+    rank,
+    ranked,
+    columns.row,
+    limit=max(0, int(ranked.sum()) - num_dropped),
+    seed=context.seed,
   )
   low = ranked.copy()
   low[kept.index] = False
@@ -161,6 +164,4 @@ def _drop_low(columns, options, context):
   threshold=False,
 )
 def _random(columns, options, context):
-  return Candidates(
-    np.zeros(columns.num_rows), stream=budget_lib.RANDOM
-  )
+  return Candidates(np.zeros(columns.num_rows), stream=budget_lib.RANDOM)

@@ -73,10 +73,12 @@ def _unit(block):
 
 def finite_rows(embeddings, block_rows: int = _BLOCK_ROWS):
   """Mask [rows]: the row has an embedding (finite and not zero)."""
-  return np.concatenate([
-    _unit(embeddings[start : start + block_rows])[1]
-    for start in range(0, len(embeddings), block_rows)
-  ])
+  return np.concatenate(
+    [
+      _unit(embeddings[start : start + block_rows])[1]
+      for start in range(0, len(embeddings), block_rows)
+    ]
+  )
 
 
 class _Lists:

@@ -195,14 +195,18 @@ def describe_rules(width: int = 100) -> str:
     )
     if rule.needs:
       lines += textwrap.wrap(
-        'needs ' + '; '.join(rule.needs), width,
-        initial_indent=indent, subsequent_indent=indent + '  ',
+        'needs ' + '; '.join(rule.needs),
+        width,
+        initial_indent=indent,
+        subsequent_indent=indent + '  ',
         break_on_hyphens=False,
       )
     for name, (default, meaning) in rule.options.items():
       lines += textwrap.wrap(
-        f'select.{name}={default!r}: {meaning}', width,
-        initial_indent=indent, subsequent_indent=indent + '  ',
+        f'select.{name}={default!r}: {meaning}',
+        width,
+        initial_indent=indent,
+        subsequent_indent=indent + '  ',
       )
   return '\n'.join(lines)
 

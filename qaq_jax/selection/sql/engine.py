@@ -25,9 +25,15 @@ from qaq_jax.selection.sql import report as report_lib
 
 # Rule -> its score in SQL, over the columns of the table `ranked`.
 _SCORES = {
-  'diff_high': 'diff', 'diff_low': 'diff', 'sum_high': 'total',
-  'sum_low': 'total', 'rmi_top': 'rank_strong', 'rmi_window': 'rank_strong',
-  'drop_low': 'rank_strong', 'random': '0.0', 'all': '0.0',
+  'diff_high': 'diff',
+  'diff_low': 'diff',
+  'sum_high': 'total',
+  'sum_low': 'total',
+  'rmi_top': 'rank_strong',
+  'rmi_window': 'rank_strong',
+  'drop_low': 'rank_strong',
+  'random': '0.0',
+  'all': '0.0',
 }
 RULES = tuple(_SCORES)
 _ROLES = columns_lib.ROLES
@@ -112,10 +118,15 @@ def _connect(memory_gb, threads, temporary) -> Iterator:
   shutil.rmtree(folder, ignore_errors=True)
   os.makedirs(folder)
   try:
-    with duckdb.connect(os.path.join(folder, 'tables.duckdb'), config={
-      'memory_limit': f'{memory_gb}GB', 'threads': threads,
-      'temp_directory': folder, 'preserve_insertion_order': False,
-    }) as connection:
+    with duckdb.connect(
+      os.path.join(folder, 'tables.duckdb'),
+      config={
+        'memory_limit': f'{memory_gb}GB',
+        'threads': threads,
+        'temp_directory': folder,
+        'preserve_insertion_order': False,
+      },
+    ) as connection:
       yield connection
   except duckdb.Error as e:
     raise RuntimeError(f'select.engine=duckdb: {e}') from e
@@ -126,8 +137,9 @@ def _connect(memory_gb, threads, temporary) -> Iterator:
 class _Run:
   """One selection: a connection with the table `scored`, then `ranked`."""
 
-  def __init__(self, connection, tables, roles, num_strata, by,
-               include_truncated):
+  def __init__(
+    self, connection, tables, roles, num_strata, by, include_truncated
+  ):
     self._connection, self._tables = connection, tables
     self._roles = dict(roles) if roles is not None else None
     self._num_strata, self._by = int(num_strata), by
@@ -154,8 +166,12 @@ class _Run:
     # A rule without ranks is shown by the first model's strata all the same.
     ranked = needed or tuple(self._roles)[:1]
     ranks.rank(
-      self._connection, self._roles, needed or tuple(self._roles), ranked,
-      self._num_strata, self._by,
+      self._connection,
+      self._roles,
+      needed or tuple(self._roles),
+      ranked,
+      self._num_strata,
+      self._by,
     )
     self._candidates(rule, options, seed)
     eligible, candidates = self._one(
@@ -163,21 +179,41 @@ class _Run:
     )
     limit = budget.limit(eligible)
     stream = {
-      'rmi_window': budget_lib.WINDOW, 'drop_low': budget_lib.DROP_LOW,
-      'random': budget_lib.RANDOM, 'all': budget_lib.RANDOM,
+      'rmi_window': budget_lib.WINDOW,
+      'drop_low': budget_lib.DROP_LOW,
+      'random': budget_lib.RANDOM,
+      'all': budget_lib.RANDOM,
     }.get(rule.name, budget_lib.TIES)
     cut = self._cut(rule, budget, limit, seed, stream)
-    rows = self._connection.execute(
-      'SELECT row FROM chosen ORDER BY row'
-    ).fetchnumpy()['row'].astype(np.int64)
-    report = report_lib.build(self._connection, report_lib.Facts(
-      rule=rule, options=options, budget=budget, budget_is_default=default,
-      seed=seed, stream=stream, roles=self._roles, models=tuple(models),
-      num_strata=self._num_strata, by=self._by,
-      include_truncated=self._truncated, limit=limit, eligible=eligible,
-      candidates=candidates, cut=cut, kept=len(rows), dropped=self._dropped,
-      score=self._score, ranked=ranked[0] if ranked else None,
-    ))
+    rows = (
+      self._connection.execute('SELECT row FROM chosen ORDER BY row')
+      .fetchnumpy()['row']
+      .astype(np.int64)
+    )
+    report = report_lib.build(
+      self._connection,
+      report_lib.Facts(
+        rule=rule,
+        options=options,
+        budget=budget,
+        budget_is_default=default,
+        seed=seed,
+        stream=stream,
+        roles=self._roles,
+        models=tuple(models),
+        num_strata=self._num_strata,
+        by=self._by,
+        include_truncated=self._truncated,
+        limit=limit,
+        eligible=eligible,
+        candidates=candidates,
+        cut=cut,
+        kept=len(rows),
+        dropped=self._dropped,
+        score=self._score,
+        ranked=ranked[0] if ranked else None,
+      ),
+    )
     report['rows_sha256'] = hashlib.sha256(rows.astype('<i8')).hexdigest()
     return Selection(rows, report)
 
@@ -191,20 +227,20 @@ class _Run:
       lo, hi = float(options['lo']), float(options['hi'])
       if not 0 <= lo < hi <= 1:
         raise ValueError(
-          f'select.lo={lo} and select.hi={hi}: a window has '
-          '0 <= lo < hi <= 1.'
+          f'select.lo={lo} and select.hi={hi}: a window has 0 <= lo < hi <= 1.'
         )
       tests = [(f'r_s < {lo:g}', f'{score} < {expressions.number(lo)}')]
       over = f'{score} >= {expressions.number(hi)}' if hi < 1 else 'false'
       tests.append((f'r_s >= {hi:g}', over))
     self._connection.execute('ALTER TABLE ranked ADD COLUMN candidate BOOLEAN')
-    self._connection.execute(f'''
-      UPDATE ranked SET candidate = eligible AND {score} IS NOT NULL''')
+    self._connection.execute(f"""
+      UPDATE ranked SET candidate = eligible AND {score} IS NOT NULL""")
     if rule.name == 'drop_low':
       self._drop_low(float(options['drop']), seed)
     for reason, test in tests:
-      number = self._one(f'SELECT count(*) FROM ranked WHERE candidate AND '
-                         f'{test}')[0]
+      number = self._one(
+        f'SELECT count(*) FROM ranked WHERE candidate AND {test}'
+      )[0]
       self._dropped[reason] = number
       self._connection.execute(
         f'UPDATE ranked SET candidate = false WHERE candidate AND {test}'
@@ -228,9 +264,9 @@ class _Run:
     self._dropped[f'among the lowest {drop:.0%} of r_s'] = (
       ranked - self._one('SELECT count(*) FROM kept_high')[0]
     )
-    self._connection.execute('''
+    self._connection.execute("""
       UPDATE ranked SET candidate = false
-      WHERE candidate AND row NOT IN (SELECT row FROM kept_high)''')
+      WHERE candidate AND row NOT IN (SELECT row FROM kept_high)""")
 
   # The cut.
 
@@ -243,8 +279,9 @@ class _Run:
       )
       return
     if limit == 0:
-      self._connection.execute(f'CREATE TABLE {name} AS SELECT row FROM ranked '
-                        'LIMIT 0')
+      self._connection.execute(
+        f'CREATE TABLE {name} AS SELECT row FROM ranked LIMIT 0'
+      )
       return
     line = self._one(
       f'SELECT {order} AS value FROM ranked WHERE candidate '
@@ -254,12 +291,13 @@ class _Run:
     above = self._one(
       f'SELECT count(*) FROM ranked WHERE candidate AND {order} > {line}'
     )[0]
-    self._connection.execute(f'''
+    self._connection.execute(f"""
       CREATE TABLE {name} AS
       SELECT row FROM ranked WHERE candidate AND {order} > {line}
       UNION ALL SELECT row FROM (
         SELECT row FROM ranked WHERE candidate AND {order} = {line}
-        ORDER BY {expressions.row_hash(seed, stream)}, row LIMIT {limit - above})''')
+        ORDER BY {expressions.row_hash(seed, stream)}, row
+        LIMIT {limit - above})""")
 
   def _cut(self, rule, budget, limit, seed, stream):
     """Makes the table `chosen`; returns the score of the line, and ties."""
@@ -268,7 +306,9 @@ class _Run:
     if stream not in (budget_lib.TIES, budget_lib.RANDOM):
       order = '0.0'
     if budget.threshold is not None:
-      line = expressions.number(rule_lib.rank_grid_threshold(rule, budget.threshold))
+      line = expressions.number(
+        rule_lib.rank_grid_threshold(rule, budget.threshold)
+      )
       beyond = '>' if rule.highest else '<'
       self._connection.execute(
         f'UPDATE ranked SET candidate = false WHERE candidate AND NOT '
@@ -278,7 +318,7 @@ class _Run:
       self._take('chosen', order, limit, seed, stream)
     else:
       self._take_tokens(order, int(budget.tokens), seed, stream)
-    last, tied, tied_kept = self._one(f'''
+    last, tied, tied_kept = self._one(f"""
       WITH kept AS (
         SELECT {order} AS value FROM ranked JOIN chosen USING (row)),
       line AS (SELECT min(value) AS value FROM kept)
@@ -286,7 +326,7 @@ class _Run:
         (SELECT count(*) FROM ranked
          WHERE candidate AND {order} = (SELECT value FROM line)),
         (SELECT count(*) FROM kept
-         WHERE value = (SELECT value FROM line))''')
+         WHERE value = (SELECT value FROM line))""")
     return last, tied, tied_kept
 
   def _take_tokens(self, order, most, seed, stream):
@@ -300,9 +340,9 @@ class _Run:
         f'select.budget.tokens: row {unknown} has no token count (n_q or n_a '
         f'of model {self._roles[role]!r} is null): set share or rows.'
       )
-    self._connection.execute(f'''
+    self._connection.execute(f"""
       CREATE TABLE chosen AS SELECT row FROM (
         SELECT row, sum({tokens}) OVER (
           ORDER BY {order} DESC, {expressions.row_hash(seed, stream)}, row
           ROWS UNBOUNDED PRECEDING) AS spent
-        FROM ranked WHERE candidate) WHERE spent <= {most}''')
+        FROM ranked WHERE candidate) WHERE spent <= {most}""")

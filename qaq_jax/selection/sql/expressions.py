@@ -27,8 +27,10 @@ def log_ppl(term: str, model: str) -> str:
 
 def grid(x: str) -> str:
   """`strata.to_grid` in SQL."""
-  return f'sign({x}) * floor(abs({x}) * {_GRID}.0::DOUBLE + 0.5::DOUBLE) ' \
-         f'/ {_GRID}.0::DOUBLE'
+  return (
+    f'sign({x}) * floor(abs({x}) * {_GRID}.0::DOUBLE + 0.5::DOUBLE) '
+    f'/ {_GRID}.0::DOUBLE'
+  )
 
 
 def row_hash(seed: int, stream: int) -> str:

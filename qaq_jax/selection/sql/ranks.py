@@ -35,11 +35,14 @@ def view(
     f' JOIN {source} USING (row)' for source in sources[1:]
   )
   names = {
-    line[0] for line in
-    connection.execute(f'DESCRIBE SELECT * FROM {joined}').fetchall()
+    line[0]
+    for line in connection.execute(
+      f'DESCRIBE SELECT * FROM {joined}'
+    ).fetchall()
   }
-  models = [n[len('status_'):] for n in sorted(names)
-            if n.startswith('status_')]
+  models = [
+    n[len('status_') :] for n in sorted(names) if n.startswith('status_')
+  ]
   if roles is None:
     roles = {r: r for r in _ROLES if r in models}
   roles = {r: m for r, m in roles.items() if m}
@@ -48,7 +51,7 @@ def view(
   for role, model in roles.items():
     if model not in models:
       raise columns_lib.MissingColumn(
-        f"roles.{role} is {model!r}, but the score table has no column "
+        f'roles.{role} is {model!r}, but the score table has no column '
         f"'status_{model}'"
       )
     log_ppl = expressions.log_ppl('q', model)
@@ -57,7 +60,8 @@ def view(
       f'"status_{model}" IN {good} AS usable_{role}',
       f'{log_ppl} AS log_ppl_{role}',
       f'{log_ppl} - {expressions.log_ppl("q_given_a", model)} AS rmi_{role}',
-      f'"n_q_{model}" AS n_q_{role}', f'"n_a_{model}" AS n_a_{role}',
+      f'"n_q_{model}" AS n_q_{role}',
+      f'"n_a_{model}" AS n_a_{role}',
     ]
   connection.execute(
     f'CREATE VIEW scored AS SELECT {", ".join(columns)} FROM {joined}'
@@ -75,9 +79,9 @@ def _check_rows(connection, tables):
     if nulls:
       raise ValueError(f"{path}: column 'row' has {nulls} nulls.")
     # Groups go to disk where memory ends; count(DISTINCT row) would not.
-    twice = connection.execute(f'''
+    twice = connection.execute(f"""
       SELECT row, count(*) AS times FROM {source} GROUP BY row
-      HAVING times > 1 ORDER BY row LIMIT 1''').fetchone()
+      HAVING times > 1 ORDER BY row LIMIT 1""").fetchone()
     if twice:
       row, times = twice
       raise ValueError(
@@ -87,10 +91,11 @@ def _check_rows(connection, tables):
   (first, one), *others = tables.items()
   for model, other in others:
     for a, b, where in ((one, other, model), (other, one, first)):
-      number, row = connection.execute(f'''
-        SELECT count(*), min(a.row) FROM read_parquet({expressions.text(a)}) AS a
+      number, row = connection.execute(f"""
+        SELECT count(*), min(a.row)
+        FROM read_parquet({expressions.text(a)}) AS a
         ANTI JOIN read_parquet({expressions.text(b)}) AS b ON a.row = b.row
-        ''').fetchone()
+        """).fetchone()
       if number:
         raise ValueError(
           f'{number} rows of {a}, row {row} first, are not scored by model '
@@ -121,7 +126,8 @@ def rank(
   """
   whose = by
   others = [
-    f'{name}_{role}' for role in roles
+    f'{name}_{role}'
+    for role in roles
     for name in ('status', 'usable', 'n_q', 'n_a')
   ]
   last = 'scored'
@@ -132,13 +138,13 @@ def rank(
     by_ppl = f'CASE WHEN usable_{by} THEN log_ppl_{by} END'
     kept = f'usable_{role} AND isfinite(rmi_{role}) AND isfinite({by_ppl})'
     # Ranks are over the rows that have one; the join brings the others back.
-    connection.execute(f'''
+    connection.execute(f"""
       CREATE TABLE strata_{role} AS
       SELECT row, rmi_{role} AS rmi, {by_ppl} AS log_ppl,
         ntile({num_strata}) OVER (ORDER BY {by_ppl}, row) - 1
           AS stratum
-      FROM scored WHERE {kept}''')
-    connection.execute(f'''
+      FROM scored WHERE {kept}""")
+    connection.execute(f"""
       CREATE TABLE rank_{role} AS
       SELECT row, stratum, log_ppl,
         CASE WHEN size = 1 THEN 0.5
@@ -149,13 +155,17 @@ def rank(
           rank() OVER (PARTITION BY stratum ORDER BY rmi) AS place,
           count(*) OVER (PARTITION BY stratum, rmi) AS ties,
           count(*) OVER (PARTITION BY stratum) AS size
-        FROM strata_{role})''')
+        FROM strata_{role})""")
     connection.execute(f'DROP TABLE strata_{role}')
     last += f' LEFT JOIN rank_{role} USING (row)'
   ranks = [
-    f'rank_{role}.{a} AS {b}_{role}' for role in needed
-    for a, b in (('stratum', 'stratum'), ('rank', 'rank'),
-                 ('log_ppl', 'by_ppl'))
+    f'rank_{role}.{a} AS {b}_{role}'
+    for role in needed
+    for a, b in (
+      ('stratum', 'stratum'),
+      ('rank', 'rank'),
+      ('log_ppl', 'by_ppl'),
+    )
   ]
   both = []
   if tuple(needed) == _ROLES:

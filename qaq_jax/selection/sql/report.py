@@ -57,6 +57,7 @@ def build(connection, facts: Facts) -> dict:
     connection: of DuckDB, with the tables `ranked` and `chosen`.
     facts: the rest.
   """
+
   def one(query):
     return connection.execute(query).fetchone()
 
@@ -68,11 +69,14 @@ def build(connection, facts: Facts) -> dict:
   everyone = one(f'SELECT avg({score}) FROM ranked WHERE eligible')[0]
   last, tied, tied_kept = facts.cut
   report = {
-    'rule': rule.name, 'keeps': rule.keeps, 'source': rule.source,
+    'rule': rule.name,
+    'keeps': rule.keeps,
+    'source': rule.source,
     'options': {k: v for k, v in facts.options.items() if v is not None},
     'budget': facts.budget.given(),
     'budget_is_default': facts.budget_is_default,
-    'target_rows': facts.limit, 'seed': facts.seed,
+    'target_rows': facts.limit,
+    'seed': facts.seed,
     'hash_key': budget_lib.hash_key(facts.seed, facts.stream),
     'roles': dict(facts.roles),
     'strata': {'num_strata': facts.num_strata, 'by': facts.by},
@@ -81,7 +85,8 @@ def build(connection, facts: Facts) -> dict:
     'status': _statuses(connection, facts),
     'counts': {
       'rows': one('SELECT count(*) FROM ranked')[0],
-      'eligible': facts.eligible, 'candidates': facts.candidates,
+      'eligible': facts.eligible,
+      'candidates': facts.candidates,
       'kept': facts.kept,
     },
     'dropped': dict(facts.dropped),
@@ -89,13 +94,19 @@ def build(connection, facts: Facts) -> dict:
       facts.kept / facts.eligible if facts.eligible else None
     ),
     'score': {
-      'name': rule.score, 'kept_low': low, 'kept_high': high,
-      'kept_mean': mean, 'eligible_mean': everyone,
+      'name': rule.score,
+      'kept_low': low,
+      'kept_high': high,
+      'kept_mean': mean,
+      'eligible_mean': everyone,
     },
     'cut': {
       'score': last if rule.highest or last is None else -last,
-      'tied': tied, 'tied_kept': tied_kept,
-    } if facts.stream == budget_lib.TIES else None,
+      'tied': tied,
+      'tied_kept': tied_kept,
+    }
+    if facts.stream == budget_lib.TIES
+    else None,
     'ran_short': facts.limit is not None and facts.kept < facts.limit,
     'engine': 'duckdb',
     'tokens': _tokens(one, facts),
@@ -126,12 +137,13 @@ def _tokens(one, facts):
     return None
   role = _role(facts, facts.models[0])
   tokens = f'coalesce(n_q_{role} + n_a_{role}, 0)'
-  everyone, kept = one(f'''
+  everyone, kept = one(f"""
     SELECT sum({tokens}),
       sum({tokens}) FILTER (row IN (SELECT row FROM chosen))
-    FROM ranked WHERE eligible''')
+    FROM ranked WHERE eligible""")
   return {
-    'model': facts.models[0], 'eligible': int(everyone or 0),
+    'model': facts.models[0],
+    'eligible': int(everyone or 0),
     'kept': int(kept or 0),
   }
 
@@ -141,11 +153,19 @@ def _per_stratum(connection, facts):
   if role is None:
     return []
   names = (
-    'stratum', 'log_ppl_q_low', 'log_ppl_q_high', 'eligible', 'kept',
-    'score_low', 'score_high', 'mean_query_tokens', 'mean_query_tokens_kept',
-    'mean_answer_tokens', 'mean_answer_tokens_kept',
+    'stratum',
+    'log_ppl_q_low',
+    'log_ppl_q_high',
+    'eligible',
+    'kept',
+    'score_low',
+    'score_high',
+    'mean_query_tokens',
+    'mean_query_tokens_kept',
+    'mean_answer_tokens',
+    'mean_answer_tokens_kept',
   )
-  lines = connection.execute(f'''
+  lines = connection.execute(f"""
     WITH marked AS (
       SELECT ranked.*, chosen.row IS NOT NULL AS kept
       FROM ranked LEFT JOIN chosen USING (row)
@@ -155,7 +175,7 @@ def _per_stratum(connection, facts):
       min({score}) FILTER (kept), max({score}) FILTER (kept),
       avg(n_q_{role}), avg(n_q_{role}) FILTER (kept),
       avg(n_a_{role}), avg(n_a_{role}) FILTER (kept)
-    FROM marked GROUP BY 1 ORDER BY 1''').fetchall()
+    FROM marked GROUP BY 1 ORDER BY 1""").fetchall()
   return [dict(zip(names, line, strict=True)) for line in lines]
 
 

@@ -1,0 +1,1 @@
+"""The work directory: layout, atomic files, journals, mirror, lease."""
