@@ -61,7 +61,8 @@ def maps(columns, chosen) -> str:
         f'{markup.role_name(columns, model)}: RMI over PPL(Q)',
         picture,
         f'Upright lines: edges of the {columns.num_strata} strata; level '
-        'lines: median RMI of each. Queries of low PPL(Q) leave little to explain.',
+        'lines: median RMI of each. Queries of low PPL(Q) leave little to '
+        'explain.',
       )
     )
   try:

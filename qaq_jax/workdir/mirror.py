@@ -20,8 +20,7 @@ from collections.abc import Iterator
 
 import fsspec
 
-from qaq_jax.workdir import lease
-from qaq_jax.workdir import files
+from qaq_jax.workdir import files, lease
 
 _STATE = '.mirror.json'
 # What tells two versions of an object apart, by store.
