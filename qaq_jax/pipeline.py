@@ -4,67 +4,66 @@ import functools
 import json
 import os
 import pathlib
-import sys
+import shlex
+from collections.abc import Sequence
 
 import jax
 import ml_collections
 
 from qaq_jax.runtime import processes, runlog
+from qaq_jax.stages import check as check_lib
 from qaq_jax.stages import registry
 from qaq_jax.workdir import files
 from qaq_jax.workdir import mirror as mirror_lib
 from qaq_jax.workdir.layout import WorkDir
 
-STAGES = {
-  'mine': registry.mine,
-  'prepare': registry.prepare,
-  'score': registry.score,
-  'select': registry.select,
-  'finetune': registry.finetune,
-  'evaluate': registry.evaluate,
-  'compare': registry.compare,
-  'audit': registry.audit,
-  'analyse': registry.analyse,
-  'report': registry.report,
-  'plan': registry.plan,
-}
 
-# Stages that all processes run together; of the others the first runs each, and
-# the rest wait.
-_TOGETHER = ('score', 'finetune', 'evaluate', 'compare')
-# Of those, the ones whose processes must all see one folder.
-_ONE_FOLDER = ('finetune', 'evaluate', 'compare')
+def command(
+  name: str,
+  config: ml_collections.ConfigDict,
+  workdir: str,
+  given: Sequence[str],
+) -> None:
+  """As `run`, in a process that does nothing else: one of several, perhaps.
 
-# What to do after `qaq run`, by a stage that was in it.
-_NEXT = {
-  'report': """open {workdir}/report/index.html
-      read docs/selection.md, or list the rules: python -m qaq_jax.selection
-      choose again, without a model: qaq select --workdir={workdir} \\
-        {config} --config.select.rule=rmi_window
-      look at single samples: notebooks/probe_rmi.ipynb
-      train on what was chosen: qaq finetune --workdir={workdir} \\
-        {config}""",
-  'finetune': """evaluate the model in {workdir}/{folder}/model: read
-      docs/evaluation.md, then qaq evaluate --workdir={workdir} \\
-        {config}""",
-  'compare': 'read {workdir}/compare/results.md and docs/finetuning.md',
-}
+  Args:
+    name: as in `run`.
+    config: as in `run`.
+    workdir: as in `run`.
+    given: the arguments of the command line, without the stage.
+
+  Raises:
+    ValueError: as in `run`.
+    OSError: as in `run`.
+  """
+  stages = registry.named(name, config.stages)
+  if all(stage.elsewhere for stage in stages):
+    # Nor are its programs kept: those for other chips can't be read back.
+    jax.config.update('jax_platforms', 'cpu')
+    run(name, config, workdir, given=given)
+    return
+  _keep_programs()
+  with processes.joined() as watch:
+    run(name, config, workdir, watch, given)
 
 
 def run(
-  stage: str,
+  name: str,
   config: ml_collections.ConfigDict,
   workdir: str,
   watch: processes.Watch | None = None,
+  given: Sequence[str] = ('--config=THE_SAME', '--workdir=THE_SAME'),
 ) -> pathlib.Path:
   """Runs one stage, or all of `config.stages`.
 
   Args:
-    stage: a key of STAGES, or 'run' for all that the config lists.
+    name: of a stage, or 'run' for all that the config lists.
     config: as made by `qaq_jax.config.get_default` and changed.
     workdir: folder of all output, made where it is missing, that all
       processes see; or of an object store, as gs://bucket/run.
     watch: over the processes, where there are several.
+    given: the arguments of the command line, without the stage: for the run
+      log, and for the commands that are named at the end.
 
   Returns:
     The work directory; of an object store, its local copy.
@@ -73,40 +72,48 @@ def run(
     ValueError: the config or an input cannot be used; says what to do.
     OSError: a file cannot be read or written.
   """
-  names = tuple(config.stages) if stage == 'run' else (stage,)
-  unknown = [name for name in names if name not in STAGES]
-  if unknown:
-    raise ValueError(
-      f'config.stages: there is no stage {unknown[0]!r}; there are: '
-      + ', '.join(STAGES)
-    )
-  registry.check(config, names)
-  workdir = _open(names, workdir)
+  stages = registry.named(name, config.stages)
+  check_lib.check(config, any(stage.loads_models for stage in stages))
+  for module in [stage.load() for stage in stages]:
+    if hasattr(module, 'check'):
+      module.check(config)
+  workdir = _open(stages, workdir)
   # Process 0 holds the lock; stages of two commands would mix artifacts.
   lock = files.Lock(workdir.path) if jax.process_index() == 0 else None
+  log = runlog.RunLog(workdir.run_log, ['qaq', name, *given])
   try:
     if workdir.mirror:
-      _run_mirrored(names, config, workdir, watch)
+      _run_mirrored(stages, config, workdir, log, watch)
     else:
-      _run(names, config, workdir, watch)
+      _run(stages, config, workdir, log, watch)
   finally:
     if lock:
       lock.release()
-  if stage == 'run' and jax.process_index() == 0:
-    given = [a for a in sys.argv if a.startswith('--config=')]
-    for name in (n for n in _NEXT if n in names):
-      print(
-        '\nnext: '
-        + _NEXT[name].format(
-          workdir=workdir,
-          folder=config.finetune.folder,
-          config=(given or ['--config=THE_SAME'])[0],
-        )
-      )
+  if name == registry.RUN and jax.process_index() == 0:
+    for stage in stages:
+      if stage.next:
+        told = {'workdir': workdir, 'config': config, 'given': _Given(given)}
+        print('\nnext: ' + stage.next.format(**told))
   return workdir.path
 
 
-def keep_programs() -> None:
+class _Given:
+  """A command's arguments in a hint; `{given:-select}` less a section's."""
+
+  def __init__(self, words: Sequence[str]):
+    self._words = words
+
+  def __format__(self, less: str):
+    kept, leave = [], False
+    for word in self._words:
+      if word.startswith('-'):  # else it belongs to the word before
+        leave = bool(less) and word.startswith(f'--config.{less[1:]}.')
+      if not leave:
+        kept.append(word)
+    return shlex.join(kept)
+
+
+def _keep_programs() -> None:
   """Keeps compiled programs across runs, unless jax is told where already."""
   if not jax.config.jax_compilation_cache_dir:
     home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
@@ -116,10 +123,10 @@ def keep_programs() -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 
-def _open(names, path) -> WorkDir:
+def _open(stages, path) -> WorkDir:
   if not mirror_lib.is_remote(path):
     return WorkDir(path)
-  single = [name for name in names if name in _ONE_FOLDER]
+  single = [stage.name for stage in stages if stage.one_folder]
   if single and jax.process_count() > 1:
     raise ValueError(
       f'--workdir={path}: {single[0]} with several processes needs a folder '
@@ -130,7 +137,7 @@ def _open(names, path) -> WorkDir:
   return WorkDir(mirror.path, mirror)
 
 
-def _run_mirrored(names, config, workdir, watch) -> None:
+def _run_mirrored(stages, config, workdir, log, watch) -> None:
   """Runs the stages on the local copy; what they wrote is stored."""
   mirror = workdir.mirror
   first = jax.process_index() == 0
@@ -139,7 +146,7 @@ def _run_mirrored(names, config, workdir, watch) -> None:
     mirror.pull()
     processes.barrier('fetched')  # before anything is written
     try:
-      _run(names, config, workdir, watch)
+      _run(stages, config, workdir, log, watch)
     finally:  # only of a complete copy: what is missing in it is deleted there
       if first:
         mirror.push()
@@ -164,24 +171,23 @@ def _exchange(workdir) -> None:
     workdir.mirror.pull()
 
 
-def _run(names, config, workdir, watch) -> None:
+def _run(stages, config, workdir, log, watch) -> None:
   if jax.process_index() == 0:
     files.remove_temporaries(workdir.path)
     text = json.dumps(config.to_dict(), indent=2, default=str)
     workdir.config.write_text(text + '\n')
-  log = runlog.RunLog(workdir.run_log)
   log.environment()
   if watch is not None:
     watch.on_loss = functools.partial(_on_loss, log, workdir)
-  for name in names:
-    with log.stage(name):
-      work = functools.partial(STAGES[name], config, workdir)
-      if name in _TOGETHER:
+  for stage in stages:
+    with log.stage(stage.name):
+      work = functools.partial(stage.load().run, config, workdir)
+      if stage.together:
         result = work()
-        processes.barrier(name)  # what the first one joins is there
+        processes.barrier(stage.name)  # what the first one joins is there
       else:
-        result = processes.by_the_first(work, name)
-      log.write('result', stage=name, **(result or {}))
+        result = processes.by_the_first(work, stage.name)
+      log.write('result', stage=stage.name, **(result or {}))
     if workdir.mirror:
       _exchange(workdir)
 

@@ -11,7 +11,7 @@ import time
 import pytest
 import yaml
 
-from qaq_jax import pipeline
+from qaq_jax.stages import registry
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 LAUNCH = ROOT / 'launch'
@@ -163,7 +163,7 @@ def test_the_jobset_fills_its_slice():
   assert hosts['parallelism'] * chips == int(x) * int(y)
   stage, config, workdir = container['args']
   assert container['command'] == ['qaq']
-  assert stage in ('run', *pipeline.STAGES)
+  assert stage in ('run', *registry.STAGES)
   recipe, argument = config.removeprefix('--config=').split(':', 1)
   assert (ROOT / recipe).exists()
   (mount,) = [m['mountPath'] for m in container['volumeMounts']]

@@ -353,7 +353,7 @@ def test_what_is_trained_on_follows_from_the_budget(
   config = pairs_to_train_on(tmp_path)
   config.select.budget.update(budget)
   config.score.terms = ('q', 'q_given_a')
-  result = plan.plan(config, WorkDir(tmp_path / 'work'))['finetune']
+  result = plan.run(config, WorkDir(tmp_path / 'work'))['finetune']
   assert result.get('samples') == samples
   if samples is None:
     assert 'no hours: how many rows pass select.budget.threshold' in (
@@ -383,7 +383,7 @@ def test_training_data_of_its_own_is_what_is_counted(tmp_path):
   lines = (tmp_path / 'pairs.jsonl').read_text().splitlines()
   other.write_text('\n'.join(lines[:30]) + '\n')
   config.finetune.data = str(other)
-  result = plan.plan(config, WorkDir(tmp_path / 'work'))['finetune']
+  result = plan.run(config, WorkDir(tmp_path / 'work'))['finetune']
   assert result['samples'] == 20
 
 
@@ -568,7 +568,7 @@ def test_a_gpu_plan_is_marked_as_an_estimate(tmp_path, capsys):
   config_lib.use_demo(config, rows=100)
   config.data.path = ''
   config.plan.topology = 'h200:4'
-  result = plan.plan(config, WorkDir(tmp_path))
+  result = plan.run(config, WorkDir(tmp_path))
   text = capsys.readouterr().out
   assert 'ESTIMATED' in text and 'config.data.path is empty' in text
   assert not result['score']['strong']['compiled']
@@ -577,7 +577,7 @@ def test_a_gpu_plan_is_marked_as_an_estimate(tmp_path, capsys):
 
 def test_an_empty_topology_is_told(tmp_path):
   with pytest.raises(ValueError, match='say --topology=NAME, as in v4:2x2x4'):
-    plan.plan(config_lib.get_default(), WorkDir(tmp_path))
+    plan.run(config_lib.get_default(), WorkDir(tmp_path))
 
 
 def test_plan_for_a_tpu_reads_the_users_data(tmp_path, capsys):
@@ -601,7 +601,7 @@ def test_plan_for_a_tpu_reads_the_users_data(tmp_path, capsys):
   config.score.max_shapes = 1
   config.score.tokens_per_batch = 1024
   config.score.mesh.fsdp = 2
-  result = plan.plan(config, WorkDir(tmp_path / 'work'))
+  result = plan.run(config, WorkDir(tmp_path / 'work'))
   text = capsys.readouterr().out
   assert 'compiled for it' in text and 'all-gather' in text
   for found in result['score'].values():
@@ -651,7 +651,7 @@ def test_recipe_fits_its_topology(recipe, where, tmp_path):
       fixture = FIXTURES / f'{model.path.replace("/", "--")}.json'
       shutil.copy(fixture, folder / 'config.json')
       model.path = str(folder)
-  result = plan.plan(config, WorkDir(tmp_path / 'work'))
+  result = plan.run(config, WorkDir(tmp_path / 'work'))
   plans = dict(result['score'])
   if 'finetune' in config.stages:
     plans['finetune'] = result['finetune']

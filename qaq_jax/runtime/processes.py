@@ -19,10 +19,15 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 
 import jax
 from jax._src import distributed  # client and barrier have no public name
+
+# What the user can mend is told in words; the stack trace is in run.log.
+MENDABLE = (ValueError, OSError, ImportError, RuntimeError, FloatingPointError)
+INTERRUPTED = 'interrupted; the same command goes on with what is on disk'
 
 BEAT_SECONDS = 2.0
 LOST_SECONDS = 30.0  # without a life sign
@@ -95,6 +100,23 @@ def start() -> 'Watch | None':
   watch = Watch(client(), jax.process_index(), jax.process_count())
   watch.start()
   return watch
+
+
+@contextlib.contextmanager
+def joined() -> Iterator['Watch | None']:
+  """Joins the run's processes for a block, as `start`; tells how it ends.
+
+  Of several, one whose block fails ends here, once the others know of it.
+  """
+  watch = start()
+  try:
+    yield watch
+  except BaseException as e:
+    if watch is not None:  # the others would wait for this process
+      watch.fail(e)
+    raise
+  if watch is not None:
+    watch.close()
 
 
 def _number(variable: str) -> int | None:
@@ -268,8 +290,8 @@ class Watch:
       f'qaq/ended/{self._index}', '', allow_overwrite=True
     )
 
-  def fail(self, error: BaseException, code: int = 1) -> None:
-    """Tells the others of an error, and ends this process with a status.
+  def fail(self, error: BaseException) -> None:
+    """Tells the others of an error, and ends this process.
 
     A collective that breaks says nothing of the process that broke it: this
     one waits until the watch has found out, and ended it with the name. Jax's
@@ -278,8 +300,12 @@ class Watch:
     if isinstance(error, (jax.errors.JaxRuntimeError, FirstFailed)):
       time.sleep(LOST_SECONDS + 3 * BEAT_SECONDS)
     self._failing = True
+    interrupted = isinstance(error, KeyboardInterrupt)
+    if not isinstance(error, (*MENDABLE, KeyboardInterrupt)):
+      traceback.print_exception(error)
     # Before the others know: process 0 may end, and jax then ends this one.
-    print(f'qaq: error: {_words(error)}', file=sys.stderr, flush=True)
+    said = INTERRUPTED if interrupted else f'error: {_words(error)}'
+    print(f'qaq: {said}', file=sys.stderr, flush=True)
     sys.stdout.flush()
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       self._store.key_value_set(
@@ -288,4 +314,4 @@ class Watch:
         allow_overwrite=True,
       )
     self._let_the_others_see()
-    os._exit(code)
+    os._exit(130 if interrupted else 1)

@@ -9,9 +9,9 @@ import importlib.metadata
 import json
 import pathlib
 import platform
-import sys
 import time
 import traceback
+from collections.abc import Sequence
 
 import jax
 
@@ -31,13 +31,13 @@ PACKAGES = (
 
 
 class RunLog:
-  """Appends events to a log file.
+  """Appends events of a command to a log file.
 
   Only process 0 writes. Every line is flushed, so a kill loses none.
   """
 
-  def __init__(self, path: pathlib.Path):
-    self._path = path
+  def __init__(self, path: pathlib.Path, command: Sequence[str]):
+    self._path, self._command = path, command
 
   def write(self, event: str, **fields) -> None:
     """Appends one event."""
@@ -56,7 +56,7 @@ class RunLog:
     devices = jax.devices()
     self.write(
       'environment',
-      command=sys.argv,
+      command=self._command,
       python=platform.python_version(),
       platform=platform.platform(),
       versions=_versions(),

@@ -217,7 +217,7 @@ class _Cells:
     config = self._config.copy_and_resolve_references()
     with config.unlocked():
       config.evaluate.path = str(folder / 'model')
-    scores = evaluate.evaluate(config, WorkDir(folder))['scores']
+    scores = evaluate.run(config, WorkDir(folder))['scores']
     return {name: found['pass@1'] for name, found in scores.items()}
 
   def _select(self, line, seed) -> np.ndarray:

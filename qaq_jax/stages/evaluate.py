@@ -31,7 +31,7 @@ from qaq_jax.workdir.layout import WorkDir
 _VERSION = 1  # of what a model is asked
 
 
-def evaluate(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
+def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   """Generates programs for every benchmark; runs them where that is allowed.
 
   Args:

@@ -32,7 +32,7 @@ from qaq_jax.workdir.layout import WorkDir
 _LOOK_TOKENS = 128  # written per query for an early look
 
 
-def finetune(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
+def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   """Fine-tunes on the chosen samples and exports the model.
 
   Args:

@@ -25,7 +25,7 @@ from qaq_jax.workdir import files
 from qaq_jax.workdir.layout import WorkDir
 
 
-def plan(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
+def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   """Plans scoring, and fine-tuning where the config's stages have it.
 
   Prints the plans and writes them to plan.json of the work directory.

@@ -24,7 +24,7 @@ from qaq_jax.stages import artifacts
 from qaq_jax.workdir.layout import SAMPLES_KEY, WorkDir
 
 
-def score(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
+def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   """Scores the samples with every model, one after the other, and joins.
 
   Args:

@@ -1,0 +1,49 @@
+"""What can be known of a config before any work is done."""
+
+import ml_collections
+
+from qaq_jax.models import quantized
+from qaq_jax.selection import budget, strata
+from qaq_jax.selection.rules import rule as rule_lib
+from qaq_jax.stages import artifacts
+
+DTYPES = ('float32', 'bfloat16')
+
+
+def check(config: ml_collections.ConfigDict, loads_models: bool) -> None:
+  """Finds what can be known to be wrong before any work is done.
+
+  Args:
+    config: the resolved config.
+    loads_models: a stage that loads them will run.
+
+  Raises:
+    ValueError: names the field and what to do.
+  """
+  for role, name in config.roles.items():
+    if name and name not in config.models:
+      raise ValueError(
+        f'config.roles.{role} is {name!r}; config.models has: '
+        + (', '.join(config.models) or 'none')
+      )
+  for name, model in config.models.items():
+    if not model.path and loads_models:
+      raise ValueError(f'config.models.{name}.path is empty')
+    if model.dtype not in DTYPES:
+      raise ValueError(
+        f'config.models.{name}.dtype is {model.dtype!r}; it is one of '
+        + ', '.join(DTYPES)
+      )
+    if model.quantization not in quantized.SCHEMES:
+      raise ValueError(
+        f'config.models.{name}.quantization is {model.quantization!r}; it '
+        'is one of ' + ', '.join(map(repr, quantized.SCHEMES))
+      )
+  if config.strata.by not in strata.BY:
+    raise ValueError(
+      f'config.strata.by is {config.strata.by!r}; it is one of '
+      + ', '.join(strata.BY)
+    )
+  rule = rule_lib.get_rule(config.select.rule)
+  budget.Budget.of(config.select.budget.to_dict())
+  rule_lib.resolve_options(rule, artifacts.given_options(config))

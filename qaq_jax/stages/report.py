@@ -1,0 +1,32 @@
+"""The report stage: one page about scores and selection."""
+
+import os
+
+import ml_collections
+
+from qaq_jax import report as report_lib
+from qaq_jax.stages import artifacts
+from qaq_jax.workdir.layout import WorkDir
+
+
+def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
+  """One page about scores and selection."""
+  path = workdir.report
+  table = artifacts.score_columns(config, workdir)
+  selection = artifacts.selection(config, workdir, table)
+  artifacts.check_selection(config, workdir, selection)
+  report_lib.write_report(
+    path,
+    table,
+    selection,
+    artifacts.open_samples(config, workdir),
+    title=f'{config.select.rule} on {os.path.basename(config.data.path)}',
+    info={
+      f'{model}: {name}': str(value)
+      for model, fingerprint in workdir.fingerprints().items()
+      for name, value in fingerprint.items()
+      if not isinstance(value, dict)
+    },
+  )
+  print(f'wrote {path}')
+  return {'path': str(path)}

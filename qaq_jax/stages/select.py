@@ -1,0 +1,32 @@
+"""The select stage: a score table to chosen samples."""
+
+import ml_collections
+
+from qaq_jax.data import samples
+from qaq_jax.selection import summary
+from qaq_jax.stages import artifacts
+from qaq_jax.workdir import files
+from qaq_jax.workdir.layout import WorkDir
+
+
+def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
+  """Score table -> chosen samples, in the input's own schema."""
+  store = artifacts.open_samples(config, workdir)
+  selection = artifacts.selection(config, workdir)
+  before = files.read_json(workdir.selection)
+  path = workdir.path / config.select.output
+  samples.write_selected(store, selection.rows, path)
+  report = selection.report | {
+    'samples': store.content_hash,
+    'scores': workdir.fingerprints(),
+  }
+  files.write_json(workdir.selection, report)
+  print(summary.format_selection(selection.report))
+  if not len(selection.rows):
+    print('! Nothing was kept.')
+  print(f'wrote {path} and {workdir.selection}')
+  if before and before['rows_sha256'] != report['rows_sha256']:
+    print(f'(before: {before["rule"]}, {before["counts"]["kept"]} rows)')
+    if workdir.report.exists():
+      print(f'{workdir.report} shows that one still: qaq report makes it anew')
+  return {'rule': config.select.rule, 'kept': len(selection.rows)}
