@@ -292,7 +292,7 @@ def test_a_missing_client_is_told_with_its_extra(tmp_path):
   program = (
     'import sys\n'
     'sys.modules["s3fs"] = None\n'
-    'from qaq_jax import mirror\n'
+    'from qaq_jax.workdir import mirror\n'
     f'mirror.Mirror("s3://b/x", {str(tmp_path)!r})\n'
   )
   done = subprocess.run(

@@ -342,7 +342,7 @@ def test_all_name_the_lost_one_whoever_looks_first(how, own):
   program = (
     'import os, time\n'
     'import jax\n'
-    'from qaq_jax import processes\n'
+    'from qaq_jax.runtime import processes\n'
     'processes.LOST_SECONDS = 6.0\n'
     'index = int(os.environ["INDEX"])\n'
     'jax.distributed.initialize(num_processes=3, process_id=index)\n'
@@ -371,7 +371,7 @@ def test_what_the_first_cannot_do_is_an_error_of_all():
   program = (
     'import os\n'
     'import jax\n'
-    'from qaq_jax import processes\n'
+    'from qaq_jax.runtime import processes\n'
     'jax.distributed.initialize(\n'
     '    num_processes=2, process_id=int(os.environ["INDEX"]))\n'
     'done = processes.by_the_first(lambda: 7, "number")\n'
@@ -474,7 +474,7 @@ def test_processes_of_a_launcher_find_each_other(launcher):
   """Real processes, with the environment that the launcher would give."""
   program = (
     'import jax\n'
-    'from qaq_jax import processes\n'
+    'from qaq_jax.runtime import processes\n'
     'watch = processes.start()\n'
     'print(jax.process_index(), jax.process_count(), jax.device_count())\n'
     'processes.barrier("end")\n'

@@ -489,7 +489,7 @@ def test_programs_die_with_the_trusted_process(sandbox, first):
     f'try: {first}\nexcept OSError: pass\nwhile True: time.sleep(1)'
   )
   script = (
-    'from qaq_jax.evaluation.process import Limits, Process\n'
+    'from qaq_jax.sandbox.process import Limits, Process\n'
     f'p = Process(Limits(), {layer!r}, seccomp=True)\n'
     f'p.send({{"load": {program!r}}})\n'
     'import time; time.sleep(0.5)\n'
