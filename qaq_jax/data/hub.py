@@ -187,4 +187,4 @@ def _commit(source) -> tuple[str, bool]:
       f'{source.path!r} is no local path, and the hub was not reached '
       f'({type(e).__name__}); check the path or the connection'
     ) from e
-  return info.sha, False
+  return str(info.sha), False

@@ -79,8 +79,8 @@ def recognise(
         chosen.setdefault('input', 'input')
     else:
       raise DataError(_cannot_tell(where, found, queries, answers, chats))
-  for role, names in (('system', SYSTEM_NAMES), ('id', ('id',))):
-    present = [c for c in names if c in found]
+  for role, known in (('system', SYSTEM_NAMES), ('id', ('id',))):
+    present = [c for c in known if c in found]
     if role not in chosen and len(present) == 1:
       chosen[role] = present[0]
   return {r: chosen[r] for r in COLUMN_ROLES if r in chosen}
@@ -113,7 +113,7 @@ def to_sample(
   row: int, record: Record, columns: Mapping[str, str], source: DataSource
 ) -> Sample:
   """Makes the sample of one record; never raises for what is in it."""
-  made = dict(id=None, query='', answer='', system=None, input='')
+  made: dict = dict(id=None, query='', answer='', system=None, input='')
   status, reason = 'ok', ''
   try:
     if record.value is None:
@@ -123,7 +123,7 @@ def to_sample(
       system, pairs = _from_messages(record.value, columns['messages'])
       own = _text(record.value, columns.get('system'), optional=True)
       system = system or own
-      query, answer, made['input'] = *_choose(pairs, source.turns), ''
+      query, answer = _choose(pairs, source.turns)
     else:
       query, answer, system, made['input'] = _from_columns(
         record.value, columns, source.turns

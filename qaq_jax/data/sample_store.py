@@ -56,7 +56,8 @@ def write_parts(
   shutil.rmtree(partial, ignore_errors=True)
   partial.mkdir(parents=True)
   writer = _PartWriter(partial, rows_per_part)
-  digest, statuses, has_id = hashlib.sha256(), collections.Counter(), False
+  digest, has_id = hashlib.sha256(), False
+  statuses: collections.Counter[str] = collections.Counter()
   reasons = ReasonCounter()
   for sample in samples:
     group = _to_row(sample)

@@ -110,10 +110,11 @@ def load_or_mine(
       part = file.with_suffix('.part')
       part.write_text(''.join(lines), encoding='utf-8')
       part.rename(file)
-  return tuple(
+  train, held_out = (
     [mining.Pair(**json.loads(line)) for line in f.open(encoding='utf-8')]
     for f in files
   )
+  return train, held_out
 
 
 def encode(
@@ -133,8 +134,8 @@ def pieces(tokenizer: tokenizers.Tokenizer) -> dict[str, tuple[int, ...]]:
   newline = tuple(tokenizer.encode('\n').ids)
   after = REVERSE_INSTRUCTION.removeprefix('{answer}')
   return {
-    'bos': (tokenizer.token_to_id(tokenizer_lib.BOS),),
-    'eos': (tokenizer.token_to_id(tokenizer_lib.EOS),),
+    'bos': tokenizer_lib.marker(tokenizer, tokenizer_lib.BOS),
+    'eos': tokenizer_lib.marker(tokenizer, tokenizer_lib.EOS),
     'newline': newline,
     'before_query': (*tokenizer.encode(after).ids, *newline),
   }

@@ -16,6 +16,7 @@ import os
 import pathlib
 import platform
 import re
+import sys
 import sysconfig
 import textwrap
 import warnings
@@ -66,6 +67,8 @@ _NOT_PROSE = re.compile(
   re.IGNORECASE,
 )
 _WORD = re.compile(r'[A-Za-z]{2,}')
+
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,10 +136,10 @@ def _files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def _functions(
   node: ast.AST, prefix: str = ''
-) -> Iterator[tuple[str, ast.FunctionDef]]:
+) -> Iterator[tuple[str, _Function]]:
   """Functions and methods in file order; not those inside functions."""
   for child in ast.iter_child_nodes(node):
-    if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+    if isinstance(child, _Function):
       yield prefix + child.name, child
     elif isinstance(child, ast.ClassDef):
       yield from _functions(child, f'{prefix}{child.name}.')
@@ -148,7 +151,7 @@ def _query(docstring: str, limits: Limits) -> str | None:
   """The first paragraph on one line, or None when it isn't plain prose."""
   paragraph = re.split(r'\n[ \t]*\n', docstring.strip(), maxsplit=1)[0]
   # A list or a section underline after the first line is not prose.
-  lines = []
+  lines: list[str] = []
   for line in paragraph.splitlines():
     line = line.strip()
     if lines and re.match(r'(:\w|@\w|[-=~*]{3,}|>>>|[-*] |\.\. )', line):
@@ -176,12 +179,13 @@ def _is_stub(body: Sequence[ast.stmt]) -> bool:
 
 
 def _answer(
-  function: ast.FunctionDef, lines: Sequence[str], limits: Limits
+  function: _Function, lines: Sequence[str], limits: Limits
 ) -> str | None:
   """The function's own text without its docstring; None when unfit."""
   doc, rest = function.body[0], function.body[1:]
   if not rest or _is_stub(rest):
     return None
+  assert doc.end_lineno and doc.end_col_offset is not None  # of parsed text
   if lines[doc.lineno - 1][: doc.col_offset].strip():
     return None  # the docstring shares its line with the header
   start = min([function.lineno, *(d.lineno for d in function.decorator_list)])
@@ -217,8 +221,8 @@ def mine_source(
     if not docstring:
       continue
     query = _query(docstring, limits)
-    answer = query and _answer(function, lines, limits)
-    if answer:
+    answer = _answer(function, lines, limits) if query else None
+    if query and answer:
       yield Pair(package, module, name, query, answer)
 
 
@@ -258,7 +262,7 @@ def mine(
     ModuleNotFoundError: A package is missing; names it.
   """
   limits = limits or Limits()
-  pairs = []
+  pairs: list[Pair] = []
   for package in packages:
     folder = package_folder(package, site)
     for path in _files(folder):
@@ -307,10 +311,10 @@ def package_version(package: str, site: str | os.PathLike | None = None) -> str:
   """Version of an installed package; Python's own for 'stdlib'."""
   if package == STDLIB:
     return f'Python {platform.python_version()}'
-  path = {} if site is None else {'path': [os.fspath(site)]}
-  for found in importlib.metadata.distributions(name=package, **path):
+  path = sys.path if site is None else [os.fspath(site)]
+  for found in importlib.metadata.distributions(name=package, path=path):
     return found.version
-  for found in importlib.metadata.distributions(**path):  # another name
+  for found in importlib.metadata.distributions(path=path):  # another name
     if any(f.parts == (package, '__init__.py') for f in found.files or ()):
       return found.version
   return 'unknown version'

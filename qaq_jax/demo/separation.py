@@ -70,7 +70,7 @@ def nll(
     partial(likelihood.batch_likelihood, graphdef, chunks=chunks)
   )
   sums = np.zeros(len(rows))
-  length_of = {}
+  length_of: dict[int, list[int]] = {}
   for i, (ids, _) in enumerate(rows):
     length_of.setdefault(-(-len(ids) // multiple) * multiple, []).append(i)
   for length, members in sorted(length_of.items()):

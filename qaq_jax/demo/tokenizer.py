@@ -65,3 +65,15 @@ def save_tokenizer(
   }
   text = json.dumps(config, indent=2) + '\n'
   (directory / 'tokenizer_config.json').write_text(text, encoding='utf-8')
+
+
+def marker(tokenizer: tokenizers.Tokenizer, text: str) -> tuple[int]:
+  """The id of BOS, EOS or PAD.
+
+  Raises:
+    ValueError: the tokenizer is not one of the demo's.
+  """
+  found = tokenizer.token_to_id(text)
+  if found is None:
+    raise ValueError(f"the tokenizer has no {text}: it is not the demo's")
+  return (found,)

@@ -8,6 +8,7 @@ WORKDIR/metrics.jsonl, the model in Hugging Face format in WORKDIR/model.
 """
 
 import json
+import os
 import pathlib
 
 import jax.numpy as jnp
@@ -67,14 +68,14 @@ def model_config(sizes: dict, tokenizer, max_length: int) -> dict:
   }
 
 
-def train(config, workdir: str) -> dict:
+def train(config, workdir: str | os.PathLike) -> dict:
   """Mines, trains, exports; returns the final measures."""
-  workdir = pathlib.Path(workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
+  folder = pathlib.Path(workdir)
+  folder.mkdir(parents=True, exist_ok=True)
   options = corpus.CorpusOptions(**config.corpus)
-  train_pairs, held_out = corpus.load_or_mine(options, workdir)
+  train_pairs, held_out = corpus.load_or_mine(options, folder)
   tokenizer = load_or_train_tokenizer(
-    train_pairs, options.vocab_size, workdir / 'tokenizer' / 'tokenizer.json'
+    train_pairs, options.vocab_size, folder / 'tokenizer' / 'tokenizer.json'
   )
   examples = corpus.make_examples(
     tokenizer,
@@ -107,19 +108,19 @@ def train(config, workdir: str) -> dict:
     trainer,
     trainer.state,
     examples,
-    workdir,
+    folder,
     options=loop.FitOptions(seed=config.seed, **config.loop),
     optimizer_options=optimizer_options,
     measure_fn=lambda state: evaluate(trainer.model(state)),
     name=config.name,
   )
-  out = workdir / 'model'
+  out = folder / 'model'
   checkpoint.save_hf(trainer.model(fitted.state), out, dtype=jnp.bfloat16)
   tokenizer_lib.save_tokenizer(tokenizer, out, max_length=1024)
   # What counts is the file: measured on the rounded weights.
   loaded = checkpoint.load(out, mesh=None, dtype=jnp.float32)
   result = evaluate(loaded)
-  (workdir / 'result.json').write_text(json.dumps(result, indent=2) + '\n')
+  (folder / 'result.json').write_text(json.dumps(result, indent=2) + '\n')
   logging.info('exported to %s: %s', out, result)
   return result
 
@@ -129,6 +130,7 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments {argv[1:]}')
   logging.set_verbosity(logging.INFO)
+  assert _WORKDIR.value is not None  # marked as required
   train(_CONFIG.value, _WORKDIR.value)
 
 

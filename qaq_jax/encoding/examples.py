@@ -123,7 +123,8 @@ def make_examples(
   Returns:
     Examples of 2 to `max_length` tokens, each with a target of weight above 0.
   """
-  examples, skipped = [], collections.Counter()
+  examples: list[Example] = []
+  skipped: collections.Counter[str] = collections.Counter()
   truncated, longest = 0, (0, -1)
   samples = iter(samples)
   while chunk := list(itertools.islice(samples, _CHUNK)):

@@ -61,9 +61,10 @@ class View:
     self.tokenizer.no_truncation()
     self.tokenizer.no_padding()
     moved = {
-      self.tokenizer.token_to_id(text): real
+      trained: real
       for text, real in real_ids.items()
-      if self.tokenizer.token_to_id(text) not in (None, real)
+      if (trained := self.tokenizer.token_to_id(text)) is not None
+      and trained != real
     }
     self._remap = None
     if moved:
@@ -77,7 +78,8 @@ class View:
 
   def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
     """Ids (int32) of each text; no special tokens are added."""
-    ids, at = [], 0
+    ids: list[np.ndarray] = []
+    at = 0
     while at < len(texts):
       stop, size = at, 0
       while stop < len(texts) and (stop == at or size < _CHUNK):

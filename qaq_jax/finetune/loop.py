@@ -8,6 +8,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 
@@ -21,6 +22,7 @@ from qaq_jax.finetune import (
   signals,
 )
 from qaq_jax.finetune import plan as plan_lib
+from qaq_jax.finetune import step as step_lib
 from qaq_jax.finetune.options import FREE, FitOptions, FitResult
 from qaq_jax.runtime import progress
 from qaq_jax.workdir import files
@@ -44,7 +46,7 @@ def fit(
   optimizer_options: optimizer.OptimizerOptions,
   validation: Sequence[Example] = (),
   sample_fn: Callable[[object], Sequence] | None = None,
-  measure_fn: Callable[[object], Mapping[str, float]] | None = None,
+  measure_fn: Callable[[Any], Mapping[str, float]] | None = None,
   fingerprint: Mapping | None = None,
   reserve: int = 0,
   name: str = '',
@@ -187,8 +189,8 @@ def _check_examples(examples, options, what):
 class _Loop:
   """Updates, evaluations, checkpoints."""
 
-  trainer: object
-  state: object
+  trainer: step_lib.Trainer
+  state: step_lib.TrainState
   examples: Sequence[Example]
   validation: Sequence[Example]
   options: FitOptions

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from qaq_jax.finetune import batches
 
@@ -106,10 +107,10 @@ class FitResult:
     load_best: reads the state of the best checkpoint.
   """
 
-  state: object
+  state: Any
   steps: int
   tokens: int
   seconds: float
   best_step: int
   best_loss: float | None
-  load_best: Callable[[], object]
+  load_best: Callable[[], Any]

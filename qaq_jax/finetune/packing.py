@@ -1,12 +1,11 @@
 """Several sequences into one row."""
 
-from collections.abc import Sequence
-
 import numpy as np
+import numpy.typing as npt
 
 
 def first_fit_decreasing(
-  lengths: Sequence[int], capacity: int
+  lengths: npt.ArrayLike, capacity: int
 ) -> list[list[int]]:
   """Puts sequences into as few rows as first-fit decreasing finds.
 
@@ -14,7 +13,7 @@ def first_fit_decreasing(
   the best number of rows, plus 1 (Johnson 1973).
 
   Args:
-    lengths: tokens of each sequence.
+    lengths: tokens of each sequence, [S].
     capacity: tokens of a row.
 
   Returns:
@@ -24,18 +23,18 @@ def first_fit_decreasing(
   Raises:
     ValueError: a sequence is longer than a row.
   """
-  lengths = np.asarray(lengths, np.int64)
-  if len(lengths) and lengths.max() > capacity:
+  lengths_S = np.asarray(lengths, np.int64)
+  if len(lengths_S) and lengths_S.max() > capacity:
     raise ValueError(
-      f'a sequence of {lengths.max()} tokens does not fit into rows of '
+      f'a sequence of {lengths_S.max()} tokens does not fit into rows of '
       f'{capacity}'
     )
-  room = np.full(len(lengths), capacity, np.int64)
+  room = np.full(len(lengths_S), capacity, np.int64)
   rows: list[list[int]] = []
-  for index in np.argsort(-lengths, kind='stable'):
-    row = int(np.argmax(room >= lengths[index]))
+  for index in np.argsort(-lengths_S, kind='stable'):
+    row = int(np.argmax(room >= lengths_S[index]))
     if row >= len(rows):
       rows.append([])
     rows[row].append(int(index))
-    room[row] -= lengths[index]
+    room[row] -= lengths_S[index]
   return rows

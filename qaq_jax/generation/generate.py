@@ -167,9 +167,9 @@ class Generator:
       seeds = range(len(prompts))
     if len(seeds) != len(prompts):
       raise ValueError(f'{len(seeds)} seeds for {len(prompts)} prompts')
-    if stop_strings and self._tokenizer is None:
-      raise ValueError('stop_strings need a tokenizer')
     if stop_strings:
+      if self._tokenizer is None:
+        raise ValueError('stop_strings need a tokenizer')
       more, stop_strings = stopping.split_markers(self._tokenizer, stop_strings)
       stop_ids = (*stop_ids, *more)
     job = _Job(options, frozenset(map(int, stop_ids)), tuple(stop_strings))
@@ -314,8 +314,8 @@ class _Text:
   def __init__(self, tokenizer, job: _Job, limit: int):
     self._tokenizer, self._job, self._limit = tokenizer, job, limit
     self._ids: list[int] = []
-    self._text = None
-    self.finish_reason = None
+    self._text: str | None = None
+    self.finish_reason: str | None = None
 
   def add(self, ids) -> None:
     """Takes the next tokens; those after the end are not looked at."""
@@ -348,4 +348,5 @@ class _Text:
       ended = self._ids[-1] in self._job.stop_ids
       shown = self._ids[:-1] if ended else self._ids
       text = stopping.text_of(self._tokenizer, shown)
+    assert self.finish_reason is not None, 'asked before the row ended'
     return Generation(ids, text or '', self.finish_reason)

@@ -11,6 +11,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from qaq_jax.generation import sampling
@@ -51,7 +52,7 @@ class Plan:
   """
 
   numbers: jax.Array
-  stop_S: jax.Array
+  stop_S: jax.Array | np.ndarray
   limits_B: jax.Array
 
 

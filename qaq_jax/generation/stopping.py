@@ -41,7 +41,7 @@ def stop_ids(
         raise ValueError(f'{path}: not a JSON object ({e})') from e
   if encoder is not None:
     found.append(encoder.stop_id)
-  flat = set()
+  flat: set[int] = set()
   for ids in found:
     flat.update([ids] if isinstance(ids, int) else ids or ())
   return tuple(sorted(flat))
@@ -60,12 +60,13 @@ def split_markers(
   strings = tuple(strings)
   if '' in strings:
     raise ValueError(f'stop_strings={list(strings)}: one is empty')
-  markers = {
+  markers: dict = {
     s: tokenizer.hf.convert_tokens_to_ids(s)
     for s in strings
     if s in tokenizer.hf.get_added_vocab()
   }
-  return tuple(markers.values()), tuple(s for s in strings if s not in markers)
+  ids: tuple[int, ...] = tuple(markers.values())
+  return ids, tuple(s for s in strings if s not in markers)
 
 
 def cut(

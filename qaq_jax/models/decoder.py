@@ -44,6 +44,13 @@ class Decoder(nnx.Module):
   Call it, and `logits`, under `jax.set_mesh` of the mesh it was made for.
   """
 
+  # Set from `params.param_specs`, where the config has them.
+  embedding: nnx.Param
+  final_norm_scale: nnx.Param
+  final_norm_bias: nnx.Param
+  position_embedding: nnx.Param
+  head: nnx.Param
+
   def __init__(
     self,
     config: ModelConfig,
@@ -151,9 +158,12 @@ class Decoder(nnx.Module):
     kinds = {k for s in config.segments for k in s.pattern}
     tables = {
       r: r.tables(positions_BT, config.head_dim)
-      for r in {k.rope for k in kinds} - {None}
+      for r in {k.rope for k in kinds}
+      if r is not None
     }
-    views = [None] * len(self.stacks) if cache is None else cache.views()
+    views: list = [None] * len(self.stacks)
+    if cache is not None:
+      views = cache.views()
     stacks = list(self.stacks)
     for segment in config.segments:
       number = len(segment.pattern)

@@ -16,7 +16,7 @@ def forward_flops(
   config: ModelConfig,
   tokens: int,
   attended: int,
-  head_tokens: int | None = None,
+  head_tokens: float | None = None,
 ) -> tuple[float, float]:
   """Operations of a forward pass: in products with weights, in attention.
 

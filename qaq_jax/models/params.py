@@ -174,7 +174,7 @@ def param_specs(
   """
   d, v = config.hidden_size, config.padded_vocab_size
   unit = 'zeros' if config.norm == 'rms_plus_one' else 'ones'
-  specs = {
+  specs: dict[tuple, ParamSpec] = {
     ('embedding',): ParamSpec((v, d), ('vocab', 'embed'), 0.02),
     ('final_norm_scale',): ParamSpec((d,), (None,), unit),
   }

@@ -14,12 +14,21 @@ Letters of dimensions: see `decoder.py`.
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 MESH_AXES = ('data', 'fsdp', 'tensor')
+
+
+class Sizes(Protocol):
+  """What rules are resolved by: a mesh, or one that is only planned."""
+
+  @property
+  def shape(self) -> Mapping[str, int]:
+    """Axis -> size."""
 
 
 def mesh_sizes(
@@ -46,7 +55,8 @@ def mesh_sizes(
       f' {math.prod(sizes)} devices, there are {number}: choose sizes whose'
       f' product is {number}'
     )
-  return tuple(sizes)
+  data, fsdp, tensor = sizes
+  return data, fsdp, tensor
 
 
 def make_mesh(
@@ -124,7 +134,7 @@ class ShardingRules:
       return 1
     return math.prod(mesh.shape[axis] for axis in self.batch_axes)
 
-  def resolve(self, config, mesh: Mesh) -> 'ShardingRules':
+  def resolve(self, config, mesh: 'Sizes') -> 'ShardingRules':
     """Returns the rules with every split that doesn't divide taken out.
 
     Key/value heads, the MLP and the hidden size are kept whole where they
@@ -134,7 +144,8 @@ class ShardingRules:
 
     Args:
       config: a ModelConfig.
-      mesh: the mesh; its axis names are the rules' vocabulary.
+      mesh: the mesh, or its sizes alone; its axis names are the rules'
+        vocabulary.
 
     Raises:
       ValueError: query heads or padded vocabulary don't divide.

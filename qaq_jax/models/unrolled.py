@@ -30,7 +30,7 @@ def unrolled(model: Decoder) -> Decoder:
   out = nnx.merge(graphdef, state)  # shares the parameters
   out.config = dataclasses.replace(model.config, unrolled=True)
   out._layer = dataclasses.replace(model._layer, config=out.config)
-  stacks = [None] * model.config.num_layers
+  stacks: list = [None] * model.config.num_layers
   for stack, layers in zip(model.stacks, model.config.stacks, strict=True):
     values = nnx.to_pure_dict(nnx.state(stack))
     for i, layer in enumerate(layers):

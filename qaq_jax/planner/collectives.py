@@ -98,7 +98,7 @@ def find(text: str, devices: int) -> list[Collective]:
     devices: that the program runs on.
   """
   bodies, entry = _computations(text)
-  channels = {}
+  channels: dict[tuple, tuple[int, str, int, int]] = {}
 
   def walk(name, times):
     for line in bodies.get(name, ()):
@@ -110,7 +110,9 @@ def find(text: str, devices: int) -> list[Collective]:
           kind, size = 'reduce-scatter', size // group
         # Those of a shard_map share a channel: the place in the source, too.
         key = kind, size, tuple(_SAME.findall(line)) or (name, line)
-        channels[key] = max(channels.get(key, (0,)), (times, kind, size, group))
+        channels[key] = max(
+          channels.get(key, (0, '', 0, 0)), (times, kind, size, group)
+        )
       loop = _WHILE.search(line)
       inner = times
       if loop:
@@ -123,9 +125,9 @@ def find(text: str, devices: int) -> list[Collective]:
             walk(callee, inner)
 
   walk(entry, 1)
-  found = collections.Counter()
-  for times, *what in channels.values():
-    found[tuple(what)] += times
+  found: collections.Counter[tuple[str, int, int]] = collections.Counter()
+  for times, kind, size, group in channels.values():
+    found[kind, size, group] += times
   collectives = [
     Collective(kind, count, size, group)
     for (kind, size, group), count in found.items()
@@ -136,7 +138,8 @@ def find(text: str, devices: int) -> list[Collective]:
 
 def _computations(text) -> tuple[dict[str, list[str]], str]:
   """Lines of each computation, and the name of the first to run."""
-  bodies, entry, lines = {}, '', None
+  bodies: dict[str, list[str]] = {}
+  entry, lines = '', None
   for line in text.splitlines():
     head = _HEAD.match(line)
     if head:
@@ -158,7 +161,8 @@ def _trips(line: str, condition: list[str]) -> int:
   known = _KNOWN_TRIPS.search(line)
   if known:
     return int(known.group(1))
-  constants = dict(m.groups() for m in map(_CONSTANT.search, condition) if m)
+  found = [m for m in map(_CONSTANT.search, condition) if m]
+  constants = {m.group(1): m.group(2) for m in found}
   for line in condition:
     less = _LESS.search(line)
     if less and less.group(1) in constants:

@@ -278,7 +278,7 @@ def compare_meshes(
   tokens = request.options.tokens_per_batch or programs_lib.default_tokens(
     'tpu'
   )
-  found = []
+  found: list[dict] = []
   for mesh in footprint.meshes(request.config, topology.number):
     here = tokens
     while here > request.max_length and (

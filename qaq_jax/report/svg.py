@@ -85,7 +85,8 @@ class Plot:
       f'<svg viewBox="0 0 {self.width} {self.height}" role="img" '
       f'aria-label="{html.escape(description)}">'
     ]
-    for value in ticks(*self.y_range, count=5):
+    low, high = self.y_range
+    for value in ticks(low, high, count=5):
       y = self.y(value)
       out.append(
         f'<line class="grid" x1="{_LEFT}" x2="{right}" y1="{y:.1f}" '
@@ -148,8 +149,9 @@ def histogram(values_N, chosen_N, x_label: str, height=300) -> str | None:
     return None
   used = np.isfinite(values_N)
   bins = _bins(1.3, used.sum(), 12, 56)
-  edges = np.linspace(*span, bins + 1)
-  values = np.clip(values_N, *span)
+  low, high = span
+  edges = np.linspace(low, high, bins + 1)
+  values = np.clip(values_N, low, high)
   all_B = np.histogram(values[used], edges)[0]
   kept_B = np.histogram(values[used & chosen_N], edges)[0]
   plot = Plot(
@@ -209,8 +211,8 @@ def share_map(
     _bins(0.6, used.sum(), 10, 34),
   )
   edges = [
-    np.linspace(*r, n + 1)
-    for r, n in zip((x_range, y_range), bins, strict=True)
+    np.linspace(low, high, n + 1)
+    for (low, high), n in zip((x_range, y_range), bins, strict=True)
   ]
   x, y = np.clip(x_N, *x_range), np.clip(y_N, *y_range)
   all_XY = np.histogram2d(x[used], y[used], edges)[0].astype(int)

@@ -4,7 +4,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 
 import tqdm
 
@@ -115,13 +115,13 @@ class _Failure:
     self.error = error
 
 
-def ahead(items: Iterable, depth: int = 1) -> Iterator:
+def ahead(items: Iterable, depth: int = 1) -> Generator:
   """Yields `items`, made in a thread up to `depth` items ahead.
 
   An error in the thread is raised here. A consumer that stops early should
   close the generator; the thread then ends after the item it is at.
   """
-  ready = queue.Queue(depth)
+  ready: queue.Queue = queue.Queue(depth)
   stop = threading.Event()
 
   def put(item):

@@ -32,7 +32,7 @@ def count_column(term: str, model: str) -> str:
 def column(values) -> np.ndarray:
   """Any column as float64 with NaN for null."""
   if isinstance(values, np.ma.MaskedArray):
-    return values.astype(np.float64).filled(np.nan)
+    return np.ma.filled(values.astype(np.float64), np.nan)
   if hasattr(values, 'to_numpy') and not isinstance(values, np.ndarray):
     try:  # pyarrow.Array wants the copy allowed; ChunkedArray always copies.
       values = values.to_numpy(zero_copy_only=False)

@@ -102,14 +102,14 @@ def plan_shapes(
     attempts.append(
       _best_shapes(typical, multiple, rows_multiple, rows_of, lightest, k)
     )
-  for shapes in attempts:
+  for attempt in attempts:
     shapes = tuple(
       sorted(
-        {(int(r), int(t)) for r, t in shapes}
+        {(int(r), int(t)) for r, t in attempt}
         # Whatever the trial windows hold, the longest must fit somewhere.
         | (
           {(rows_of(int(lengths[-1])), int(lengths[-1]))}
-          if max(t for _, t in shapes) < lengths[-1]
+          if max(t for _, t in attempt) < lengths[-1]
           else set()
         ),
         key=lambda s: (-s[1], -s[0]),
@@ -122,6 +122,7 @@ def plan_shapes(
       best = BatchPlan(
         shapes, waste, tuple(used), tokens_per_batch, rows_multiple
       )
+  assert best is not None, 'the last attempt has at most max_shapes'
   return best
 
 

@@ -23,11 +23,13 @@ def let_through(
   Returns:
     rule -> kind -> share in [0, 1], kinds by falling frequency.
   """
-  labels = np.asarray(labels, dtype=object)
-  totals = collections.Counter(labels.tolist())
+  labels_N = np.asarray(labels, dtype=object)
+  totals: collections.Counter = collections.Counter(labels)
   table = {}
   for rule, rows in chosen.items():
-    kept = collections.Counter(labels[np.asarray(rows, np.int64)].tolist())
+    kept: collections.Counter = collections.Counter(
+      labels_N[np.asarray(rows, np.int64)].tolist()
+    )
     table[rule] = {k: kept[k] / n for k, n in totals.most_common()}
   return table
 

@@ -135,6 +135,7 @@ def attention(
   mesh = sharding.current_mesh()
   if mesh is None:
     return local(q_BTNK, k_BTGK, v_BTGK, segment_ids_BT)
+  assert rules is not None, 'a mesh is set, so rules say how it is used'
   q_spec = rules.spec('batch', None, 'heads', None)
   kv_spec = rules.spec('batch', None, 'kv_heads', None)
   split = rules.heads is not None and rules.kv_heads is None
@@ -190,6 +191,7 @@ def cached_attention(
   mesh = sharding.current_mesh()
   if mesh is None:
     return local(q_B1NK, k_BGSK, v_BGSK, start_B, slot)
+  assert rules is not None, 'a mesh is set, so rules say how it is used'
   q_spec = rules.spec('batch', None, 'heads', None)
   kv_spec = rules.spec('batch', 'kv_heads', None, None)
   split = rules.heads is not None and rules.kv_heads is None
