@@ -25,16 +25,9 @@ from jax import monitoring
 from scipy import special
 
 from qaq_jax.runtime import progress
-from qaq_jax.scoring import (
-  loop,
-  metrics,
-  parts,
-  scorer,
-  store,
-)
-from qaq_jax.scoring import (
-  programs as programs_lib,
-)
+from qaq_jax.scoring import batching, loop, metrics, parts, scorer, store
+from qaq_jax.scoring import programs as programs_lib
+from qaq_jax.scoring import window as window_lib
 
 # The stated tolerance of float32 sums in other batches, orders and shardings.
 # Measured: 2e-7 relative at most; ten times that is left for other machines.
@@ -300,6 +293,37 @@ def test_a_row_that_is_not_finite_spoils_no_other(folder, table, tmp_path):
           assert values[name] is None
         else:
           np.testing.assert_allclose(values[name], want[name], **TOLERANCE)
+
+
+def test_a_term_that_no_batch_scored_is_named(folder):
+  """A window whose last batch never came is not written with nulls."""
+  samples = list(rig.samples(folder).iter_rows(0, 2))
+  encoded = rig.encoder(folder).encode(samples)
+  items = [
+    (row.row, slot, sequence)
+    for row in encoded
+    for slot, sequence in enumerate(row.sequences)
+  ]
+  longest = max(len(sequence.ids) for _, _, sequence in items)
+  plan = batching.BatchPlan(((1, longest),), 0.0, (), longest, 1)
+  batches = batching.make_batches(items, plan)
+  assert len(batches) == 4  # one sequence each
+
+  def scored(batches):
+    window = window_lib.Window(0, range(2), encoded, batches)
+    for batch in batches:
+      window.add(batch, np.ones((len(batch.row_B), 2), np.float32))
+    return window.columns('m', metrics.SHARED_TERMS)
+
+  _, statuses, _ = scored(batches)
+  assert statuses == ['ok', 'ok']
+  for batch in batches:
+    (row,), (slot,) = batch.row_B, batch.slot_B
+    terms = sorted(term for term, _, _ in encoded[row].sequences[slot].spans)
+    with pytest.raises(
+      ValueError, match=re.escape(f'row {row}: {terms} was not scored')
+    ):
+      scored([b for b in batches if b is not batch])
 
 
 def test_truncated_rows(folder, tmp_path):

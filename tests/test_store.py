@@ -178,6 +178,21 @@ def test_parts_without_fingerprint_or_plan_are_refused(tmp_path):
     open_store(tmp_path / 's')
 
 
+def test_a_part_of_another_run_is_refused_by_name(tmp_path):
+  """The right rows, but scored by another model: one file copied over."""
+  other = json.loads(json.dumps(FINGERPRINT))
+  other['model']['path'] = 'b'
+  for name, fingerprint in (('s', FINGERPRINT), ('other', other)):
+    with open_store(tmp_path / name, fingerprint=fingerprint) as opened:
+      fill(opened)
+  part = tmp_path / 's' / 'part-000001.parquet'
+  part.write_bytes((tmp_path / 'other' / part.name).read_bytes())
+  with pytest.raises(
+    store.StoreError, match=f'{part.name} is damaged.*of another run.*delete it'
+  ):
+    list(parts.read_parts(tmp_path / 's'))
+
+
 def test_an_unknown_status_or_a_missing_row_is_not_written(tmp_path):
   with open_store(tmp_path / 's') as opened:
     rows = opened.window(0)
