@@ -1,18 +1,69 @@
-"""Test session set-up: eight fake CPU devices and a compilation cache.
+"""Test session set-up: eight fake CPU devices, cheap programs, a cache of them.
 
-Both must be set before jax starts its backend, hence at import time.
+All must be set before jax starts its backend, hence at import time.
 """
 
+import gc
 import os
 import pathlib
+import resource
+
+import pytest
 
 _ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-os.environ['XLA_FLAGS'] = (
-  os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
+# Tests run thousands of tiny programs a few times each: most of the time went
+# into optimising them. What is checked is the program that we hand to XLA, not
+# what LLVM makes of it. A flag that is given already comes later and wins:
+# `make test-slow` gives those that users have.
+_CHEAP = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
+os.environ['XLA_FLAGS'] = ' '.join(
+  (
+    _CHEAP,
+    os.environ.get('XLA_FLAGS', ''),
+    '--xla_force_host_platform_device_count=8',
+  )
 )
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_ROOT / '.jax_cache'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
 # Tests never reach a hub: what they load, they made or ship themselves.
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
+
+
+def pytest_collection_finish():
+  """Leaves what was imported out of every later collection of garbage."""
+  gc.collect()
+  gc.freeze()
+  gc.set_threshold(50_000)
+
+
+def pytest_sessionfinish(session):
+  """Lets a worker of pytest-xdist tell its peak memory, in KiB."""
+  if hasattr(session.config, 'workeroutput'):
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    session.config.workeroutput['peak'] = peak
+
+
+_PEAKS = {}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+  """Takes the peak memory of a worker that ends."""
+  _PEAKS[node.gateway.id] = getattr(node, 'workeroutput', {}).get('peak', 0)
+
+
+def pytest_terminal_summary(terminalreporter):
+  """Says what the workers and all that they started have used."""
+  if _PEAKS:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    peaks = [
+      f'{name} {peak / 2**20:.2f} GiB' for name, peak in sorted(_PEAKS.items())
+    ]
+    terminalreporter.section('weight')
+    terminalreporter.line(
+      f'CPU time of all processes: {used.ru_utime / 60:.1f} min user, '
+      f'{used.ru_stime / 60:.1f} min system'
+    )
+    terminalreporter.line(f'peak memory of the workers: {", ".join(peaks)}')
