@@ -6,16 +6,25 @@ BIN := $(VENV)/bin
 WORKDIR ?= workdir/demo
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-all test-slow lint lock clean
+.PHONY: demo test test-all test-processes test-slow lint lock clean
 
 demo: $(VENV)/.base
 	$(BIN)/qaq run --config=configs/demo.py --workdir=$(WORKDIR)
 
-test: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+# A file's tests stay on one worker, so that none makes another's fixtures.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
 
+test: $(VENV)/.test
+	$(PYTEST) -m "not slow"
+
+# What pods promise: several real processes, killed, stopped and cut off.
+test-processes: $(VENV)/.test
+	$(PYTEST) -m slow tests/test_processes.py tests/test_finetune_resume.py tests/test_mirror.py
+
+# With programs that are compiled as users' are.
+test-slow: export XLA_FLAGS += --xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true
 test-slow: $(VENV)/.test
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(PYTEST) -m slow
 
 # Everything, on both columns of versions.
 test-all: test test-slow

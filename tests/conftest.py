@@ -17,10 +17,10 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # into optimising them. What is checked is the program that we hand to XLA, not
 # what LLVM makes of it. A flag that is given already comes later and wins:
 # `make test-slow` gives those that users have.
-_CHEAP = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
 os.environ['XLA_FLAGS'] = ' '.join(
   (
-    _CHEAP,
+    '--xla_backend_optimization_level=0',
+    '--xla_cpu_use_fusion_emitters=false',
     os.environ.get('XLA_FLAGS', ''),
     '--xla_force_host_platform_device_count=8',
   )

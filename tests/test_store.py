@@ -206,7 +206,7 @@ def test_an_unknown_status_or_a_missing_row_is_not_written(tmp_path):
 def test_two_processes_cannot_write_and_a_dead_one_does_not_lock(tmp_path):
   (tmp_path / 's').mkdir()
   code = (
-    'import sys, time; from qaq_jax.scoring import files; '
+    'import sys, time; from qaq_jax.workdir import files; '
     f'lock = files.Lock({str(tmp_path / "s")!r}); print("held", flush=True); '
     'time.sleep(60)'
   )
