@@ -361,7 +361,7 @@ def test_what_is_trained_on_follows_from_the_budget(
     )
     return
   job_encoder = finetune.make_encoder(
-    config, config_lib.embedded_model('strong')
+    config, finetune.open_model(config, WorkDir(tmp_path / 'none'))
   )
   store = samples_lib.SampleStore.open(tmp_path / 'all')
   lengths_ = [

@@ -255,6 +255,29 @@ class Encoder:
     system = sample.system or self.system_prompt
     return self.frames(system)[0], self._layout.ending(system)
 
+  def own_ids(self, *, ending: bool = False) -> set[int]:
+    """Ids that sequences can have besides those of the texts in them.
+
+    Args:
+      ending: also those that end an answer.
+
+    Raises:
+      TemplateError: no id ends an answer, see `Layout.ending`.
+    """
+    tokens = self.tokenizer
+    if self._author:  # renders texts into the template: all that is spelled
+      return {*tokens.hf.get_vocab().values(), *tokens.added_prefix}
+    found = set()
+    # A row may bring a system prompt, and the template has words for it.
+    for system in {self.system_prompt, self.system_prompt or 'a'}:
+      for frame in self.frames(system):
+        found.update(frame.head.tolist(), frame.between.tolist())
+      if ending:
+        found.update(self._layout.ending(system).tolist())
+    if self._cherry or self._superfilter:
+      found.update(tokens.added_prefix)
+    return found
+
   @property
   def stop_id(self) -> int:
     """The last of the ids that end an answer: a model that wrote it is done."""

@@ -26,6 +26,8 @@ import numpy as np
 import tokenizers
 import transformers
 
+# Begins the piece that a Unigram vocabulary has in place of a marker.
+NO_TEXT = '\U0010ffff'
 # Characters given to the Rust tokenizer at once: its results take some hundred
 # bytes per token before they become int32.
 _CHUNK = 1 << 20
@@ -230,7 +232,7 @@ def _without_markers(spec: dict) -> dict:
       }
   elif model['type'] == 'Unigram':
     model['vocab'] = [
-      [f'\U0010ffff{i}' if piece in markers else piece, score]
+      [f'{NO_TEXT}{i}' if piece in markers else piece, score]
       for i, (piece, score) in enumerate(model['vocab'])
     ]
   return spec

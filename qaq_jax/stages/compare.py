@@ -17,7 +17,6 @@ import numpy as np
 
 from qaq_jax.evaluation import comparison
 from qaq_jax.finetune import identity
-from qaq_jax.models.hf import checkpoint
 from qaq_jax.scoring import parts, scorer
 from qaq_jax.selection import budget as budget_lib
 from qaq_jax.selection import select as select_lib
@@ -83,7 +82,8 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   cells = _Cells(config, workdir)
   total = sum(line.seeds for line in lines)
   print(
-    f'{total} cells of {len(lines)} lines; start {cells.job.source.path}; '
+    f'{total} cells of {len(lines)} lines; '
+    f'start {cells.job.model.source.path}; '
     f'judged by {len(cells.tokens):,} held-out answers, '
     f'{int(cells.tokens.sum()):,} tokens'
   )
@@ -171,9 +171,7 @@ class _Cells:
     folder = self._folder / 'start' / _name(fingerprint)
 
     def model():
-      return checkpoint.load(
-        self.job.source, mesh=self.job.mesh, dtype=jnp.float32
-      )
+      return self.job.model.load(mesh=self.job.mesh, dtype=jnp.float32)
 
     return self._judge(model, folder, fingerprint)
 

@@ -11,19 +11,17 @@ import pathlib
 import zlib
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import tqdm
 from jax.experimental import multihost_utils
 
-from qaq_jax.encoding import chat, encoder, prompts, tokenization
+from qaq_jax.encoding import chat, prompts
 from qaq_jax.evaluation import benchmarks, harness, judge, postprocess, programs
 from qaq_jax.generation import generate, stopping
 from qaq_jax.models import sharding
-from qaq_jax.models.hf import checkpoint
-from qaq_jax.models.hf import source as source_lib
 from qaq_jax.runtime import processes
 from qaq_jax.sandbox.process import Limits
+from qaq_jax.stages import model as model_lib
 from qaq_jax.workdir import files
 from qaq_jax.workdir import journal as journal_lib
 from qaq_jax.workdir.layout import WorkDir
@@ -160,23 +158,23 @@ class _Job:
         'same program each time; set config.evaluate.temperature, 0.8 say'
       )
     self.name = path
-    self._source = source_lib.resolve(path, c.revision or None)
+    self._model = model_lib.open_model(
+      path, c.revision, field='config.evaluate.path'
+    )
     self._mesh = sharding.make_mesh(**c.mesh.to_dict())
-    self._config = checkpoint.read_config(self._source)
     self._encoder = None
     if c.prompt == 'chat':
-      self._encoder = encoder.Encoder(
-        self._source.directory,
+      self._encoder = self._model.encoder(
         template=c.chat_template or chat.AUTO,
         system_prompt=c.system_prompt,
-        max_length=self._config.max_positions,
+        max_length=self._model.config.max_positions,
         date_string=config.score.date_string,
       )
       self._tokenizer = self._encoder.tokenizer
     else:
-      self._tokenizer = tokenization.load(self._source.directory)
+      self._tokenizer = self._model.tokenizer()
     self._stop_ids = stopping.stop_ids(
-      self._tokenizer, self._config, self._source, self._encoder
+      self._tokenizer, self._model.config, self._model.source, self._encoder
     )
     self._sampling = generate.Sampling(
       temperature=c.temperature,
@@ -269,11 +267,8 @@ class _Job:
   def _generator(self):
     """Loads the weights, if anything is left to generate."""
     c = self._c
-    model = checkpoint.load(
-      self._source,
-      mesh=self._mesh,
-      dtype=jnp.dtype(c.dtype),
-      attention=c.attention,
+    model = self._model.load(
+      mesh=self._mesh, dtype=c.dtype, attention=c.attention
     )
     return generate.Generator(
       model,
@@ -283,11 +278,10 @@ class _Job:
       mesh=self._mesh,
     )
 
-  @functools.cached_property
+  @property
   def model_print(self) -> dict[str, str]:
     """SHA-256 of the model's files, wherever they lie."""
-    model = source_lib.fingerprint(self._source)
-    return {f['name']: f['sha256'] for f in model['files']}
+    return self._model.hashes
 
   def _print(self, benchmark):
     """What a generated text depends on, not how many there are."""

@@ -24,7 +24,7 @@ from qaq_jax.finetune import lora as lora_lib
 from qaq_jax.generation import generate
 from qaq_jax.models import sharding
 from qaq_jax.models.hf import checkpoint, export
-from qaq_jax.models.hf import source as source_lib
+from qaq_jax.stages import model as model_lib
 from qaq_jax.stages import training_data
 from qaq_jax.workdir import files
 from qaq_jax.workdir.layout import WorkDir
@@ -49,7 +49,7 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   data, origin = training_data.training_samples(config, workdir)
   train, validation = training_data.split(config, workdir, data)
   if jax.process_index() == 0:
-    print(f'fine-tuning {job.source.path} on {origin}')
+    print(f'fine-tuning {job.model.source.path} on {origin}')
   train = job.examples(train, 'training')
   held_out = job.examples(validation, 'validation') if validation else []
   usable = {example.row for example in held_out}
@@ -96,21 +96,12 @@ class Job:
     """
     c = self._c = config.finetune
     self._seed = config.seed
-    model = start_of(config)
-    self.source = source_lib.resolve(
-      workdir.filled(model['path']), model['revision'] or None
-    )
-    self._template = model['chat_template']
-    self.encoder = make_encoder(config, self.source.directory)
+    self.model = open_model(config, workdir)
+    self.encoder = make_encoder(config, self.model)
+    self._template = start_of(config)['chat_template']
     self._lora = lora_options(config)
     self.mesh = sharding.make_mesh(**c.mesh.to_dict())
     self.optimizer_options = optimizer.OptimizerOptions(**c.optimizer.to_dict())
-    model_config = checkpoint.read_config(self.source)
-    if c.max_length > model_config.max_positions:
-      raise ValueError(
-        f'config.finetune.max_length={c.max_length} is more than the '
-        f'{model_config.max_positions} positions of {self.source.path}'
-      )
 
   def examples(self, data, what: str) -> list[examples_lib.Example]:
     """Renders samples, tells what became of them.
@@ -140,10 +131,9 @@ class Job:
     Returns:
       The Trainer and its state before the first update.
     """
-    model = checkpoint.load(
-      self.source,
+    model = self.model.load(
       mesh=self.mesh,
-      dtype=jnp.dtype(self._c.dtype),
+      dtype=self._c.dtype,
       # Masters keep what the files hold; frozen weights are only computed
       # with.
       param_dtype=None if self._lora else jnp.float32,
@@ -244,16 +234,14 @@ class Job:
   @functools.cached_property
   def fingerprint(self) -> dict:
     """What the weights depend on besides examples and options."""
-    model = source_lib.fingerprint(self.source)
     return {
-      'model': {f['name']: f['sha256'] for f in model['files']},
-      'commit': model['commit'],
+      **self.model.fingerprint(),
       'lora': dataclasses.asdict(self._lora) if self._lora else None,
     }
 
   @property
   def _export_bytes(self) -> int:
-    shapes = checkpoint.expected_tensors(checkpoint.read_config(self.source))
+    shapes = checkpoint.expected_tensors(self.model.config)
     size = jnp.dtype(self._c.export_dtype).itemsize
     return size * sum(math.prod(shape) for shape in shapes.values())
 
@@ -262,7 +250,7 @@ class Job:
 
     The frozen weights of the training are in the dtype of the computation.
     """
-    base = checkpoint.load(self.source, mesh=self.mesh, dtype=jnp.float32)
+    base = self.model.load(mesh=self.mesh, dtype=jnp.float32)
     exact = lora_lib.add(base, self._lora)
     trained = {
       path: variable
@@ -284,7 +272,7 @@ class Job:
         export.save_adapter(
           model,
           folder / 'adapter',
-          base=self.source.path,
+          base=self.model.source.path,
           rank=self._lora.rank,
           alpha=self._lora.alpha,
         )
@@ -298,7 +286,7 @@ class Job:
     export.save_model(
       model,
       folder / 'model',
-      source=self.source,
+      source=self.model.source,
       dtype=jnp.dtype(self._c.export_dtype),
       chat_template=template,
       stop_ids=(self.encoder.stop_id,),
@@ -306,13 +294,32 @@ class Job:
     return [folder / 'model', *written]
 
 
-def make_encoder(config: ml_collections.ConfigDict, directory):
-  """The encoder of training examples, with the tokenizer of a folder."""
-  model = start_of(config)
-  return encoder.Encoder(
-    directory,
-    template=model['chat_template'],
-    system_prompt=model['system_prompt'],
+def open_model(
+  config: ml_collections.ConfigDict, workdir: WorkDir, *, weights: bool = True
+) -> model_lib.Model:
+  """The start; `weights` as `model.open_model` has it."""
+  start = start_of(config)
+  model = model_lib.open_model(
+    workdir.filled(start['path']),
+    start['revision'],
+    field=start['field'],
+    weights=weights,
+  )
+  model.check_lengths(
+    {'config.finetune.max_length': config.finetune.max_length}
+  )
+  return model
+
+
+def make_encoder(
+  config: ml_collections.ConfigDict, model: model_lib.Model
+) -> encoder.Encoder:
+  """The encoder of training examples."""
+  start = start_of(config)
+  return model.encoder(
+    ending=True,
+    template=start['chat_template'],
+    system_prompt=start['system_prompt'],
     reverse_instruction='{answer}',  # not used, and takes no room
     max_length=config.finetune.max_length,
     date_string=config.score.date_string,
@@ -353,7 +360,7 @@ def lora_options(
 
 
 def start_of(config: ml_collections.ConfigDict) -> dict:
-  """path, revision, chat_template, system_prompt of the start."""
+  """field, path, revision, chat_template, system_prompt of the start."""
   c = config.finetune
   name = config.roles.get(c.model) or c.model
   model = config.models.get(name)
@@ -365,6 +372,7 @@ def start_of(config: ml_collections.ConfigDict) -> dict:
     )
   own = model if model is not None and not c.path else None
   return {
+    'field': 'config.finetune.path' if c.path else f'config.models.{name}',
     'path': c.path or own.path,
     'revision': c.revision or (own.revision if own else ''),
     'chat_template': (

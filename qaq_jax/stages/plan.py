@@ -9,8 +9,6 @@ import ml_collections
 
 from qaq_jax.finetune import batches, optimizer
 from qaq_jax.models import sharding
-from qaq_jax.models.hf import checkpoint
-from qaq_jax.models.hf import source as source_lib
 from qaq_jax.planner import (
   predict,
   score_plan,
@@ -94,15 +92,13 @@ def _mesh(config, where) -> Mesh:
 
 def _score_request(config, workdir, name, surveys) -> score_plan.Request:
   m = config.models[name]
-  source = source_lib.resolve(
-    workdir.filled(m.path), m.revision or None, weights=False
-  )
+  model = score.open_model(config, workdir, name, weights=False)
   return score_plan.Request(
     name=f'{name} ({m.path})',
-    config=checkpoint.read_config(source),
+    config=model.config,
     dtype=m.dtype,
     max_length=m.max_length or config.score.max_length,
-    survey=surveys.of(name, source),
+    survey=surveys.of(name, model),
     options=score.score_options(config),
     embeddings=config.score.embeddings,
     attention=config.score.attention,
@@ -112,14 +108,11 @@ def _score_request(config, workdir, name, surveys) -> score_plan.Request:
 
 def _train_request(config, workdir, mesh, surveys) -> train_plan.Request:
   c = config.finetune
-  start = finetune.start_of(config)
-  source = source_lib.resolve(
-    workdir.filled(start['path']), start['revision'] or None, weights=False
-  )
-  samples, tokens = surveys.training(source)
+  model = finetune.open_model(config, workdir, weights=False)
+  samples, tokens = surveys.training(model)
   return train_plan.Request(
-    name=start['path'],
-    config=checkpoint.read_config(source),
+    name=finetune.start_of(config)['path'],
+    config=model.config,
     dtype=c.dtype,
     layout=batches.Layout(
       max_length=c.max_length,

@@ -8,19 +8,17 @@ import functools
 import pathlib
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 
 from qaq_jax.data import samples as samples_lib
 from qaq_jax.encoding import encoder
 from qaq_jax.models import sharding
 from qaq_jax.models.attention import choose as attention
-from qaq_jax.models.hf import checkpoint
-from qaq_jax.models.hf import source as source_lib
 from qaq_jax.runtime import processes
 from qaq_jax.scoring import join, parts, scorer
 from qaq_jax.selection import derived
 from qaq_jax.stages import artifacts
+from qaq_jax.stages import model as model_lib
 from qaq_jax.workdir.layout import SAMPLES_KEY, WorkDir
 
 
@@ -44,7 +42,9 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   mirror = workdir.mirror
   # All of them first: what is wrong with the last should not be found hours
   # later. Weights are loaded one model at a time, and only if they are needed.
-  models = {name: _Model(config, name, mesh, workdir) for name in config.models}
+  models = {
+    name: _Scoring(config, name, mesh, workdir) for name in config.models
+  }
   summaries = {}
   for name in config.models:
     model = models.pop(name)
@@ -65,13 +65,34 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   return summaries
 
 
-def make_encoder(
-  config: ml_collections.ConfigDict, name: str, directory: pathlib.Path
-) -> encoder.Encoder:
-  """The encoder of model `name` of the config, from its tokenizer's folder."""
+def open_model(
+  config: ml_collections.ConfigDict,
+  workdir: WorkDir,
+  name: str,
+  *,
+  weights: bool = True,
+) -> model_lib.Model:
+  """Model `name` of the config; `weights` as `model.open_model` has it."""
   c, m = config.score, config.models[name]
-  return encoder.Encoder(
-    directory,
+  field = f'config.models.{name}'
+  model = model_lib.open_model(
+    workdir.filled(m.path), m.revision, field=field, weights=weights
+  )
+  lengths = {f'{field}.max_length': m.max_length or c.max_length}
+  if c.ifd_cherry:
+    lengths['config.score.cherry_limit'] = c.cherry_limit
+  if c.ifd_superfilter:
+    lengths['config.score.superfilter_limit'] = c.superfilter_limit
+  model.check_lengths(lengths)
+  return model
+
+
+def make_encoder(
+  config: ml_collections.ConfigDict, name: str, model: model_lib.Model
+) -> encoder.Encoder:
+  """The encoder of model `name` of the config."""
+  c, m = config.score, config.models[name]
+  return model.encoder(
     template=m.chat_template,
     system_prompt=m.system_prompt or c.system_prompt,
     reverse_instruction=c.reverse_instruction,
@@ -99,53 +120,25 @@ def score_options(config: ml_collections.ConfigDict) -> scorer.ScoreOptions:
   )
 
 
-class _Model:
-  """One model of the config: its files, its encoder, its weights on demand."""
+class _Scoring:
+  """Scoring with one model of the config; its weights on demand."""
 
   def __init__(self, config, name, mesh, workdir):
     self._c, self._m = config.score, config.models[name]
     self._name, self._mesh = name, mesh
     self._options = score_options(config)
-    self._source = source_lib.resolve(
-      workdir.filled(self._m.path), self._m.revision or None
-    )
-    self._encoder = make_encoder(config, name, self._source.directory)
-    model_config = checkpoint.read_config(self._source)
-    self._check_fit(name, model_config)
+    self._model = open_model(config, workdir, name)
+    self._encoder = make_encoder(config, name, self._model)
     self._attention = attention.choose(
       self._c.attention,
-      attention.case_of(model_config, self._m.dtype, mesh),
+      attention.case_of(self._model.config, self._m.dtype, mesh),
     )
-
-  def _check_fit(self, name, config):
-    """Refuses lengths and ids that the model was not made for."""
-    largest = max(self._encoder.tokenizer.hf.get_vocab().values())
-    if largest >= config.vocab_size:
-      raise ValueError(
-        f'config.models.{name}: the tokenizer of {self._source.path} has ids '
-        f'up to {largest}, the model embeds {config.vocab_size}: the files '
-        'belong to different models'
-      )
-    positions = config.max_positions
-    own = f'config.models.{name}.max_length'
-    limits = {own: self._m.max_length or self._c.max_length}
-    if self._c.ifd_cherry:
-      limits['config.score.cherry_limit'] = self._c.cherry_limit
-    if self._c.ifd_superfilter:
-      limits['config.score.superfilter_limit'] = self._c.superfilter_limit
-    for field, length in limits.items():
-      if length > positions:
-        raise ValueError(
-          f'{field}: {length} tokens are more than the {positions} positions '
-          f'of {self._source.path}; set --{field}={positions}'
-        )
 
   @functools.cached_property
   def _decoder(self):
-    return checkpoint.load(
-      self._source,
+    return self._model.load(
       mesh=self._mesh,
-      dtype=jnp.dtype(self._m.dtype),
+      dtype=self._m.dtype,
       attention=self._c.attention,
       quantized=self._m.quantization,
     )
@@ -154,7 +147,7 @@ class _Model:
     """Scores one sample store into `out_dir`."""
     info = self._encoder.info()
     lines = [
-      f'{self._source.path}, {self._m.dtype}'
+      f'{self._model.source.path}, {self._m.dtype}'
       f'{self._m.quantization and ", " + self._m.quantization}; template '
       f'{info["template"]}; system prompt: {info["system_prompt"]}; BOS: '
       f'{info["bos"]}; attention: {self._attention}',
@@ -176,11 +169,9 @@ class _Model:
 
   def _fingerprint(self, store) -> dict:
     """Everything that can change a number, besides the scorer's version."""
-    model = source_lib.fingerprint(self._source)
     return {
       'samples': store.content_hash,
-      'model': {f['name']: f['sha256'] for f in model['files']},
-      'commit': model['commit'],
+      **self._model.fingerprint(),
       'encoder': self._encoder.fingerprint(),
       'dtype': self._m.dtype,
       **(

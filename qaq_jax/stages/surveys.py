@@ -23,18 +23,18 @@ class Surveys:
     self._found = {}
     self._folders = []  # of samples that are prepared for the moment
 
-  def of(self, name, source) -> dict | None:
+  def of(self, name, model) -> dict | None:
     """The survey under a model, see `planning.survey`; or None, with why.
 
     Args:
       name: of the model.
-      source: where its tokenizer is.
+      model: the model itself.
     """
     if name not in self._found:
-      self._found[name] = self._survey(name, source)
+      self._found[name] = self._survey(name, model)
     return self._found[name]
 
-  def _survey(self, name, source):
+  def _survey(self, name, model):
     config, workdir = self._config, self._workdir
     known = lengths.stored(workdir, name)
     if known:
@@ -43,7 +43,7 @@ class Surveys:
       print(f'{name}: no lengths and no hours: config.data.path is empty')
       return None
     try:
-      encoder = score.make_encoder(config, name, source.directory)
+      encoder = score.make_encoder(config, name, model)
     except tokenization.TokenizerError as e:
       print(f'{name}: no lengths and no hours: {e}')
       return None
@@ -57,18 +57,18 @@ class Surveys:
       self._samples.num_rows, rows.encode, config.plan.survey_rows
     )
 
-  def training(self, source) -> tuple[int | None, int | None]:
+  def training(self, model) -> tuple[int | None, int | None]:
     """Samples that fine-tuning takes and their tokens; or None, with why.
 
     Args:
-      source: of the model that it starts from.
+      model: that it starts from.
     """
     config = self._config
     if not self._data_of_training():
       print('finetune: no hours: config.data.path is empty')
       return None, None
     try:
-      encoder = finetune.make_encoder(config, source.directory)
+      encoder = finetune.make_encoder(config, model)
     except tokenization.TokenizerError as e:
       print(f'finetune: no hours: {e}')
       return None, None
