@@ -4,45 +4,29 @@ Kept short, so that everything else can be imported, called from a notebook
 and tested. `python -m qaq_jax.main` is the same command.
 """
 
-import os
 import sys
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-import qaq_jax
+from qaq_jax import __version__
 from qaq_jax.stages import registry
 
 
 def main(argv: list[str]) -> None:
   """Runs one stage, or with `run` all that the config lists."""
-  name, given = argv[1] if len(argv) == 2 else '', sys.argv[1:]
-  config = flags.FLAGS.config
-  workdir = flags.FLAGS.workdir or registry.default_workdir(name)
-  if not (name and config and workdir):
-    sys.exit(
-      'qaq: error: a stage, --config and --workdir, please\n' + registry.usage()
-    )
-  given.remove(name)
-  for flag in registry.flags():
-    if flags.FLAGS[flag.name].value is not None:
-      config.update_from_flattened_dict(
-        {flag.field: flags.FLAGS[flag.name].value}
-      )
-  if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.ERROR)  # jax says much at INFO
-  # transformers is here for tokenizers; that torch is missing is no news.
-  os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
-  from qaq_jax import pipeline  # loads jax
-  from qaq_jax.runtime import processes
+  name, values = ''.join(argv[1:2]), flags.FLAGS
+  workdir = values.workdir or registry.default_workdir(name)
+  if len(argv) != 2 or not (values.config and workdir):
+    wanted = f'a stage, --config and --workdir, please\n{registry.usage()}'
+    sys.exit(f'qaq: error: {wanted}')
+  short = {flag.field: values[flag.name].value for flag in registry.flags()}
+  values.config.update_from_flattened_dict(
+    {field: value for field, value in short.items() if value is not None}
+  )
+  from qaq_jax import pipeline  # loads jax, which --help can do without
 
-  try:
-    pipeline.command(name, config, workdir, given)
-  except processes.MENDABLE as e:
-    sys.exit(f'qaq {name}: error: {e}')
-  except KeyboardInterrupt:
-    sys.stderr.write(f'qaq {name}: {processes.INTERRUPTED}\n')
-    sys.exit(130)
+  pipeline.command(name, values.config, workdir, sys.argv[1:])
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -55,8 +39,7 @@ def _parse(argv: list[str]) -> list[str]:
   try:
     return app.parse_flags_with_usage(argv)
   except AttributeError as e:
-    cause = e.args[0]
-    cause = cause.args[0] if isinstance(cause, Exception) else cause
+    cause = getattr(e.args[0], 'args', e.args)[0]
     sys.exit(f'qaq: error: no such field of the config: {cause}')
 
 
@@ -65,8 +48,9 @@ def run() -> None:
   if {'-h', '--help', 'help'} & set(sys.argv[1:]):
     print(registry.usage())
   elif '--version' in sys.argv[1:]:
-    print(f'qaq_jax {qaq_jax.__version__}')
+    print(f'qaq_jax {__version__}')
   else:
+    logging.set_verbosity(logging.ERROR)  # jax says much at INFO
     app.run(main, flags_parser=_parse)
 
 

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import shlex
+import sys
 from collections.abc import Sequence
 
 import jax
@@ -17,6 +18,9 @@ from qaq_jax.workdir import files
 from qaq_jax.workdir import mirror as mirror_lib
 from qaq_jax.workdir.layout import WorkDir
 
+# transformers is here for tokenizers; that torch is missing is no news.
+os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
+
 
 def command(
   name: str,
@@ -26,25 +30,26 @@ def command(
 ) -> None:
   """As `run`, in a process that does nothing else: one of several, perhaps.
 
-  Args:
-    name: as in `run`.
-    config: as in `run`.
-    workdir: as in `run`.
-    given: the arguments of the command line, without the stage.
+  What the user can mend is told in words; the stack trace is in run.log.
 
   Raises:
-    ValueError: as in `run`.
-    OSError: as in `run`.
+    SystemExit: after an error, whose words it has.
   """
-  stages = registry.named(name, config.stages)
-  if all(stage.elsewhere for stage in stages):
-    # Nor are its programs kept: those for other chips can't be read back.
-    jax.config.update('jax_platforms', 'cpu')
-    run(name, config, workdir, given=given)
-    return
-  _keep_programs()
-  with processes.joined() as watch:
-    run(name, config, workdir, watch, given)
+  try:
+    stages = registry.named(name, config.stages)
+    if all(stage.elsewhere for stage in stages):
+      # Nor are its programs kept: those for other chips can't be read back.
+      jax.config.update('jax_platforms', 'cpu')
+      run(name, config, workdir, given=given)
+    else:
+      _keep_programs()
+      with processes.joined() as watch:
+        run(name, config, workdir, watch, given)
+  except processes.MENDABLE as e:
+    sys.exit(f'qaq {name}: error: {e}')
+  except KeyboardInterrupt:
+    print(f'qaq {name}: {processes.INTERRUPTED}', file=sys.stderr)
+    sys.exit(130)
 
 
 def run(
@@ -52,18 +57,18 @@ def run(
   config: ml_collections.ConfigDict,
   workdir: str,
   watch: processes.Watch | None = None,
-  given: Sequence[str] = ('--config=THE_SAME', '--workdir=THE_SAME'),
+  given: Sequence[str] = (),
 ) -> pathlib.Path:
   """Runs one stage, or all of `config.stages`.
 
   Args:
-    name: of a stage, or 'run' for all that the config lists.
+    name: a stage's name, or 'run' for all that the config lists.
     config: as made by `qaq_jax.config.get_default` and changed.
     workdir: folder of all output, made where it is missing, that all
       processes see; or of an object store, as gs://bucket/run.
     watch: over the processes, where there are several.
-    given: the arguments of the command line, without the stage: for the run
-      log, and for the commands that are named at the end.
+    given: the words of the command line behind `qaq`: for the run log, and
+      for the commands that are named at the end.
 
   Returns:
     The work directory; of an object store, its local copy.
@@ -80,7 +85,7 @@ def run(
   workdir = _open(stages, workdir)
   # Process 0 holds the lock; stages of two commands would mix artifacts.
   lock = files.Lock(workdir.path) if jax.process_index() == 0 else None
-  log = runlog.RunLog(workdir.run_log, ['qaq', name, *given])
+  log = runlog.RunLog(workdir.run_log, ['qaq', *given])
   try:
     if workdir.mirror:
       _run_mirrored(stages, config, workdir, log, watch)
@@ -90,18 +95,20 @@ def run(
     if lock:
       lock.release()
   if name == registry.RUN and jax.process_index() == 0:
-    for stage in stages:
-      if stage.next:
-        told = {'workdir': workdir, 'config': config, 'given': _Given(given)}
-        print('\nnext: ' + stage.next.format(**told))
+    given = given or (name, f'--workdir={workdir}', '--config=THE_SAME')
+    words = _Given(name, given)
+    for hint in filter(None, (stage.next for stage in stages)):
+      text = hint.format(workdir=workdir, config=config, given=words)
+      print(f'\nnext: {text}')
   return workdir.path
 
 
 class _Given:
   """A command's arguments in a hint; `{given:-select}` less a section's."""
 
-  def __init__(self, words: Sequence[str]):
-    self._words = words
+  def __init__(self, name: str, words: Sequence[str]):
+    self._words = list(words)
+    self._words.remove(name)
 
   def __format__(self, less: str):
     kept, leave = [], False

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 import jax
 from jax._src import distributed  # client and barrier have no public name
 
-# What the user can mend is told in words; the stack trace is in run.log.
+# Errors that a user can mend; others are faults of ours, with a stack trace.
 MENDABLE = (ValueError, OSError, ImportError, RuntimeError, FloatingPointError)
 INTERRUPTED = 'interrupted; the same command goes on with what is on disk'
 

@@ -19,10 +19,11 @@ class Flag:
   """A word of the command line that sets a field of the config.
 
   Attributes:
-    name: `--name=VALUE`, or `--name` where the default is False.
-    field: of the config, set unless the value is None.
+    name: what stands behind the hyphens: `--name=VALUE`, or `--name` alone
+      where the default is False.
+    field: name of the config's field, 'plan.topology' say.
     says: one sentence of help.
-    default: None is not given; False is a recipe's True refused.
+    default: where it is not given; None leaves the field to the recipe.
   """
 
   name: str
@@ -36,23 +37,24 @@ class Stage:
   """One stage.
 
   Attributes:
-    name: as in `qaq NAME` and `config.stages`.
+    name: the word of `qaq NAME` and `config.stages`.
     says: what it makes of what, for the usage.
-    module: of its `run(config, workdir)`.
-    together: all processes run it; else the first does, and the rest wait.
-    one_folder: its processes must all see one folder.
-    loads_models: it loads `config.models`.
-    elsewhere: it uses no chip that is here and no other process.
-    workdir: where no other is given; '' asks for one.
-    flags: more words of the command line.
-    next: what to do after `qaq run`; `{workdir}`, `{config.FIELD}` and
-      `{given}`, the arguments of the command (`{given:-select}`: less those
-      for that section).
+    module: the file that has its `run`; '' is that of its name beside this.
+    together: whether all processes run it; else the first does, and the rest
+      wait.
+    one_folder: whether its processes must all see one folder.
+    loads_models: whether it loads `config.models`.
+    elsewhere: whether it uses neither a chip that is here nor other processes.
+    workdir: the work directory where none is given; '' asks for one.
+    flags: the words of the command line that it adds.
+    next: what to do after `qaq run`, with `{workdir}`, `{config.FIELD}` and
+      `{given}`, the command's arguments; `{given:-select}` are those without
+      the fields of the section select.
   """
 
   name: str
   says: str
-  module: str
+  module: str = ''
   together: bool = False
   one_folder: bool = False
   loads_models: bool = False
@@ -63,7 +65,7 @@ class Stage:
 
   def load(self) -> types.ModuleType:
     """Imports its file."""
-    return importlib.import_module(self.module)
+    return importlib.import_module(self.module or f'{__package__}.{self.name}')
 
 
 RUN = 'run'  # the command that runs all stages of the config
@@ -85,22 +87,22 @@ def named(name: str, listed: Iterable[str]) -> tuple[Stage, ...]:
   """The stages of a command, in order.
 
   Args:
-    name: of a stage, or 'run'.
-    listed: names, `config.stages`, that 'run' stands for.
+    name: a stage's name, or 'run'.
+    listed: the names that 'run' stands for, `config.stages`.
 
   Raises:
     ValueError: there is no such stage; names the nearest.
   """
   names = tuple(listed) if name == RUN else (name,)
-  for wanted in names:
-    if wanted not in STAGES:
-      where = 'config.stages: ' if name == RUN else ''
-      near = difflib.get_close_matches(wanted, (RUN, *STAGES), n=1)
-      raise ValueError(
-        f'{where}there is no stage {wanted!r}; '
-        + (f'did you mean {near[0]!r}? There are: ' if near else 'there are: ')
-        + ', '.join((*([] if where else [RUN]), *STAGES))
-      )
+  for wanted in (wanted for wanted in names if wanted not in STAGES):
+    known = (*STAGES, RUN) if name != RUN else tuple(STAGES)
+    near = difflib.get_close_matches(wanted, known, n=1)
+    raise ValueError(
+      ('config.stages: ' if name == RUN else '')
+      + f'there is no stage {wanted!r}'
+      + (f' (did you mean {near[0]!r}?)' if near else '')
+      + f'; there are: {", ".join(known)}'
+    )
   return tuple(STAGES[wanted] for wanted in names)
 
 
@@ -116,22 +118,16 @@ def default_workdir(name: str) -> str:
 
 def usage() -> str:
   """The help of the command line."""
-  width = max(map(len, STAGES))
-  lines = [
-    f'  {name:{width}} ' + says.replace('\n', '\n   ' + width * ' ')
-    for name, says in (
-      (RUN, 'all that the config lists'),
-      *((s.name, s.says) for s in STAGES.values()),
-    )
-  ]
-  return _USAGE.format(stages='\n'.join(lines))
+  told = {RUN: 'all that the config lists'}
+  told |= {stage.name: stage.says for stage in STAGES.values()}
+  return _USAGE.format('\n'.join(f'  {k:8} {v}' for k, v in told.items()))
 
 
 _USAGE = """\
 usage: qaq STAGE --config=FILE.py[:arg] --workdir=DIR [--config.field=value ...]
 
 stages:
-{stages}
+{}
 
 example:
   qaq run --config=configs/demo.py --workdir=workdir/demo
@@ -139,27 +135,17 @@ example:
 --config comes before its fields; qaq_jax/config.py lists them all."""
 
 for _stage in (
-  Stage(
-    'prepare',
-    says='input data -> prepared samples',
-    module='qaq_jax.stages.prepare',
-  ),
+  Stage('prepare', says='input data -> prepared samples'),
   Stage(
     'score',
     says='samples and models -> scores.parquet',
-    module='qaq_jax.stages.score',
     together=True,
     loads_models=True,
   ),
-  Stage(
-    'select',
-    says='scores.parquet -> chosen samples',
-    module='qaq_jax.stages.select',
-  ),
+  Stage('select', says='scores.parquet -> chosen samples'),
   Stage(
     'finetune',
     says='chosen samples -> finetune/model, trained and exported',
-    module='qaq_jax.stages.finetune',
     together=True,
     one_folder=True,
     loads_models=True,
@@ -170,8 +156,7 @@ for _stage in (
   Stage(
     'evaluate',
     says="""a model -> programs for HumanEval(+) and MBPP(+), and with
---allow-code-execution what they are worth""",
-    module='qaq_jax.stages.evaluate',
+           --allow-code-execution what they are worth""",
     together=True,
     one_folder=True,
     flags=(
@@ -186,7 +171,6 @@ for _stage in (
   Stage(
     'compare',
     says='what each rule is worth: fine-tunes on the choice of each',
-    module='qaq_jax.stages.compare',
     together=True,
     one_folder=True,
     loads_models=True,
@@ -195,8 +179,7 @@ for _stage in (
   Stage(
     'report',
     says='report/index.html',
-    module='qaq_jax.stages.report',
-    # Options of one rule are refused by another: hence less the section.
+    # One rule's options are refused by another: less the section, hence.
     next="""open {workdir}/report/index.html
       read docs/selection.md, or list the rules: python -m qaq_jax.selection
       choose again, without a model:
@@ -205,35 +188,16 @@ for _stage in (
       train on what was chosen:
       qaq finetune {given}""",
   ),
-  Stage(
-    'audit',
-    says='what each rule lets through, by a label in the input',
-    module='qaq_jax.stages.audit',
-  ),
-  Stage(
-    'analyse',
-    says='rank correlations of scores, overlaps of rules',
-    module='qaq_jax.stages.analyse',
-  ),
-  Stage(
-    'mine',
-    says="the demo's input",
-    module='qaq_jax.stages.mine',
-  ),
+  Stage('audit', says='what each rule lets through, by a label in the input'),
+  Stage('analyse', says='rank correlations of scores, overlaps of rules'),
+  Stage('mine', says="the demo's input"),
   Stage(
     'plan',
     says='--topology=v5e:4x4: memory, batch, hours of a pod, without the pod',
-    module='qaq_jax.stages.plan',
     loads_models=True,
     elsewhere=True,
     workdir='workdir/plan',  # leaves a page of numbers, wherever
-    flags=(
-      Flag(
-        'topology',
-        'plan.topology',
-        'Chips to plan for, as in v5e:4x4; short for --config.plan.topology.',
-      ),
-    ),
+    flags=(Flag('topology', 'plan.topology', 'Chips to plan for.'),),
   ),
 ):
   add(_stage)

@@ -1,0 +1,227 @@
+"""The table of stages: a stage is one record, and the rest comes from it."""
+
+import functools
+import os
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from test_processes import free_port
+
+from qaq_jax import config as config_lib
+from qaq_jax import pipeline
+from qaq_jax.stages import registry
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# Two stages as a user of the table would add them; `both` takes its time in
+# the second process, and `one` needs what both processes of it wrote.
+TOYS = """
+import sys
+import time
+
+import jax
+
+from qaq_jax import main
+from qaq_jax.stages import registry
+
+
+class Both:
+  @staticmethod
+  def check(config):
+    if config.data.limit == 13:
+      raise ValueError('config.data.limit is 13: no luck')
+
+  @staticmethod
+  def run(config, workdir):
+    time.sleep(2 * jax.process_index())
+    text = f'{config.data.path}, {config.plan.topology}'
+    (workdir.path / f'both-{jax.process_index()}').write_text(text)
+
+
+class One:
+  @staticmethod
+  def run(config, workdir):
+    with open(workdir.path / 'one', 'a') as file:
+      file.write(f'{sorted(p.name for p in workdir.path.glob("both-*"))}\\n')
+
+
+sys.modules['both'], sys.modules['one'] = Both, One
+registry.add(
+  registry.Stage(
+    'both',
+    says='data -> both-N',
+    module='both',
+    together=True,
+    flags=(registry.Flag('pod', 'plan.topology', 'Any pod.'),),
+    next='once more: qaq both {given:-select} --config.plan.bandwidth=0.5',
+  )
+)
+registry.add(
+  registry.Stage('one', says='both-N -> one', module='one', workdir='toys')
+)
+if __name__ == '__main__':
+  main.run()
+"""
+RECIPE = """
+from qaq_jax import config as lib
+
+def get_config(arg=None):
+  c = lib.get_default()
+  c.stages = ('both', 'one')
+  c.roles.strong = c.roles.weak = ''  # it has no models
+  return c
+"""
+
+
+@pytest.fixture
+def toys(tmp_path):
+  """Starts `qaq` with the toys in an empty folder."""
+  (tmp_path / 'toys.py').write_text(TOYS)
+  (tmp_path / 'recipe.py').write_text(RECIPE)
+
+  def start(*words, **environment):
+    return subprocess.Popen(
+      [sys.executable, 'toys.py', *words],
+      cwd=tmp_path,
+      env=os.environ
+      | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'}
+      | environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+
+  def qaq(*words):
+    process = start(*words)
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+  qaq.start, qaq.folder = start, tmp_path
+  return qaq
+
+
+def test_a_stage_is_added_in_one_place(toys):
+  """In the usage, checked, run in order, with its flag, workdir and hint."""
+  code, out, _ = toys('--help')
+  assert not code and '\n  both     data -> both-N\n' in out
+
+  words = ['--config=recipe.py', '--pod=a:1', '--config.data.path=two words']
+  own = [
+    '--config.select.engine=duckdb',
+    '--config.data.limit',
+    '7',
+    '--workdir=w',
+  ]
+  code, out, err = toys('run', *words, *own)
+  assert not code, err
+  work = toys.folder / 'w'
+  assert (work / 'both-0').read_text() == 'two words, a:1'
+  assert (work / 'one').read_text() == "['both-0']\n"
+
+  # The hint holds as it is printed: with all that was given but one section.
+  [hint] = re.findall('^next: once more: qaq (.*)', out, re.MULTILINE)
+  kept = ['both', *words, '--config.data.limit', '7', '--workdir=w']
+  assert shlex.split(hint) == [*kept, '--config.plan.bandwidth=0.5']
+  (work / 'both-0').unlink()
+  code, _, err = toys(*shlex.split(hint))
+  assert not code, err
+  assert (work / 'both-0').read_text() == 'two words, a:1'
+
+  code, _, err = toys('run', '--config=recipe.py', '--config.data.limit=13')
+  assert code and '--workdir, please' in err  # `run` has no folder of its own
+  code, _, err = toys(
+    'run', '--config=recipe.py', '--config.data.limit=13', '--workdir=v'
+  )
+  assert code and 'qaq run: error: config.data.limit is 13: no luck' in err
+  assert not (toys.folder / 'v').exists()
+  code, _, err = toys('one', '--config=recipe.py')
+  assert not code, err
+  assert (toys.folder / 'toys' / 'one').read_text() == '[]\n'
+
+
+def test_processes_run_it_as_its_record_says(toys):
+  """All of them, and a barrier behind; or the first alone."""
+  address = f'localhost:{free_port()}'
+  started = [
+    toys.start(
+      'run',
+      '--config=recipe.py',
+      '--workdir=w',
+      JAX_COORDINATOR_ADDRESS=address,
+      JAX_NUM_PROCESSES='2',
+      JAX_PROCESS_ID=str(index),
+    )
+    for index in range(2)
+  ]
+  try:
+    ends = [process.communicate(timeout=120) for process in started]
+  finally:
+    for process in started:
+      process.kill()
+  assert [p.returncode for p in started] == [0, 0], ends
+  one = toys.folder / 'w' / 'one'
+  assert one.read_text() == "['both-0', 'both-1']\n"
+  assert ['next: ' in out for out, _ in ends] == [True, False]
+
+
+@pytest.mark.parametrize('name', ['score', 'run'])
+def test_a_name_is_taken_once(name):
+  with pytest.raises(ValueError, match=f'a stage {name!r} already'):
+    registry.add(registry.Stage(name, says='another'))
+
+
+@pytest.mark.parametrize(
+  'name, listed, words',
+  [
+    ('runn', (), r"^there is no stage 'runn' \(did you mean 'run'\?\)"),
+    ('evalute', (), r"did you mean 'evaluate'\?\); there are: prepare, score"),
+    ('qqq', (), "no stage 'qqq'; there are: prepare, "),
+    ('run', ('score', 'repot'), "^config.stages: .*'repot' .*'report'"),
+    # What `run` lists is no command: it would never end.
+    ('run', ('run',), "^config.stages: there is no stage 'run'"),
+  ],
+)
+def test_a_wrong_name_is_told_the_nearest(name, listed, words):
+  with pytest.raises(ValueError, match=words):
+    registry.named(name, listed)
+
+
+@pytest.mark.parametrize(
+  'stage', registry.STAGES.values(), ids=lambda s: s.name
+)
+def test_every_record_holds(stage):
+  """Its file runs, and its words are of this table and config."""
+  assert callable(stage.load().run)
+  config = config_lib.get_default()
+  fields = [flag.field for flag in stage.flags]
+  for field in fields + re.findall(r'{config\.([\w.]+)}', stage.next):
+    functools.reduce(getattr, field.split('.'), config)
+  assert set(re.findall(r'qaq (\w+)', stage.next)) <= set(registry.STAGES)
+
+
+def test_the_command_line_starts_without_jax():
+  program = (
+    'import sys\n'
+    'from qaq_jax import main\n'
+    'main.run()\n'
+    'print(sorted({"jax", "numpy", "pyarrow"} & set(sys.modules)))\n'
+  )
+  for word, told in (('--help', 'usage: qaq STAGE'), ('--version', 'qaq_jax ')):
+    out = subprocess.run(
+      [sys.executable, '-c', program, word],
+      check=True,
+      capture_output=True,
+      text=True,
+      cwd=ROOT,
+    ).stdout
+    assert out.startswith(told) and out.endswith('\n[]\n')
+
+
+def test_the_command_line_is_read_in_one_place():
+  package = pathlib.Path(pipeline.__file__).parent
+  found = [p for p in package.rglob('*.py') if 'sys.argv' in p.read_text()]
+  assert found == [package / 'main.py']
