@@ -250,6 +250,32 @@ def test_unreadable_answers(sandbox):
     assert e.value.kind == 'output'
 
 
+@pytest.mark.parametrize(
+  'send',
+  [
+    'os.write(answers, b" ")',  # byte by byte, for ever
+    'os.write(answers, b" "); os.read(taken, 1)',  # and taken back
+  ],
+)
+def test_answers_that_begin_and_do_not_end(sandbox, send):
+  program = (
+    'import os\ndef f():\n'
+    '  for answers in range(3, 64):\n'
+    '    try:\n      os.write(answers, b"\\x0f\\xff\\xff\\xff")\n      break\n'
+    '    except OSError: pass\n'
+    '  try:\n    taken = os.open(f"/proc/self/fd/{answers}", os.O_RDONLY)\n'
+    '  except OSError: taken = 0\n'
+    f'  while True: {send}'
+  )
+  with sandbox.start() as process:
+    assert 'loaded' in _load(process, program)
+    process.send({'function': 'f', 'calls': [['list', []]]})
+    with pytest.raises(ProgramError) as e:
+      process.receive(0.5, 1 << 28)
+    assert process.seconds < 6  # the limit twice, and two seconds
+  assert e.value.kind in ('timeout', 'output')
+
+
 def test_orders_that_are_not_read(sandbox, monkeypatch):
   monkeypatch.setattr(process_lib, 'START_SECONDS', 0.5)
   program = (

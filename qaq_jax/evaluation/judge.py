@@ -157,7 +157,7 @@ def run_reference(
         outputs.append(answer['value'] if same else values.encode(output))
         seconds.append(float(answer['seconds']))
   except ProgramError as e:
-    error = f'test {len(outputs)}: {e.kind}: {e.message}'
+    error = _clean(f'test {len(outputs)}: {e.kind}: {e.message}')
   return Reference(calls, outputs, seconds, error)
 
 
@@ -331,16 +331,18 @@ def _relay(tester, process, function, limit):
       raise ProgramError('test', message['error'])
     _send_calls(process, function, [json.dumps(message['call'])])
     left = limit - (process.seconds - before)
-    answer = process.receive(max(left, 0.0))
+    if left <= 0:
+      raise ProgramError('timeout', f'more than {limit:.2f} s')
+    answer = process.receive(left)
     kept = 'error' if 'error' in answer else 'value'
     tester.send({kept: answer.get(kept)})
 
 
 def _load(process: Process, program: str, limit: float) -> None:
   process.send({'load': program})
-  answer = process.receive(limit)
+  answer = process.receive(limit, _ANSWER_SLACK)
   if 'loaded' not in answer:
-    raise ProgramError('error', _clean(answer.get('error')))
+    raise ProgramError('error', answer.get('error'))
 
 
 def _send_calls(process, function, calls):
@@ -349,7 +351,8 @@ def _send_calls(process, function, calls):
 
 
 def _reason(e):
-  return e.message if e.kind in ('error', 'test') else f'{e.kind}: {e.message}'
+  told = e.kind in ('error', 'test')
+  return _clean(e.message if told else f'{e.kind}: {e.message}')
 
 
 def _clean(text):

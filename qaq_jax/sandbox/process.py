@@ -26,6 +26,7 @@ START_SECONDS = 60.0
 _REMOVE_SECONDS = 60.0
 _END_SECONDS = 5.0  # for a process to be seen to have ended
 _SLICE = 0.05  # seconds between two looks at the clock
+_TRANSFER_SECONDS = 2.0  # more for a message that has begun to come
 # A program may be kept waiting by others for so many times its limit.
 _PATIENCE = 20.0
 _WAITING = 20.0  # and seconds more
@@ -117,7 +118,8 @@ class Process:
       start_new_session=True,
     )
     self.pid = self._process.pid
-    os.set_blocking(self._process.stdin.fileno(), False)
+    for pipe in (self._process.stdin, self._process.stdout):
+      os.set_blocking(pipe.fileno(), False)
     try:
       self._contain(layer, seccomp)
     except BaseException:
@@ -163,7 +165,8 @@ class Process:
     clock = _Clock(self.program_pid, START_SECONDS)
     view = memoryview(_HEADER.pack(len(body)) + body)
     while view:
-      if not poll.poll(clock.wait() * 1000) and clock.over():
+      ready = poll.poll(clock.wait() * 1000)
+      if clock.over(moving=ready):
         raise ProgramError('timeout', 'it does not read its orders')
       try:
         view = view[os.write(orders, view) :]
@@ -206,11 +209,13 @@ class Process:
     poll = select.poll()
     poll.register(stream, select.POLLIN)
     while len(self._buffer) < size:
-      if not poll.poll(clock.wait() * 1000):
-        if clock.over():
-          raise ProgramError('timeout', f'more than {clock.limit:.2f} s')
+      ready = poll.poll(clock.wait() * 1000)
+      if clock.over(moving=ready):
+        raise ProgramError('timeout', f'more than {clock.limit:.2f} s')
+      try:
+        part = os.read(stream, _MB)
+      except BlockingIOError:  # nothing there, or the program took it back
         continue
-      part = os.read(stream, _MB)
       if not part:
         raise ProgramError('crash', self._end())
       self._buffer += part
@@ -296,11 +301,16 @@ class _Clock:
     """Seconds until the next look."""
     return max(_SLICE, self.limit - self._wall())
 
-  def over(self):
-    """Whether the limit is used up."""
+  def over(self, *, moving):
+    """Whether the limit is used up.
+
+    Args:
+      moving: bytes go over: what comes in time is not refused for being read
+        late, but nobody sends byte by byte for ever.
+    """
+    limit = self.limit + (self.limit + _TRANSFER_SECONDS if moving else 0)
     return (
-      self.used() >= self.limit
-      or self._wall() > self.limit * _PATIENCE + _WAITING
+      self.used() >= limit or self._wall() > self.limit * _PATIENCE + _WAITING
     )
 
 

@@ -7,19 +7,24 @@ to nothing.
 
 The process under test encodes; the trusted process decodes. Whoever sends
 forged bytes has sent a value like any other, and it still has to be the right
-one.
+one. Whatever was sent, decoding it and comparing it take memory and time in
+proportion to its bytes.
 """
 
-import re
+import functools
 import sys
+
+# As a package of its own where it encodes, in ours where it decodes.
+from . import arrays, hashing
 
 _MAX_DEPTH = 100
 _MAX_ITEMS = 10_000  # of an iterator that a program returns
 _SMALL = 1 << 53  # larger integers travel in hexadecimal
-_NUMPY_KINDS = 'biufcUSO'  # numbers, texts, objects
-# All that `encode` writes of a dtype; NumPy would evaluate other texts.
-_DTYPE = re.compile(f'[<>|=]?[{_NUMPY_KINDS}][0-9]*')
+_MAX_DIGITS = 4300  # of a decimal number, as Python has it for whole numbers
 _MAX_EXPONENT = 400  # of a decimal number
+# Digits of a numerator in hexadecimal; their common divisor takes a time that
+# grows with the square.
+_MAX_HEX = 1 << 14
 # Items, over two levels, from which on only a hash of a list travels: one
 # output of MBPP+ holds 128 million.
 _HUGE = 5_000_000
@@ -168,11 +173,11 @@ def _encode_rare(value, kind, depth):
   # A value of these types exists only where its module was imported.
   if kind is getattr(sys.modules.get('fractions'), 'Fraction', None):
     return ['fraction', [hex(value.numerator), hex(value.denominator)]]
-  if kind is getattr(sys.modules.get('decimal'), 'Decimal', None):
+  if isinstance(value, getattr(sys.modules.get('decimal'), 'Decimal', ())):
     return ['decimal', str(value)]
   numpy = sys.modules.get('numpy')
   if numpy and isinstance(value, (numpy.generic, numpy.ndarray)):
-    if value.dtype.kind not in _NUMPY_KINDS:
+    if value.dtype.kind not in arrays.KINDS:
       return ['opaque', kind.__name__]
     flat = numpy.asarray(value).reshape(-1).tolist()
     flat = [encode(item, depth + 1) for item in flat]
@@ -203,6 +208,8 @@ def _encode_iterable(value, kind):
 def decode(data: object) -> object:
   """Returns the value that `encode` was given.
 
+  Numbers too long to be compared in little time come back as `Opaque`.
+
   Args:
     data: parsed JSON, from a process that is not trusted.
 
@@ -210,67 +217,111 @@ def decode(data: object) -> object:
     ValueError: on anything that `encode` does not write.
   """
   try:
-    return _decode(data)
+    return _decode(data, 0)
   except Exception as e:  # whatever the sender may have thought of
     raise ValueError(f'not an encoded value: {e!r:.200}') from e
 
 
-def _decode(data):
+def _decode(data, depth):
   if data is None or isinstance(data, (bool, str, float, int)):
     return data
+  if type(data) is not list or depth > _MAX_DEPTH:
+    raise ValueError('no pair of a type and a value, or too deep')
   tag, payload = data
-  if tag in _SEQUENCES:
-    return _SEQUENCES[tag]([_decode(item) for item in payload])
+  if tag in ('list', 'tuple'):
+    return _SEQUENCES[tag](_decode_all(payload, depth))
+  if tag in ('set', 'frozenset'):
+    return _SEQUENCES[tag](hashing.distinct(_decode_all(payload, depth)))
   if tag == 'dict':
-    return {_decode(k): _decode(v) for k, v in payload}
+    keys = [_decode(key, depth + 1) for key, _ in payload]
+    hashing.distinct(keys)
+    return {
+      key: _decode(value, depth + 1)
+      for key, (_, value) in zip(keys, payload, strict=True)
+    }
   if tag == 'sub':
-    base = _decode(payload)
+    base = _decode(payload, depth)
     return _SUBCLASSES[type(base).__name__](base)
-  return _RARE[tag](payload)
+  return _RARE[tag](payload, depth)
 
 
-def _decode_fraction(payload):
+def _decode_all(payload, depth):
+  if type(payload) is not list:
+    raise ValueError('no list of items')
+  return [_decode(item, depth + 1) for item in payload]
+
+
+def _decode_fraction(payload, _):
   import fractions  # only where a program returned one
 
   numerator, denominator = payload
+  if max(len(numerator), len(denominator)) > _MAX_HEX:
+    return Opaque('Fraction')
   return fractions.Fraction(int(numerator, 16), int(denominator, 16))
 
 
-def _decode_decimal(text):
-  import decimal  # only where a program returned one
-
-  number = decimal.Decimal(text)
-  if number.is_finite() and abs(number.adjusted()) > _MAX_EXPONENT:
+def _decode_decimal(text, _):
+  number = _decimal_type()(text)
+  if number.is_infinite():
+    return number
+  _, digits, _ = number.as_tuple()
+  if (
+    number.is_nan()
+    or abs(number.adjusted()) > _MAX_EXPONENT
+    or len(digits) > _MAX_DIGITS
+  ):
     return Opaque('Decimal')  # comparing it could take for ever
   return number
 
 
-def _decode_numpy(payload):
-  import numpy  # only where a program returned such a value
+@functools.cache
+def _decimal_type():
+  import decimal  # only where a program returned one
+  import fractions
 
+  class Decimal(decimal.Decimal):
+    """A decimal number that is compared as the fraction that it is.
+
+    Comparing one with a whole number would else turn that into decimal
+    digits, which takes a time that grows with the square of its length.
+    """
+
+    def __eq__(self, other):
+      if isinstance(other, decimal.Decimal) or self.is_infinite():
+        return super().__eq__(other)
+      return fractions.Fraction(self) == other
+
+    __hash__ = decimal.Decimal.__hash__
+
+  return Decimal
+
+
+def _decode_numpy(payload, depth):
   dtype, shape, flat = payload
-  if not _DTYPE.fullmatch(dtype):
-    raise ValueError(f'dtype {dtype!r:.50}')
-  dtype = numpy.dtype(dtype)
-  if dtype.kind not in _NUMPY_KINDS:
-    raise ValueError(f'dtype {dtype}')
-  array = numpy.empty(len(flat), object)
-  array[:] = [_decode(item) for item in flat]
-  # The length of texts is not taken from the sender.
-  array = array.astype(dtype.kind if dtype.kind in 'US' else dtype)
-  if shape is not None:
-    return array.reshape([int(size) for size in shape])
-  return array.reshape(())[()]
+  return arrays.build(dtype, shape, _decode_all(flat, depth))
+
+
+def _decode_digest(payload, _):
+  kind, length, sha256 = payload
+  if [type(kind), type(length), type(sha256)] != [str, int, str]:
+    raise ValueError('no digest')
+  return Digest(kind, length, sha256)
+
+
+def _decode_opaque(name, _):
+  if type(name) is not str:
+    raise ValueError('no name of a type')
+  return Opaque(name[:100])
 
 
 _RARE = {
-  'int': lambda p: int(p, 16),
-  'complex': lambda p: complex(*p),
-  'bytes': bytes.fromhex,
+  'int': lambda p, _: int(p, 16),
+  'complex': lambda p, _: complex(*p),
+  'bytes': lambda p, _: bytes.fromhex(p),
   'fraction': _decode_fraction,
   'decimal': _decode_decimal,
   'numpy': _decode_numpy,
-  'iter': lambda p: Iterated([_decode(item) for item in p]),
-  'digest': lambda p: Digest(str(p[0]), int(p[1]), str(p[2])),
-  'opaque': lambda p: Opaque(str(p)[:100]),
+  'iter': lambda p, depth: Iterated(_decode_all(p, depth)),
+  'digest': _decode_digest,
+  'opaque': _decode_opaque,
 }
