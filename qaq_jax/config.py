@@ -1,258 +1,186 @@
-"""The default config, with one comment per field, and the config argument.
+"""The default config, made from the options of the rooms; the config argument.
 
-A recipe in `configs/` calls `get_default` and states only what differs. The
-stages read the resolved config at their door; the rooms behind it take plain
-arguments.
+A recipe in `configs/` calls `get_default` and states only what differs. Each
+section has the fields of some options dataclasses, which give defaults and
+comments: what a field means, `describe` says. The stages read the resolved
+config at their door; the rooms behind it take plain arguments.
 """
 
 import ast
+import dataclasses
 import importlib.resources
+import inspect
+import re
+import sys
+import textwrap
+import typing
+from collections.abc import Mapping
 
 import ml_collections
 from ml_collections.config_dict import placeholder
 
-from qaq_jax.data.types import REVERSE_INSTRUCTION
+from qaq_jax.data.types import DataSource
+from qaq_jax.encoding.options import EncoderOptions, TrainingOptions
+from qaq_jax.evaluation.options import EvaluateOptions, Options, Timing
+from qaq_jax.finetune import options as finetune_options
+from qaq_jax.generation.options import GeneratorOptions, Sampling
+from qaq_jax.models.options import LoraOptions, MeshOptions
+from qaq_jax.planner.options import Assumptions
+from qaq_jax.sandbox.process import Limits
+from qaq_jax.scoring.options import ScoreOptions
+from qaq_jax.selection import options as selection_options
+from qaq_jax.selection.budget import Budget
+from qaq_jax.stages import options as stage_options
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+  """A field of the config.
+
+  Attributes:
+    default: its value; a placeholder where it has a type alone.
+    comment: what it means.
+  """
+
+  default: typing.Any
+  comment: str
+
+
+def fields(*kinds, without=()) -> dict[str, Field]:
+  """The fields of options dataclasses, or of their instances.
+
+  Args:
+    *kinds: the dataclasses; of a field that two of them have, the first's.
+    without: names that the section lacks: the config says them elsewhere, or
+      they are for callers from Python.
+  """
+  found = {}
+  for kind in kinds:
+    comments = _comments(kind)
+    for field in dataclasses.fields(kind):
+      nested = dataclasses.is_dataclass(field.type)
+      if field.name in found or field.name in without or nested:
+        continue
+      found[field.name] = Field(_default(kind, field), comments[field.name])
+  return found
+
+
+def _default(kind, field):
+  if field.default_factory is not dataclasses.MISSING:
+    return field.default_factory()
+  value = getattr(kind, field.name)
+  if value is None:  # of `float | None`, say
+    return placeholder(typing.get_args(field.type)[0])
+  return value
+
+
+def _comments(kind) -> dict[str, str]:
+  """Field -> its entry under `Attributes:` in the docstring."""
+  text = inspect.getdoc(kind).partition('Attributes:\n')[2]
+  entries = re.findall(r'^  (\w+): (.*(?:\n    .*)*)', text, re.MULTILINE)
+  return {name: ' '.join(entry.split()) for name, entry in entries}
+
+
+def sections() -> dict[str, dict]:
+  """Section -> its fields, and sections in it."""
+  timing = fields(Timing)
+  job = finetune_options
+  return {
+    **fields(stage_options.Run),
+    'data': fields(DataSource),
+    'models': {},  # name -> model, any names; see `add_model`
+    'roles': fields(stage_options.Roles),
+    'score': fields(
+      EncoderOptions,
+      ScoreOptions,
+      stage_options.Score,
+      without=['template', 'merge_check_every', 'progress'],
+    )
+    | {'mesh': fields(MeshOptions)},
+    'strata': fields(selection_options.StrataOptions),
+    'select': fields(
+      selection_options.SelectOptions, selection_options.RuleOptions
+    )
+    | {'budget': fields(Budget)},
+    'analyse': fields(selection_options.AnalyseOptions),
+    'compare': fields(stage_options.Compare),
+    'audit': fields(selection_options.AuditOptions),
+    'finetune': fields(
+      stage_options.Finetune,
+      TrainingOptions,
+      job.FitOptions,
+      job.StepOptions,
+      job.JobOptions,
+      without=['seed', 'progress', 'head_rows'],
+    )
+    | {
+      'optimizer': fields(job.OptimizerOptions),
+      'lora': fields(LoraOptions),
+      'mesh': fields(job.MESH),
+    },
+    'evaluate': fields(
+      stage_options.Evaluate,
+      EvaluateOptions,
+      Sampling,
+      GeneratorOptions,
+      Options,
+      without=['seed'],
+    )
+    | {
+      'test_seconds': timing['floor'],
+      'test_factor': timing['factor'],
+      'memory_mb': fields(Limits)['memory_mb'],
+      'files': fields(stage_options.Files),
+      'mesh': fields(MeshOptions),
+    },
+    'plan': fields(stage_options.Plan, Assumptions),
+    'mine': fields(stage_options.Mine)
+    | {'defects': {}},  # defect -> share of the rows
+  }
 
 
 def get_default() -> ml_collections.ConfigDict:
   """Returns the config that every recipe starts from."""
-  c = ml_collections.ConfigDict()
-  c.seed = 0
-  c.stages = ('prepare', 'score', 'select', 'report')  # what `qaq run` runs
+  return _values(sections())
 
-  c.data = ml_collections.ConfigDict()
-  # A file, a folder, a glob, a saved data set, or a hub id. '{workdir}' in it
-  # is the work directory.
-  c.data.path = ''
-  c.data.format = 'auto'  # jsonl, json, parquet, hf
-  c.data.name = ''  # configuration of a hub data set; '' = its default
-  c.data.split = 'train'  # of a hub or saved data set
-  c.data.revision = ''  # branch, tag or commit of a hub data set
-  # Ours -> the input's: query, input, answer, messages, system, id. Empty:
-  # recognised from the first records, and printed.
-  c.data.columns = ml_collections.ConfigDict()
-  for column in ('query', 'input', 'answer', 'messages', 'system', 'id'):
-    c.data.columns[column] = ''
-  c.data.turns = 'single'  # or 'first', 'last': what to do with more turns
-  c.data.strip = True  # leading and trailing white space of query and answer
-  c.data.limit = 0  # first rows only; 0 = all
 
-  # Name -> model. Any names; `roles` says which is strong and which weak.
-  c.models = ml_collections.ConfigDict()
-  c.roles = ml_collections.ConfigDict()
-  c.roles.strong = 'strong'
-  c.roles.weak = 'weak'
+def _values(section: Mapping) -> ml_collections.ConfigDict:
+  """The default of every field."""
+  config = ml_collections.ConfigDict()
+  for name, field in section.items():
+    config[name] = field.default if isinstance(field, Field) else _values(field)
+  return config
 
-  c.score = ml_collections.ConfigDict()
-  c.score.max_length = 2048  # tokens of the longer sequence
-  c.score.on_long = 'skip'  # or 'truncate_context'
-  c.score.reverse_instruction = REVERSE_INSTRUCTION
-  c.score.system_prompt = ''  # '' = the template's own default
-  # What templates that print a date print (Llama 3.1 and later).
-  c.score.date_string = '26 Jul 2024'
-  c.score.author_compatible = False  # the released scorer's two sequences
-  c.score.embeddings = False  # pooled hidden states, for rule rds_plus
-  # rds_plus: examples of the target tasks, in any format that data.path has.
-  c.score.targets_path = ''
-  c.score.ifd_cherry = False  # two more sequences per row
-  c.score.cherry_limit = 512  # tokens of prompt and answer, as released
-  c.score.ifd_superfilter = False  # two more sequences per row
-  c.score.superfilter_limit = 1024  # tokens of prompt and answer, as released
-  # Likelihoods to compute, () = all. ('q', 'q_given_a') is all that the rules
-  # on ranks of RMI need: 22 to 37% fewer tokens; IFD has no values then.
-  c.score.terms = ()
-  c.score.tokens_per_batch = 0  # per device; 0 = from the compiled memory
-  c.score.max_shapes = 24  # compilations per model
-  c.score.length_multiple = 0  # 0 = 128 on TPU, 16 on GPU, 1 on CPU
-  c.score.rows_per_part = 0  # rows that a kill can cost; 0 = from the lengths
-  # 'auto' = the fastest on the platform; or 'xla', 'splash' (TPU), 'cudnn'.
-  c.score.attention = 'auto'
-  c.score.mesh = ml_collections.ConfigDict()
-  c.score.mesh.data = -1  # -1 = all devices that the other axes leave
-  c.score.mesh.fsdp = 1
-  c.score.mesh.tensor = 1
 
-  c.strata = ml_collections.ConfigDict()
-  c.strata.num_strata = 10  # equal-count bins by PPL(Q); 1 = global ranking
-  c.strata.by = 'own'  # or 'strong', 'weak': whose PPL(Q) makes the bins
+def describe(*names: str) -> str:
+  """The fields of some sections, with defaults and comments, as text.
 
-  c.select = ml_collections.ConfigDict()
-  c.select.rule = 'diff_high'
-  # In the work directory: .jsonl, .jsonl.gz, .json, or .parquet (for Parquet
-  # input, in its own schema).
-  c.select.output = 'selected.jsonl'
-  # At most one; none = the rule's own. A share is of the eligible rows.
-  c.select.budget = ml_collections.ConfigDict()
-  c.select.budget.share = placeholder(float)
-  c.select.budget.rows = placeholder(int)
-  c.select.budget.tokens = placeholder(int)  # of queries and answers
-  c.select.budget.threshold = placeholder(float)  # on the rule's score
-  c.select.include_truncated = False
-  # 'duckdb' makes the same choice on disk, for tables beyond memory.
-  c.select.engine = 'memory'
-  c.select.memory_gb = 4.0  # that DuckDB may use
-  # Options of single rules, None = the rule's own default; the README's table
-  # of rules (or registry.describe_rules()) says which rule has which.
-  c.select.lo = placeholder(float)
-  c.select.hi = placeholder(float)
-  c.select.drop = placeholder(float)
-  c.select.model = placeholder(str)
-  c.select.of = placeholder(str)
-  c.select.reference = placeholder(str)
-  c.select.num_bins = placeholder(int)
-  c.select.column = placeholder(str)
-  c.select.path = placeholder(str)
-  c.select.key = placeholder(str)
+  Args:
+    *names: of sections; none: all.
+  """
+  found = sections()
+  lines = []
+  for name in names or found:
+    lines += _described(f'config.{name}', found[name])
+  return '\n'.join(lines)
 
-  c.analyse = ml_collections.ConfigDict()
-  c.analyse.share = 0.25  # budget of every rule whose overlap is shown
 
-  # Fine-tunes on the choice of every rule, from the same start with the
-  # settings above, and compares held-out losses.
-  c.compare = ml_collections.ConfigDict()
-  # (rule, budget, amount, seeds); budget is 'share', 'rows', 'tokens', or
-  # 'token_share' (of the tokens of all eligible rows).
-  c.compare.table = ()
-  c.compare.held_out = ''  # samples to judge by, in any format
-  c.compare.baseline = 'random'  # subtracted from lines of the same budget
-  c.compare.keep_models = False  # export the model of every cell
-  # Also evaluate every cell's model as config.evaluate says; its programs are
-  # run, so this needs --allow-code-execution.
-  c.compare.evaluate = False
-
-  # What every rule lets through, by a label in the input's records.
-  c.audit = ml_collections.ConfigDict()
-  c.audit.label = ''  # name of the field, 'defect' say
-  c.audit.share = 0.25  # budget of every rule
-  c.audit.rules = ()  # () = every rule that the score table can serve
-
-  c.finetune = ml_collections.ConfigDict()
-  # In the work directory, of checkpoints and the exported model; another name
-  # for another run (with LoRA, say).
-  c.finetune.folder = 'finetune'
-  # Where training starts: a role or name of config.models, whose path,
-  # revision, template and system prompt are then used.
-  c.finetune.model = 'strong'
-  c.finetune.path = ''  # or any other model: a folder or a hub id
-  c.finetune.revision = ''
-  c.finetune.chat_template = ''  # '' = the model's own setting
-  c.finetune.system_prompt = ''  # '' = the model's, else the score section's
-  # 'selected' (what the select stage chose), 'all' (every prepared sample), or
-  # a file or data set in any format that data.path has.
-  c.finetune.data = 'selected'
-  # Held-out samples, in any format; '' = validation_rows of the data.
-  c.finetune.validation = ''
-  c.finetune.validation_rows = 0  # drawn by the seed; 0 = no validation
-  c.finetune.max_length = 2048  # tokens of a sample, and of a packed row
-  c.finetune.on_long = 'skip'  # or 'truncate': cut the answer's end
-  c.finetune.prompt_weight = 0.0  # of a prompt token's loss
-  c.finetune.response_weight = 1.0  # of an answer token's and its end-of-turn
-  c.finetune.packing = 'packed'  # or 'padded': one sample per row
-  c.finetune.batch_size = 256  # samples per update, on any number of devices
-  c.finetune.tokens_per_device = 8192  # of a micro-batch, padding included
-  c.finetune.epochs = 3
-  c.finetune.max_steps = 0  # at most so many updates; 0 = all of the epochs
-  c.finetune.dtype = 'bfloat16'  # of the computation; the masters are float32
-  c.finetune.remat = True  # recompute layers in the backward pass
-  c.finetune.attention = 'auto'
-  c.finetune.optimizer = ml_collections.ConfigDict()
-  c.finetune.optimizer.name = 'adamw'  # or 'muon'
-  c.finetune.optimizer.learning_rate = 1e-5  # peak
-  c.finetune.optimizer.schedule = 'cosine'  # 'linear', 'constant', 'wsd'
-  c.finetune.optimizer.warmup_ratio = 0.03  # of all updates
-  c.finetune.optimizer.decay_ratio = 0.2  # of all updates; wsd only
-  c.finetune.optimizer.final_ratio = 0.0  # last rate over the peak
-  c.finetune.optimizer.weight_decay = 0.0  # not of biases and norms
-  c.finetune.optimizer.b1 = 0.9
-  c.finetune.optimizer.b2 = 0.999
-  c.finetune.optimizer.eps = 1e-8
-  c.finetune.optimizer.clip = 1.0  # global norm of the gradient
-  c.finetune.lora = ml_collections.ConfigDict()
-  c.finetune.lora.rank = 0  # 0 = train all parameters
-  c.finetune.lora.alpha = 16.0  # the update is scaled by alpha / rank
-  c.finetune.lora.targets = ()  # of q, k, v, o, gate, up, down; () = all
-  c.finetune.mesh = ml_collections.ConfigDict()
-  c.finetune.mesh.data = 1
-  c.finetune.mesh.fsdp = -1  # -1 = all devices that the other axes leave
-  c.finetune.mesh.tensor = 1
-  c.finetune.log_every = 10  # updates between lines of the learning curve
-  c.finetune.eval_every = 0  # updates between validations; 0 = every epoch
-  c.finetune.save_every = 200  # updates between checkpoints
-  c.finetune.keep = 2  # latest checkpoints kept, besides the best
-  c.finetune.looks = 2  # samples generated from validation at each look
-  c.finetune.export_dtype = 'bfloat16'  # of the exported weights
-  c.finetune.trackers = ()  # 'tensorboard', 'wandb', as well as metrics.jsonl
-
-  c.evaluate = ml_collections.ConfigDict()
-  c.evaluate.path = ''  # the model: a folder or a hub id; '' = the fine-tuned
-  c.evaluate.revision = ''
-  c.evaluate.chat_template = 'auto'  # as in add_model; for chat prompts
-  c.evaluate.system_prompt = ''  # '' = the template's own default
-  c.evaluate.dtype = 'bfloat16'
-  c.evaluate.attention = 'auto'
-  # humaneval, mbpp: base tests; humaneval_plus, mbpp_plus: those and more;
-  # humaneval_original, mbpp_original: the files as first published;
-  # demo_tasks: the demo's ten toy tasks.
-  c.evaluate.benchmarks = ('humaneval_plus', 'mbpp_plus')
-  # The published files, gzipped or plain; docs/evaluation.md says where.
-  c.evaluate.files = ml_collections.ConfigDict()
-  c.evaluate.files.humaneval = ''  # EvalPlus's HumanEvalPlus
-  c.evaluate.files.mbpp = ''  # EvalPlus's MbppPlus
-  c.evaluate.files.humaneval_original = ''  # OpenAI's HumanEval
-  c.evaluate.files.mbpp_original = ''  # Google's mbpp
-  c.evaluate.files.demo_tasks = ''  # config.embedded_tasks()
-  c.evaluate.prompt = 'chat'  # or 'base': the task's text, to go on with
-  c.evaluate.samples = 1  # per task
-  c.evaluate.temperature = 0.0  # 0 = greedy
-  c.evaluate.top_p = 0.95  # where samples are drawn
-  c.evaluate.top_k = 0  # where samples are drawn; 0 = all tokens
-  c.evaluate.max_new_tokens = 768
-  c.evaluate.batch_size = 32
-  c.evaluate.limit = 0  # first tasks only; 0 = all
-  c.evaluate.mesh = ml_collections.ConfigDict()
-  c.evaluate.mesh.data = -1  # -1 = all devices that the other axes leave
-  c.evaluate.mesh.fsdp = 1
-  c.evaluate.mesh.tensor = 1
-  # Programs that a model wrote are run only if this is set. `qaq` sets it to
-  # what --allow-code-execution says, whatever a recipe says; callers from
-  # Python may set it. docs/evaluation.md: what contains them.
-  c.evaluate.allow_code_execution = False
-  # Run them even where they would reach files, network or other processes.
-  c.evaluate.allow_uncontained = False
-  c.evaluate.workers = 0  # programs at a time; 0 = one per core
-  c.evaluate.all_tests = False  # go on after a failed test
-  c.evaluate.test_seconds = 1.0  # the least limit of a test
-  c.evaluate.test_factor = 4.0  # times the reference's time, if that is more
-  c.evaluate.memory_mb = 4096  # of one program
-
-  # What a pod would need, before it is paid for; docs/planning.md.
-  c.plan = ml_collections.ConfigDict()
-  c.plan.topology = ''  # of scoring: 'v5e:4x4', 'v5p:2x2x4', 'h100:8', ...
-  c.plan.finetune_topology = ''  # '' = the same
-  c.plan.survey_rows = 2000  # rows whose lengths are read; counts are scaled
-  c.plan.utilisation = 0.5  # assumed share of the chip's bfloat16 peak
-  c.plan.bandwidth = 0.8  # assumed share of its memory's rate
-  c.plan.links = 0.8  # assumed share of its links' rate
-
-  # Only configs/demo.py mines its input.
-  c.mine = ml_collections.ConfigDict()
-  c.mine.rows = 0
-  c.mine.held_out = 0  # clean pairs that are not in the input, for compare
-  c.mine.defects = ml_collections.ConfigDict()  # defect -> share of the rows
-  return c
+def _described(path, field) -> list[str]:
+  if not isinstance(field, Field):
+    return [
+      line
+      for name, inner in field.items()
+      for line in _described(f'{path}.{name}', inner)
+    ]
+  value = field.default
+  if isinstance(value, ml_collections.FieldReference):
+    value = value.get()
+  comment = textwrap.indent(textwrap.fill(field.comment, 76), ' ' * 4)
+  return [f'--{path}={value!r}', *comment.split('\n')]
 
 
 def add_model(
-  config: ml_collections.ConfigDict,
-  name: str,
-  path: str,
-  *,
-  revision: str = '',
-  dtype: str = 'bfloat16',
-  chat_template: str = 'auto',
-  system_prompt: str = '',
-  max_length: int = 0,
-  quantization: str = '',
+  config: ml_collections.ConfigDict, name: str, path: str, **changes
 ) -> None:
   """Adds model `name` to the config.
 
@@ -260,26 +188,10 @@ def add_model(
     config: the config; `config.models[name]` is set.
     name: the `<m>` of the score table's columns.
     path: a local checkpoint folder or a hub id.
-    revision: branch, tag or commit on the hub; '' is the default branch.
-    dtype: of weights and compute: 'float32' or 'bfloat16'.
-    chat_template: 'auto' (the tokenizer's own), 'plain', a shipped name, or a
-      path to a template or to a checkpoint whose template is borrowed.
-    system_prompt: overrides `config.score.system_prompt` for this model.
-    max_length: overrides `config.score.max_length`; 0 does not.
-    quantization: of the layers' kernels, for scoring: '', 'int8' (weights),
-      'int8_dynamic' (activations too).
+    **changes: other fields of `stages.options.Model` than their defaults.
   """
-  config.models[name] = ml_collections.ConfigDict(
-    {
-      'path': path,
-      'revision': revision,
-      'dtype': dtype,
-      'chat_template': chat_template,
-      'system_prompt': system_prompt,
-      'max_length': max_length,
-      'quantization': quantization,
-    }
-  )
+  model = stage_options.Model(path, **changes)
+  config.models[name] = ml_collections.ConfigDict(dataclasses.asdict(model))
 
 
 def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
@@ -385,3 +297,7 @@ def shrink(config: ml_collections.ConfigDict) -> None:
   config.finetune.tokens_per_device = 2048
   config.finetune.max_steps = 4
   config.finetune.validation_rows = 8
+
+
+if __name__ == '__main__':
+  print(describe(*sys.argv[1:]))

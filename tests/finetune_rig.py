@@ -78,7 +78,9 @@ def examples(number=60, seed=0):
 
 def trainer(mesh=None, optimizer_options=OPTIMIZER):
   return step.Trainer(
-    model(mesh), optimizer.make(optimizer_options), step.StepOptions()
+    model(mesh),
+    optimizer.make(optimizer_options),
+    step.StepOptions(remat=False),
   )
 
 

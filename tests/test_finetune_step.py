@@ -73,9 +73,11 @@ def random_model(case='qwen2', mesh=None, dtype=jnp.float32):
   return checkpoint.random_init(config, mesh=mesh, dtype=dtype)
 
 
-def trainer_of(model, options=OPTIONS, **kwargs):
+def trainer_of(model, options=OPTIONS, remat=False, **kwargs):
   return step_lib.Trainer(
-    model, optimizer_lib.make(options), step_lib.StepOptions(**kwargs)
+    model,
+    optimizer_lib.make(options),
+    step_lib.StepOptions(remat=remat, **kwargs),
   )
 
 
@@ -486,7 +488,7 @@ def test_schedules_equal_transformers(name, ratio):
 @pytest.mark.parametrize('name', ['cosine', 'linear', 'wsd'])
 def test_final_ratio_is_the_floor(name):
   options = optimizer_lib.OptimizerOptions(
-    learning_rate=2.0, schedule=name, final_ratio=0.1
+    learning_rate=2.0, schedule=name, warmup_ratio=0.0, final_ratio=0.1
   )
   rates = [optimizer_lib.learning_rate(options, s, 50) for s in range(60)]
   assert rates[0] == 2.0

@@ -173,15 +173,17 @@ def test_frozen_weights_get_no_gradient():
 
 def test_wrong_adapters_are_named(tmp_path):
   with pytest.raises(ValueError, match=r"\['gate'\]; a gpt2 layer has q, k"):
-    lora.add(random_model('gpt2'), lora.LoraOptions(targets=('gate',)))
+    lora.add(random_model('gpt2'), lora.LoraOptions(4, targets=('gate',)))
   for target in ('router', 'experts_up'):
     with pytest.raises(ValueError, match='a qwen3_moe layer has q, k, v, o$'):
-      lora.add(random_model('qwen3_moe'), lora.LoraOptions(targets=(target,)))
+      lora.add(
+        random_model('qwen3_moe'), lora.LoraOptions(4, targets=(target,))
+      )
   with pytest.raises(ValueError, match='rank 0'):
-    lora.LoraOptions(0)
+    lora.add(random_model('gpt2'), lora.LoraOptions())
   model = adapted('gpt2')
   with pytest.raises(ValueError, match='already'):
-    lora.add(model, lora.LoraOptions(targets=('q',)))
+    lora.add(model, lora.LoraOptions(4, targets=('q',)))
   with pytest.raises(ValueError, match='lora.merge'):
     checkpoint.save_hf(model, tmp_path)
   with pytest.raises(ValueError, match='no adapters'):

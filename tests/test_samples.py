@@ -611,7 +611,7 @@ def test_saved_data_set(tmp_path):
   )
   assert [s.query for s in read(tmp_path / 'two', split='test')] == ['q4']
   with pytest.raises(DataError, match=r"\['train', 'test'\].*data.split"):
-    read(tmp_path / 'two')
+    read(tmp_path / 'two', split='')
 
 
 # The store.

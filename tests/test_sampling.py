@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from qaq_jax.generation import sampling
-from qaq_jax.generation.sampling import Sampling
+from qaq_jax.generation.options import Sampling
 from qaq_jax.models import sharding
 
 OPTIONS = [
-  {},
-  {'top_k': 1},
-  {'top_k': 7},
+  {'top_p': 1.0},
+  {'top_k': 1, 'top_p': 1.0},
+  {'top_k': 7, 'top_p': 1.0},
   {'top_p': 0.6},
   {'top_p': 0.999},
   {'top_k': 20, 'top_p': 0.5},
@@ -59,9 +59,11 @@ def test_filters_equal_those_of_transformers(temperature, changes):
 def test_equal_logits_are_kept_together_and_padding_never():
   x_BV = np.full((1, 128), -1e30, np.float32)
   x_BV[0, :6] = [2, 1, 1, 1, -0.0, 0.0]
-  kept = probabilities(x_BV, Sampling(temperature=1.0, top_k=2))[0] > 0
+  kept = (
+    probabilities(x_BV, Sampling(temperature=1.0, top_k=2, top_p=1.0))[0] > 0
+  )
   assert np.flatnonzero(kept).tolist() == [0, 1, 2, 3]
-  kept = probabilities(x_BV, Sampling(temperature=1.0))[0] > 0
+  kept = probabilities(x_BV, Sampling(temperature=1.0, top_p=1.0))[0] > 0
   assert np.flatnonzero(kept).tolist() == [0, 1, 2, 3, 4, 5]
 
 

@@ -27,29 +27,33 @@ class DataSource:
 
   Attributes:
     path: a file, folder or glob of JSONL, JSON (either may be gzipped) or
-      Parquet; a folder written by `datasets.save_to_disk`; or a hub id.
-    format: one of `FORMATS`; 'auto' looks at the path and the first bytes.
+      Parquet; a folder written by `datasets.save_to_disk`; or a hub id. In a
+      config '{workdir}' in it is the work directory.
+    format: 'jsonl', 'json', 'parquet' or 'hf'; 'auto' looks at the path and
+      the first bytes.
     split: of a hub or saved data set with several splits.
-    name: configuration of a hub data set.
+    name: configuration of a hub data set; '' = its default.
     revision: branch, tag or commit of a hub data set.
-    columns: role (one of `COLUMN_ROLES`) -> name in the input. Roles left
-      out are recognised from the first records where that is unambiguous.
+    columns: role (`COLUMN_ROLES`) -> name in the input; '' = recognised from
+      the first records where that is unambiguous, and printed.
     turns: what to do with more than one exchange: 'single' (the row is
       invalid), 'first' or 'last' (that exchange alone is the sample).
     strip: strip white space around query, answer and the row's own system
       prompt.
-    limit: read only the first rows.
+    limit: first rows only; 0 = all.
   """
 
-  path: str
+  path: str = ''
   format: str = 'auto'
-  split: str | None = None
-  name: str | None = None
-  revision: str | None = None
-  columns: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  split: str | None = 'train'
+  name: str | None = ''
+  revision: str | None = ''
+  columns: Mapping[str, str] = dataclasses.field(
+    default_factory=lambda: dict.fromkeys(COLUMN_ROLES, '')
+  )
   turns: str = 'single'
   strip: bool = True
-  limit: int | None = None
+  limit: int | None = 0
 
   def __post_init__(self):
     if not self.path:

@@ -102,7 +102,7 @@ def train(config, workdir: str | os.PathLike) -> dict:
   )
   optimizer_options = optimizer.OptimizerOptions(**config.optimizer)
   trainer = step.Trainer(
-    model, optimizer.make(optimizer_options), step.StepOptions()
+    model, optimizer.make(optimizer_options), step.StepOptions(remat=False)
   )
   fitted = loop.fit(
     trainer,

@@ -25,11 +25,12 @@ import numpy as np
 from qaq_jax.data.types import REVERSE_INSTRUCTION, Sample
 from qaq_jax.encoding import author, chat, published_ifd, tokenization
 from qaq_jax.encoding.frames import Frame, Layout
+from qaq_jax.encoding.options import EncoderOptions
 from qaq_jax.encoding.sequences import Encoded, Sequence
 
 __all__ = ['Encoded', 'Encoder', 'Sequence', 'REVERSE_INSTRUCTION']
 
-ON_LONG = ('skip', 'truncate_context')
+_DEFAULTS = EncoderOptions()
 
 
 class Encoder:
@@ -38,91 +39,43 @@ class Encoder:
   def __init__(
     self,
     tokenizer_dir,
-    *,
-    template: str = chat.AUTO,
-    system_prompt: str | None = None,
-    reverse_instruction: str = REVERSE_INSTRUCTION,
-    max_length: int = 2048,
-    on_long: str = 'skip',
-    author_compatible: bool = False,
-    ifd_cherry: bool = False,
-    ifd_superfilter: bool = False,
-    embeddings: bool = False,
-    date_string: str = '26 Jul 2024',
-    cherry_limit: int = 512,
-    superfilter_limit: int = 1024,
-    merge_check_every: int = 16,
+    options: EncoderOptions = _DEFAULTS,
+    **changes,
   ):
     """Loads the tokenizer and renders the template.
 
     Args:
       tokenizer_dir: folder with the checkpoint's tokenizer files.
-      template: 'auto' (the tokenizer's own), 'plain', a shipped name, or a
-        path to a template or to a checkpoint whose template is borrowed.
-      system_prompt: for rows without their own; empty: the template's default.
-      reverse_instruction: user text of the reverse sequence, with an
-        `{answer}` slot.
-      max_length: tokens of the longer sequence.
-      on_long: 'skip' (status too_long) or 'truncate_context' (spec 1, rule 5).
-      author_compatible: the sequences of the paper's released scorer (rule 8)
-        in place of ours.
-      ifd_cherry: also the two sequences of arXiv 2308.12032.
-      ifd_superfilter: also the two sequences of arXiv 2402.00530.
-      embeddings: a 'forward' sequence is wanted in any case (for pooling).
-      date_string: 'DD Mon YYYY', what templates that print a date print.
-      cherry_limit: tokens of prompt and answer, 512 in the release.
-      superfilter_limit: tokens of prompt and answer, 1,024 in the release.
-      merge_check_every: measure boundary merges on rows whose number is a
-        multiple of this; 0 = on none.
+      options: the sequences; see EncoderOptions.
+      **changes: fields of the options with other values.
 
     Raises:
       TokenizerError: no usable tokenizer in the folder.
       TemplateError: no usable chat template; the message lists the choices.
       ValueError: an option has a value it cannot have.
     """
-    if on_long not in ON_LONG:
-      raise ValueError(f'score.on_long={on_long!r}: choose one of {ON_LONG}')
+    options = self.options = dataclasses.replace(options, **changes)
+    template, reverse = options.template, options.reverse_instruction
     self.tokenizer = tokenization.load(tokenizer_dir)
-    self.system_prompt = system_prompt or None
-    self._max_length = max_length
-    self._truncate = on_long == 'truncate_context'
-    self._author = author_compatible
-    self._cherry = ifd_cherry
-    self._superfilter = ifd_superfilter
-    self._embeddings = embeddings
-    self._merge_check_every = merge_check_every
-    self._options = {
-      'template': template,
-      'system_prompt': self.system_prompt,
-      'reverse_instruction': reverse_instruction,
-      'max_length': max_length,
-      'on_long': on_long,
-      'author_compatible': author_compatible,
-      'ifd_cherry': ifd_cherry,
-      'ifd_superfilter': ifd_superfilter,
-      'embeddings': embeddings,
-      'date_string': date_string,
-      'cherry_limit': cherry_limit,
-      'superfilter_limit': superfilter_limit,
-    }
+    self.system_prompt = options.system_prompt or None
     hf = self.tokenizer.hf
     if template != chat.PLAIN:
       self._chat = chat.chat_of_template(
         hf,
         template,
-        reverse_instruction=reverse_instruction,
-        date_string=date_string,
+        reverse_instruction=reverse,
+        date_string=options.date_string,
       )
-    elif author_compatible:
+    elif options.author_compatible:
       raise chat.TemplateError(
         'score.author_compatible needs a chat template, not plain'
       )
     else:
-      self._chat = chat.plain_chat(reverse_instruction)
+      self._chat = chat.plain_chat(reverse)
     # The released scorer renders samples through the template itself, so its
     # pieces alone do not tell what the ids will be.
     self._author_template = (
-      chat.find_template(hf, template)[0] if author_compatible else None
+      chat.find_template(hf, template)[0] if options.author_compatible else None
     )
     self._layout = Layout(self.tokenizer, self._chat)
     for frame in self.frames(self.system_prompt):
@@ -131,9 +84,9 @@ class Encoder:
           f'the chat template ({self._chat.origin}) puts no token before '
           'the query, so its first token cannot be scored; use plain'
         )
-      if frame.size >= max_length:
+      if frame.size >= options.max_length:
         raise ValueError(
-          f'max_length={max_length} has no room: the template alone '
+          f'max_length={options.max_length} has no room: the template alone '
           f'takes {frame.size} tokens'
         )
 
@@ -169,17 +122,16 @@ class Encoder:
     system = sample.system or self.system_prompt
     forward, reverse = self.frames(system)
     more, nulls = extra.get(sample.row, ((), {}))
-    if self._author:
+    if self.options.author_compatible:
       return self._author_row(sample, system, forward, q, a, more, nulls)
+    limit, check_every = self.options.max_length, self.options.merge_check_every
     longest = len(q) + len(a) + max(forward.size, reverse.size)
     status, reason, in_forward, in_reverse = 'ok', '', len(a), len(a)
-    if longest > self._max_length:
-      in_forward = min(len(a), self._max_length - forward.size - len(q))
-      in_reverse = min(len(a), self._max_length - reverse.size - len(q))
-      if not self._truncate or min(in_forward, in_reverse) < 1:
-        return Encoded(
-          sample.row, 'too_long', f'{longest} tokens of {self._max_length}'
-        )
+    if longest > limit:
+      in_forward = min(len(a), limit - forward.size - len(q))
+      in_reverse = min(len(a), limit - reverse.size - len(q))
+      if self.options.on_long == 'skip' or min(in_forward, in_reverse) < 1:
+        return Encoded(sample.row, 'too_long', f'{longest} tokens of {limit}')
       kept = min(in_forward, in_reverse)
       status = 'truncated'
       reason = f'answer cut to {kept} of {len(a)} tokens'
@@ -198,7 +150,7 @@ class Encoder:
       *more,
     )
     merged = None
-    if self._merge_check_every and not sample.row % self._merge_check_every:
+    if check_every and not sample.row % check_every:
       merged = self._layout.has_merges(
         (sample.query, q), (sample.answer, a), system
       )
@@ -208,19 +160,19 @@ class Encoder:
     messages = author.messages_of(
       sample,
       system,
-      self._options['reverse_instruction'],
+      self.options.reverse_instruction,
       folded=self._chat.system == 'folded',
     )
     sequences, missing, cut = author.encode(
       self.tokenizer,
       messages,
       template=self._author_template,
-      date_string=self._options['date_string'],
-      max_length=self._max_length,
+      date_string=self.options.date_string,
+      max_length=self.options.max_length,
     )
-    if self._embeddings:
+    if self.options.embeddings:
       ids = np.concatenate([forward.head, q, forward.between, a])
-      sequences.append(Sequence('forward', ids[: self._max_length], ()))
+      sequences.append(Sequence('forward', ids[: self.options.max_length], ()))
     return Encoded(
       sample.row,
       'truncated' if cut else 'ok',
@@ -232,12 +184,10 @@ class Encoder:
   def _encode_extra(self, samples) -> Mapping[int, tuple]:
     """Sequences of the published IFD forms: row -> (sequences, nulls)."""
     forms = []
-    if self._cherry:
-      forms.append((published_ifd.cherry, self._options['cherry_limit']))
-    if self._superfilter:
-      forms.append(
-        (published_ifd.superfilter, self._options['superfilter_limit'])
-      )
+    if self.options.ifd_cherry:
+      forms.append((published_ifd.cherry, self.options.cherry_limit))
+    if self.options.ifd_superfilter:
+      forms.append((published_ifd.superfilter, self.options.superfilter_limit))
     found = {s.row: ((), {}) for s in samples} if forms else {}
     for form, limit in forms:
       results = form(self.tokenizer, samples, limit)
@@ -308,7 +258,12 @@ class Encoder:
       },
       'system_prompt_used': with_system,
       'prefix_ids': list(self._layout.prefix),
-      'options': dict(self._options),
+      'options': {
+        name: value
+        for name, value in dataclasses.asdict(self.options).items()
+        if name != 'merge_check_every'  # changes no id
+      }
+      | {'system_prompt': self.system_prompt},
     }
 
   def info(self) -> dict:

@@ -18,8 +18,8 @@ import numpy as np
 
 from qaq_jax.data.types import Sample
 from qaq_jax.encoding.encoder import Encoder
+from qaq_jax.encoding.options import TrainingOptions
 
-ON_LONG = ('skip', 'truncate')
 _CHUNK = 2048  # samples tokenized at once
 
 
@@ -37,36 +37,6 @@ class Example:
   ids: np.ndarray
   weights: np.ndarray
   row: int = -1
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingOptions:
-  """How samples become examples.
-
-  Attributes:
-    max_length: tokens of an example, end of turn included.
-    prompt_weight: of the loss of everything before the answer.
-    response_weight: of the loss of the answer and its end of turn.
-    on_long: 'skip', or 'truncate': the answer's tail is cut, and with it the
-      end of turn, since the model should not learn to stop there.
-  """
-
-  max_length: int = 2048
-  prompt_weight: float = 0.0
-  response_weight: float = 1.0
-  on_long: str = 'skip'
-
-  def __post_init__(self):
-    if self.on_long not in ON_LONG:
-      raise ValueError(f'on_long={self.on_long!r}: choose one of {ON_LONG}')
-    if self.max_length < 2:
-      raise ValueError(f'max_length={self.max_length}: 2 tokens at least')
-    weights = self.prompt_weight, self.response_weight
-    if min(weights) < 0 or max(weights) <= 0:
-      raise ValueError(
-        f'prompt_weight={weights[0]}, response_weight={weights[1]}: none '
-        'negative, and one of them above 0'
-      )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,8 @@ from qaq_jax.evaluation import (
   programs,
   references,
 )
-from qaq_jax.sandbox.process import Limits, Refused
+from qaq_jax.evaluation.options import Options
+from qaq_jax.sandbox.process import Refused
 from qaq_jax.sandbox.sandbox import Sandbox
 from qaq_jax.workdir import journal
 
@@ -40,26 +41,6 @@ REFUSAL = (
   'running programs that a model wrote needs --allow-code-execution. They '
   'run contained, see docs/evaluation.md; nothing has been run'
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-  """How samples are run.
-
-  Attributes:
-    workers: programs at a time; 0 = one per core, if memory is enough for the
-      limits of all.
-    all_tests: go on after a failed test, for results per test.
-    timing: time limits, before they are scaled to this machine.
-    limits: what one program may use.
-    allow_uncontained: run programs although something is not contained.
-  """
-
-  workers: int = 0
-  all_tests: bool = False
-  timing: judge.Timing = judge.Timing()
-  limits: Limits = Limits()
-  allow_uncontained: bool = False
 
 
 def run(

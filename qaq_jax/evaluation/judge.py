@@ -14,6 +14,7 @@ import time
 
 from qaq_jax.evaluation import oracles
 from qaq_jax.evaluation.benchmarks import Task
+from qaq_jax.evaluation.options import Timing
 from qaq_jax.sandbox.child import values
 from qaq_jax.sandbox.process import Process, ProgramError
 from qaq_jax.sandbox.sandbox import Sandbox
@@ -25,35 +26,6 @@ _TESTER_SECONDS = 60.0  # between two calls of test code
 _REFERENCE_BYTES = 1 << 28  # of one answer of a reference
 _NOMINAL_SECONDS = 0.08  # of `machine_scale`'s loop, where a second is enough
 _REFERENCE_SECONDS = 600.0  # for one answer of a reference
-
-
-@dataclasses.dataclass(frozen=True)
-class Timing:
-  """Time limits of tests, in seconds of this machine.
-
-  Attributes:
-    floor: the least for one test, on a machine of nominal speed.
-    factor: times the reference's own time, if that is more.
-    total: the most for all tests of a suite.
-    test_code: the least for a task with test code, all of it.
-    load: until the program's own top level has run.
-  """
-
-  floor: float = 1.0
-  factor: float = 4.0
-  total: float = 60.0
-  test_code: float = 3.0
-  load: float = 10.0
-
-  def scaled(self, scale: float) -> 'Timing':
-    """Returns the limits for a machine that is `scale` times slower."""
-    return Timing(
-      self.floor * scale,
-      self.factor,
-      self.total * scale,
-      self.test_code * scale,
-      self.load * scale,
-    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ import numpy as np
 
 from qaq_jax.encoding.examples import Example
 from qaq_jax.finetune import packing as packing_lib
+from qaq_jax.finetune.options import FitOptions
 
 PACKING = ('packed', 'padded')
 # Lengths of padded rows, as shares of max_length: fixed, so that every data set
@@ -36,10 +37,10 @@ class Layout:
   """
 
   max_length: int
-  packing: str = 'packed'
-  tokens_per_device: int = 4096
+  packing: str = FitOptions.packing
+  tokens_per_device: int = FitOptions.tokens_per_device
   shards: int = 1
-  batch_size: int = 512
+  batch_size: int = FitOptions.batch_size
 
   def __post_init__(self):
     if self.packing not in PACKING:
@@ -47,6 +48,17 @@ class Layout:
     for name in ('max_length', 'tokens_per_device', 'shards', 'batch_size'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name}={getattr(self, name)}: it is at least 1')
+
+  @classmethod
+  def of(cls, options: FitOptions, shards: int) -> 'Layout':
+    """The layout of a run on so many devices."""
+    return cls(
+      max_length=options.max_length,
+      packing=options.packing,
+      tokens_per_device=options.tokens_per_device,
+      shards=shards,
+      batch_size=options.batch_size,
+    )
 
   @property
   def lengths(self) -> tuple[int, ...]:

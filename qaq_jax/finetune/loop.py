@@ -23,7 +23,7 @@ from qaq_jax.finetune import (
 )
 from qaq_jax.finetune import plan as plan_lib
 from qaq_jax.finetune import step as step_lib
-from qaq_jax.finetune.options import FREE, FitOptions, FitResult
+from qaq_jax.finetune.options import FREE, FitOptions, OptimizerOptions
 from qaq_jax.runtime import progress
 from qaq_jax.workdir import files
 
@@ -36,6 +36,30 @@ class NonFiniteError(FloatingPointError):
   """Loss or gradient is not finite; names the update and its rows."""
 
 
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+  """What a run gave.
+
+  Attributes:
+    state: after the last update.
+    steps: updates made.
+    tokens: real tokens trained on, repeats counted.
+    seconds: spent, of all runs if it was resumed.
+    best_step: updates made by the best checkpoint; the last one's without
+      validation examples.
+    best_loss: its validation loss, nats per weighted token; None without.
+    load_best: reads the state of the best checkpoint.
+  """
+
+  state: Any
+  steps: int
+  tokens: int
+  seconds: float
+  best_step: int
+  best_loss: float | None
+  load_best: Callable[[], Any]
+
+
 def fit(
   trainer,
   state,
@@ -43,7 +67,7 @@ def fit(
   workdir: str | os.PathLike,
   *,
   options: FitOptions,
-  optimizer_options: optimizer.OptimizerOptions,
+  optimizer_options: OptimizerOptions,
   validation: Sequence[Example] = (),
   sample_fn: Callable[[object], Sequence] | None = None,
   measure_fn: Callable[[Any], Mapping[str, float]] | None = None,

@@ -9,7 +9,7 @@ from flax import nnx
 from qaq_jax.models import params as params_lib
 from qaq_jax.models import sharding
 from qaq_jax.models.decoder import Decoder
-from qaq_jax.models.params import LoraOptions
+from qaq_jax.models.options import LoraOptions
 
 __all__ = ['LoraOptions', 'add', 'merge']
 

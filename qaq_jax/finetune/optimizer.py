@@ -4,65 +4,14 @@ The rate is computed on the host and multiplies the update on the device, so
 that runs of any length and rate share one compiled step.
 """
 
-import dataclasses
 import functools
 import math
 
 import jax
 import optax
 
+from qaq_jax.finetune.options import OptimizerOptions
 from qaq_jax.models import sharding
-
-SCHEDULES = ('cosine', 'linear', 'constant', 'wsd')
-OPTIMIZERS = ('adamw', 'muon')
-
-
-@dataclasses.dataclass(frozen=True)
-class OptimizerOptions:
-  """Optimiser and learning rate.
-
-  Attributes:
-    name: 'adamw', or 'muon' (matrices of the layers by Muon, the rest by Adam).
-    learning_rate: peak.
-    schedule: 'cosine', 'linear', 'constant', or 'wsd' (warm-up, stable, linear
-      decay).
-    warmup_ratio: part of the updates until the peak, rounded up.
-    decay_ratio: part of the updates in which 'wsd' decays, rounded up.
-    final_ratio: rate at the end over peak; 'constant' ignores it.
-    weight_decay: of all but biases and norms' scales, as transformers' Trainer
-      does it (embeddings and adapters decay); 'muon': of its matrices alone.
-    b1: Adam's decay of the mean.
-    b2: Adam's decay of the mean square.
-    eps: Adam's epsilon, outside of the root.
-    clip: global norm that a gradient is cut to; 0: not cut.
-  """
-
-  name: str = 'adamw'
-  learning_rate: float = 2e-5
-  schedule: str = 'cosine'
-  warmup_ratio: float = 0.0
-  decay_ratio: float = 0.2
-  final_ratio: float = 0.0
-  weight_decay: float = 0.0
-  b1: float = 0.9
-  b2: float = 0.999
-  eps: float = 1e-8
-  clip: float = 1.0
-
-  def __post_init__(self):
-    if self.name not in OPTIMIZERS:
-      raise ValueError(
-        f'optimizer.name is {self.name!r}; known: {", ".join(OPTIMIZERS)}'
-      )
-    if self.schedule not in SCHEDULES:
-      raise ValueError(
-        f'optimizer.schedule is {self.schedule!r}; known:'
-        f' {", ".join(SCHEDULES)}'
-      )
-    for field in ('warmup_ratio', 'decay_ratio', 'final_ratio'):
-      value = getattr(self, field)
-      if not 0 <= value <= 1:
-        raise ValueError(f'optimizer.{field} is {value}: must be in [0, 1]')
 
 
 def learning_rate(options: OptimizerOptions, step: int, steps: int) -> float:

@@ -1,11 +1,14 @@
-"""What a run is told, and what it gives back."""
+"""What a run of training is told."""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any
 
-from qaq_jax.finetune import batches
+from qaq_jax.encoding.options import TrainingOptions
+from qaq_jax.models.options import LoraOptions, MeshOptions
 
+SCHEDULES = ('cosine', 'linear', 'constant', 'wsd')
+OPTIMIZERS = ('adamw', 'muon')
+# Copies of the model, and the devices that share one, of a run.
+MESH = MeshOptions(data=1, fsdp=-1)
 # Fields of FitOptions that change no number of the curve.
 FREE = (
   'tokens_per_device',
@@ -39,16 +42,16 @@ class FitOptions:
     progress: show the bar.
   """
 
-  batch_size: int = 512
+  batch_size: int = 256
   epochs: int = 3
   max_steps: int = 0
-  max_length: int = 2048
+  max_length: int = TrainingOptions.max_length
   packing: str = 'packed'
-  tokens_per_device: int = 4096
+  tokens_per_device: int = 8192
   seed: int = 0
   log_every: int = 10
   eval_every: int = 0
-  save_every: int = 0
+  save_every: int = 200
   keep: int = 2
   trackers: tuple[str, ...] = ()
   progress: bool = True
@@ -60,16 +63,6 @@ class FitOptions:
     for name in ('max_steps', 'eval_every', 'save_every'):
       if getattr(self, name) < 0:
         raise ValueError(f'{name}={getattr(self, name)}: it is at least 0')
-
-  def layout(self, shards: int) -> batches.Layout:
-    """How batches are put into arrays on so many devices."""
-    return batches.Layout(
-      max_length=self.max_length,
-      packing=self.packing,
-      tokens_per_device=self.tokens_per_device,
-      shards=shards,
-      batch_size=self.batch_size,
-    )
 
   def per_epoch(self, examples: int) -> int:
     """Updates of an epoch; the last one may be of fewer examples."""
@@ -93,24 +86,86 @@ class FitOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class FitResult:
-  """What a run gave.
+class OptimizerOptions:
+  """Optimiser and learning rate.
 
   Attributes:
-    state: after the last update.
-    steps: updates made.
-    tokens: real tokens trained on, repeats counted.
-    seconds: spent, of all runs if it was resumed.
-    best_step: updates made by the best checkpoint; the last one's without
-      validation examples.
-    best_loss: its validation loss, nats per weighted token; None without.
-    load_best: reads the state of the best checkpoint.
+    name: 'adamw', or 'muon' (matrices of the layers by Muon, the rest by Adam).
+    learning_rate: peak.
+    schedule: 'cosine', 'linear', 'constant', or 'wsd' (warm-up, stable, linear
+      decay).
+    warmup_ratio: part of the updates until the peak, rounded up.
+    decay_ratio: part of the updates in which 'wsd' decays, rounded up.
+    final_ratio: rate at the end over peak; 'constant' ignores it.
+    weight_decay: of all but biases and norms' scales, as transformers' Trainer
+      does it (embeddings and adapters decay); 'muon': of its matrices alone.
+    b1: Adam's decay of the mean.
+    b2: Adam's decay of the mean square.
+    eps: Adam's epsilon, outside of the root.
+    clip: global norm that a gradient is cut to; 0: not cut.
   """
 
-  state: Any
-  steps: int
-  tokens: int
-  seconds: float
-  best_step: int
-  best_loss: float | None
-  load_best: Callable[[], Any]
+  name: str = 'adamw'
+  learning_rate: float = 1e-5
+  schedule: str = 'cosine'
+  warmup_ratio: float = 0.03
+  decay_ratio: float = 0.2
+  final_ratio: float = 0.0
+  weight_decay: float = 0.0
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float = 1e-8
+  clip: float = 1.0
+
+  def __post_init__(self):
+    if self.name not in OPTIMIZERS:
+      raise ValueError(
+        f'optimizer.name is {self.name!r}; known: {", ".join(OPTIMIZERS)}'
+      )
+    if self.schedule not in SCHEDULES:
+      raise ValueError(
+        f'optimizer.schedule is {self.schedule!r}; known:'
+        f' {", ".join(SCHEDULES)}'
+      )
+    for field in ('warmup_ratio', 'decay_ratio', 'final_ratio'):
+      value = getattr(self, field)
+      if not 0 <= value <= 1:
+        raise ValueError(f'optimizer.{field} is {value}: must be in [0, 1]')
+
+
+@dataclasses.dataclass(frozen=True)
+class StepOptions:
+  """How a step is computed; changes memory and speed, not results.
+
+  Attributes:
+    remat: layers are computed again in the backward pass, not kept.
+    head_rows: positions whose logits exist at a time; 0: by platform.
+  """
+
+  remat: bool = True
+  head_rows: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class JobOptions:
+  """How a model is fine-tuned.
+
+  Attributes:
+    training: how samples become examples.
+    fit: batches, evaluation, checkpoints.
+    optimizer: optimiser and learning rate.
+    lora: adapters, where not all parameters are trained.
+    step: memory and speed.
+    dtype: of the computation; the masters are float32.
+    attention: 'auto', or the name of an implementation.
+    export_dtype: of the exported weights.
+  """
+
+  training: TrainingOptions = TrainingOptions()
+  fit: FitOptions = FitOptions()
+  optimizer: OptimizerOptions = OptimizerOptions()
+  lora: LoraOptions = LoraOptions()
+  step: StepOptions = StepOptions()
+  dtype: str = 'bfloat16'
+  attention: str = 'auto'
+  export_dtype: str = 'bfloat16'

@@ -27,7 +27,7 @@ class Plan:
     self.per_epoch = options.per_epoch(len(examples))
     self.steps = options.steps(len(examples))
     model = trainer.model(state)
-    self.layout = options.layout(model.rules.batch_shards(mesh))
+    self.layout = batches.Layout.of(options, model.rules.batch_shards(mesh))
     self._config = model.config
     self._lora = mfu.lora_params(state)
     self._peak, self._peak_origin = mfu.peak_flops(

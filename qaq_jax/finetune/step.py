@@ -22,23 +22,12 @@ import optax
 from flax import nnx
 
 from qaq_jax.finetune import loss as loss_lib
+from qaq_jax.finetune.options import StepOptions
 from qaq_jax.models import sharding
 from qaq_jax.models.decoder import Decoder
 
+_DEFAULTS = StepOptions()
 MICRO_KEYS = ('tokens', 'segment_ids', 'weights')
-
-
-@dataclasses.dataclass(frozen=True)
-class StepOptions:
-  """How a step is computed; changes memory and speed, not results.
-
-  Attributes:
-    remat: layers are computed again in the backward pass, not kept.
-    head_rows: positions whose logits exist at a time; 0: by platform.
-  """
-
-  remat: bool = False
-  head_rows: int = 0
 
 
 class TrainState(NamedTuple):
@@ -81,7 +70,7 @@ class Trainer:
     self,
     model: Decoder,
     optimizer: optax.GradientTransformation,
-    options: StepOptions | None = None,
+    options: StepOptions = _DEFAULTS,
   ):
     """Splits the model into what is trained and what is not.
 
@@ -104,7 +93,7 @@ class Trainer:
       if model.lora is None or '_lora_' in name
     }
     self._program = _Program(
-      graphdef, optimizer, options or StepOptions(), tuple(sorted(trained))
+      graphdef, optimizer, options, tuple(sorted(trained))
     )
     self._rules = model.rules
     self.mesh = None

@@ -26,13 +26,20 @@ from jax.sharding import NamedSharding, PartitionSpec
 from qaq_jax.encoding.tokenization import Tokenizer
 from qaq_jax.generation import sampling, stopping
 from qaq_jax.generation import steps as steps_lib
-from qaq_jax.generation.sampling import Sampling
+from qaq_jax.generation.options import GeneratorOptions, Sampling
 from qaq_jax.models.decoder import Decoder
 from qaq_jax.models.unrolled import unrolled
 
-__all__ = ['GREEDY', 'Generation', 'Generator', 'Sampling']
+__all__ = [
+  'GREEDY',
+  'Generation',
+  'Generator',
+  'GeneratorOptions',
+  'Sampling',
+]
 
 GREEDY = Sampling()
+_DEFAULTS = GeneratorOptions()
 _SMALLEST_PROMPT = 64
 _SMALLEST_CACHE = 256
 
@@ -60,12 +67,12 @@ class Generator:
     self,
     model: Decoder,
     tokenizer: Tokenizer | None = None,
+    options: GeneratorOptions = _DEFAULTS,
     *,
-    max_new_tokens: int = 512,
-    batch_size: int = 16,
     prompt_lengths: Sequence[int] | None = None,
     chunk: int = 32,
     mesh: jax.sharding.Mesh | None = None,
+    **changes,
   ):
     """Lays the model out for steps of one token; compiles nothing yet.
 
@@ -76,31 +83,26 @@ class Generator:
       model: a decoder. A tensor axis splits the reading of the weights; an fsdp
         axis gathers them for each step, which costs more than it saves.
       tokenizer: gives texts and finds stop strings; None: ids alone.
-      max_new_tokens: tokens written after a prompt at most; fewer where the
-        model's positions end before.
-      batch_size: rows of a batch, rounded up to what the mesh divides.
+      options: tokens of a text, and prompts at a time.
       prompt_lengths: tokens that prompts are padded to; None: powers of two
         from 64.
       chunk: tokens written before the host looks for stop strings.
       mesh: that the model lives on.
+      **changes: fields of the options with other values.
 
     Raises:
       ValueError: a number below one.
     """
-    for name, value in (
-      ('max_new_tokens', max_new_tokens),
-      ('batch_size', batch_size),
-      ('chunk', chunk),
-    ):
-      if value < 1:
-        raise ValueError(f'{name}={value}: must be at least 1')
+    options = dataclasses.replace(options, **changes)
+    if chunk < 1:
+      raise ValueError(f'chunk={chunk}: must be at least 1')
     self._graphdef, self._params = nnx.split(unrolled(model))
     self._config, self._rules = model.config, model.rules
     self._tokenizer, self._mesh = tokenizer, mesh
-    self._max_new, self._chunk = max_new_tokens, chunk
+    self._max_new, self._chunk = options.max_new_tokens, chunk
     axes = model.rules.batch if mesh is not None else None
     self._shards = model.rules.batch_shards(mesh)
-    self._batch_size = batch_size
+    self._batch_size = options.batch_size
     self._batch_axes = axes
     limit = model.config.max_positions
     lengths = prompt_lengths or [

@@ -11,7 +11,6 @@ number in place of one for each token of the vocabulary.
 Letters of dimensions: see `models/decoder.py`.
 """
 
-import dataclasses
 import functools
 
 import jax
@@ -20,43 +19,6 @@ import jax.numpy as jnp
 from qaq_jax.models import sharding
 
 _BLOCK = 128  # probabilities are cumulated in two levels: blocks, then inside
-
-
-@dataclasses.dataclass(frozen=True)
-class Sampling:
-  """How the next token is chosen.
-
-  Attributes:
-    temperature: divides the logits; 0 takes the most likely token.
-    top_p: mass of the most likely tokens that are kept, in (0, 1]; 1 keeps all.
-    top_k: number of most likely tokens that are kept; 0 keeps all.
-    seed: of the whole; each row has a seed of its own beside it.
-  """
-
-  temperature: float = 0.0
-  top_p: float = 1.0
-  top_k: int = 0
-  seed: int = 0
-
-  def __post_init__(self):
-    if not 0 <= self.temperature < float('inf'):
-      raise ValueError(f'temperature={self.temperature}: 0 or a number above')
-    if not 0 < self.top_p <= 1:
-      raise ValueError(f'top_p={self.top_p}: above 0, at most 1 (keeps all)')
-    if self.top_k < 0:
-      raise ValueError(f'top_k={self.top_k}: 1 or more, or 0 (keeps all)')
-
-  @property
-  def mode(self) -> tuple[bool, bool, bool]:
-    """What the compiled program must hold: a draw, top-k, top-p."""
-    draws = self.temperature > 0
-    return draws, draws and self.top_k > 0, draws and self.top_p < 1
-
-  def numbers(self):
-    """The values that programs of one mode share: float32 [3]."""
-    return jnp.array(
-      [self.temperature or 1.0, self.top_k, self.top_p], jnp.float32
-    )
 
 
 @functools.partial(jax.jit, static_argnames='count')

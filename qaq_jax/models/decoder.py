@@ -26,6 +26,7 @@ from qaq_jax.models import params as params_lib
 from qaq_jax.models.attention import choose as attention_lib
 from qaq_jax.models.cache import Cache
 from qaq_jax.models.config import ModelConfig
+from qaq_jax.models.options import LoraOptions
 
 PAD_LOGIT = -1e30  # of ids beyond the vocabulary: finite, exp gives 0
 
@@ -61,7 +62,7 @@ class Decoder(nnx.Module):
     rules: sharding.ShardingRules | None = None,
     mesh: jax.sharding.Mesh | None = None,
     attention: str = 'auto',
-    lora: params_lib.LoraOptions | None = None,
+    lora: LoraOptions | None = None,
   ):
     """Makes random parameters, or abstract ones when `rngs` is None.
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from qaq_jax.models.config import ModelConfig
+from qaq_jax.models.options import LoraOptions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,33 +32,6 @@ class ParamSpec:
   def stacked(self, number: int) -> 'ParamSpec':
     """Returns the spec of `number` such parameters stacked in front."""
     return ParamSpec((number, *self.shape), (None, *self.axes), self.init)
-
-
-@dataclasses.dataclass(frozen=True)
-class LoraOptions:
-  """Low-rank adapters beside chosen kernels (LoRA, arXiv 2106.09685).
-
-  A projection with one computes `x W + alpha / rank * (x A) B`.
-
-  Attributes:
-    rank: R, inner size of every adapter.
-    alpha: numerator of the scale.
-    targets: the projections that get one, by the name of their kernel; () =
-      all that a layer of the family has.
-  """
-
-  rank: int = 16
-  alpha: float = 32.0
-  targets: tuple[str, ...] = ()
-
-  def __post_init__(self):
-    if self.rank < 1:
-      raise ValueError(f'lora rank {self.rank}: must be at least 1')
-
-  @property
-  def scale(self) -> float:
-    """What multiplies the adapter's output."""
-    return self.alpha / self.rank
 
 
 def layer_specs(config: ModelConfig) -> dict[str, ParamSpec]:

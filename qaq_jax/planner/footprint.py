@@ -14,7 +14,7 @@ from qaq_jax.models import params as params_lib
 from qaq_jax.models import sharding
 from qaq_jax.models.config import ModelConfig
 from qaq_jax.models.hf import stacking
-from qaq_jax.models.params import LoraOptions
+from qaq_jax.models.options import LoraOptions
 from qaq_jax.scoring import head as head_lib
 
 

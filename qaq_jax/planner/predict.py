@@ -13,33 +13,11 @@ import jax.numpy as jnp
 
 from qaq_jax.models import flops
 from qaq_jax.models.config import ModelConfig
-from qaq_jax.models.params import LoraOptions
+from qaq_jax.models.options import LoraOptions
 from qaq_jax.planner import footprint
 from qaq_jax.planner.footprint import Mesh
+from qaq_jax.planner.options import Assumptions
 from qaq_jax.runtime.chips import Chip
-
-
-@dataclasses.dataclass(frozen=True)
-class Assumptions:
-  """Shares of the data sheet's rates that a program reaches.
-
-  Attributes:
-    utilisation: of the peak of products in their dtype, within a step.
-    bandwidth: of the memory's rate.
-    links: of the links' rate.
-  """
-
-  utilisation: float = 0.5
-  bandwidth: float = 0.8
-  links: float = 0.8
-
-  def __post_init__(self):
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      if not 0 < value <= 1:
-        raise ValueError(
-          f'config.plan.{field.name} is {value}: a share, above 0 and at most 1'
-        )
 
 
 @dataclasses.dataclass(frozen=True)

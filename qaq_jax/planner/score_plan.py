@@ -11,10 +11,11 @@ from qaq_jax.models.config import ModelConfig
 from qaq_jax.models.hf import checkpoint
 from qaq_jax.planner import collectives, footprint, predict
 from qaq_jax.planner.footprint import Mesh
-from qaq_jax.planner.predict import Assumptions
+from qaq_jax.planner.options import Assumptions
 from qaq_jax.planner.topology import Topology
 from qaq_jax.scoring import likelihood, planning
 from qaq_jax.scoring import programs as programs_lib
+from qaq_jax.scoring.options import ScoreOptions
 
 _ASSUMED_SCORED = 0.5  # of the positions, where no data says how many
 
@@ -40,7 +41,7 @@ class Request:
   dtype: str
   max_length: int
   survey: dict | None
-  options: planning.ScoreOptions
+  options: ScoreOptions
   embeddings: bool = False
   attention: str = 'auto'
   quantized: str = ''

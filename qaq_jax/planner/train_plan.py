@@ -9,12 +9,13 @@ import jax.numpy as jnp
 
 from qaq_jax.finetune import batches, optimizer, step
 from qaq_jax.finetune import lora as lora_lib
+from qaq_jax.finetune.options import FitOptions
 from qaq_jax.models import flops, sharding
 from qaq_jax.models.config import ModelConfig
 from qaq_jax.models.hf import checkpoint
 from qaq_jax.planner import collectives, footprint, predict, score_plan
 from qaq_jax.planner.footprint import Mesh
-from qaq_jax.planner.predict import Assumptions
+from qaq_jax.planner.options import Assumptions
 from qaq_jax.planner.topology import Topology
 from qaq_jax.scoring import programs as programs_lib
 
@@ -46,7 +47,7 @@ class Request:
   lora: lora_lib.LoraOptions | None = None
   samples: int | None = None
   tokens: int | None = None
-  epochs: int = 1
+  epochs: int = FitOptions.epochs
   attention: str = 'auto'
 
   @property

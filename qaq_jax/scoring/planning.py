@@ -14,43 +14,13 @@ import numpy as np
 
 from qaq_jax.scoring import batching
 from qaq_jax.scoring import programs as programs_lib
+from qaq_jax.scoring.options import ScoreOptions
 
 # Rows of a window where the user doesn't say: so many batches that the
 # half-full last ones of each shape don't matter, within limits.
 _BATCHES_PER_WINDOW = 128
 _ROWS_PER_PART = (256, 1 << 16)
 _BATCHES_PER_SHAPE = 3  # on average, at least
-
-
-@dataclasses.dataclass(frozen=True)
-class ScoreOptions:
-  """How to score; nothing here changes a number beyond rounding.
-
-  Attributes:
-    terms: the likelihoods to compute, others are null; None is all that the
-      encoder offers. ('q', 'q_given_a') is RMI alone, with 22 to 37% fewer
-      tokens.
-    tokens_per_batch: tokens of a batch per device; 0 = found from the compiled
-      program's memory.
-    max_shapes: most compiled programs per model.
-    rows_per_part: rows of a window, which a kill can cost; 0 = chosen from the
-      lengths.
-    length_multiple: lengths of the shapes are multiples of this; 0 = 128 on
-      TPU, 16 on GPU, 1 on CPU.
-    progress: whether to show a progress bar and print the plan.
-  """
-
-  terms: tuple[str, ...] | None = None
-  tokens_per_batch: int = 0
-  max_shapes: int = 24
-  rows_per_part: int = 0
-  length_multiple: int = 0
-  progress: bool = True
-
-  def multiple(self, platform: str) -> int:
-    """Multiple of the lengths on a platform."""
-    defaults = {'tpu': 128, 'gpu': 16}
-    return self.length_multiple or defaults.get(platform, 1)
 
 
 def survey(windows: Iterable) -> dict:

@@ -18,14 +18,14 @@ def offered_terms(encoder) -> tuple[str, ...]:
   )
 
 
-def wanted_terms(encoder, terms: Collection[str] | None) -> tuple[str, ...]:
-  """Terms that will be computed: `terms`, or all that are offered.
+def wanted_terms(encoder, terms: Collection[str]) -> tuple[str, ...]:
+  """Terms that will be computed: `terms`, or with none all that are offered.
 
   Raises:
     ValueError: one of `terms` is not offered.
   """
   offered = offered_terms(encoder)
-  unknown = set(terms or ()) - set(offered)
+  unknown = set(terms) - set(offered)
   if unknown:
     raise ValueError(
       f'score.terms: {sorted(unknown)} is not offered; there are: '

@@ -27,7 +27,7 @@ from qaq_jax.scoring import (
   programs as programs_lib,
 )
 from qaq_jax.scoring import rows as rows_lib
-from qaq_jax.scoring.planning import ScoreOptions
+from qaq_jax.scoring.options import ScoreOptions
 from qaq_jax.scoring.window import Window
 
 # Part of every fingerprint: raise it when a change here moves a number.

@@ -15,6 +15,7 @@ from etils import epath
 
 from qaq_jax.scoring import metrics
 from qaq_jax.selection import strata
+from qaq_jax.selection.options import SelectOptions, StrataOptions
 
 ROLES = ('strong', 'weak')
 
@@ -56,7 +57,13 @@ class ScoreColumns:
   """
 
   def __init__(
-    self, table, *, roles=None, num_strata=10, by='own', include_truncated=False
+    self,
+    table,
+    *,
+    roles=None,
+    num_strata=StrataOptions.num_strata,
+    by=StrataOptions.by,
+    include_truncated=SelectOptions.include_truncated,
   ):
     if by not in strata.BY:
       raise ValueError(f'strata.by is {by!r}; it is one of {strata.BY}.')

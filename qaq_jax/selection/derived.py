@@ -6,15 +6,16 @@ import numpy as np
 import pyarrow as pa
 
 from qaq_jax.selection.columns import ScoreColumns
+from qaq_jax.selection.options import SelectOptions, StrataOptions
 
 
 def derive(
   table,
   models: Sequence[str],
   roles: Mapping[str, str] | None = None,
-  num_strata: int = 10,
-  by: str = 'own',
-  include_truncated: bool = False,
+  num_strata: int = StrataOptions.num_strata,
+  by: str = StrataOptions.by,
+  include_truncated: bool = SelectOptions.include_truncated,
 ) -> dict[str, pa.Array]:
   """Computes every derived score column from the stored sums and counts.
 

@@ -13,6 +13,7 @@ import numpy as np
 from qaq_jax.selection import budget as budget_lib
 from qaq_jax.selection import columns as columns_lib
 from qaq_jax.selection import summary
+from qaq_jax.selection.options import SelectOptions, StrataOptions
 from qaq_jax.selection.rules import rule as rule_lib
 
 
@@ -32,13 +33,13 @@ class Selection:
 def select(
   table,
   *,
-  rule: str = 'diff_high',
+  rule: str = SelectOptions.rule,
   budget=None,
   seed: int = 0,
   roles: Mapping[str, str] | None = None,
-  num_strata: int = 10,
-  by: str = 'own',
-  include_truncated: bool = False,
+  num_strata: int = StrataOptions.num_strata,
+  by: str = StrataOptions.by,
+  include_truncated: bool = SelectOptions.include_truncated,
   **options,
 ) -> Selection:
   """Applies a rule to a score table.

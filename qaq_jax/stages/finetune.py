@@ -25,7 +25,7 @@ from qaq_jax.generation import generate
 from qaq_jax.models import sharding
 from qaq_jax.models.hf import checkpoint, export
 from qaq_jax.stages import model as model_lib
-from qaq_jax.stages import training_data
+from qaq_jax.stages import options, training_data
 from qaq_jax.workdir import files
 from qaq_jax.workdir.layout import WorkDir
 
@@ -346,17 +346,8 @@ def lora_options(
   Raises:
     ValueError: a negative rank.
   """
-  c = config.finetune.lora
-  if c.rank < 0:
-    raise ValueError(
-      f'config.finetune.lora.rank is {c.rank}; 0 trains all parameters, a '
-      'rank from 1 on trains adapters'
-    )
-  if not c.rank:
-    return None
-  return lora_lib.LoraOptions(
-    rank=c.rank, alpha=c.alpha, targets=tuple(c.targets)
-  )
+  found = options.of(lora_lib.LoraOptions, config.finetune.lora)
+  return found if found.rank else None
 
 
 def start_of(config: ml_collections.ConfigDict) -> dict:

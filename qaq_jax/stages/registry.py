@@ -132,7 +132,7 @@ stages:
 example:
   qaq run --config=configs/demo.py --workdir=workdir/demo
 
---config comes before its fields; qaq_jax/config.py lists them all."""
+--config comes before its fields; python -m qaq_jax.config lists them all."""
 
 for _stage in (
   Stage('prepare', says='input data -> prepared samples'),

@@ -112,7 +112,7 @@ def score_options(config: ml_collections.ConfigDict) -> scorer.ScoreOptions:
   """How to score, as `config.score` says."""
   c = config.score
   return scorer.ScoreOptions(
-    terms=tuple(c.terms) or None,
+    terms=tuple(c.terms),
     tokens_per_batch=c.tokens_per_batch,
     max_shapes=c.max_shapes,
     rows_per_part=c.rows_per_part,
@@ -189,7 +189,7 @@ def _prepare_targets(config, workdir):
   if not (config.score.embeddings and config.score.targets_path):
     return None
   folder = workdir.target_samples
-  source = samples_lib.DataSource(config.score.targets_path)
+  source = samples_lib.DataSource(config.score.targets_path, split='')
   prepare = functools.partial(samples_lib.prepare, source, folder)
   if workdir.mirror:
     prepare()  # each process into its own copy

@@ -50,7 +50,7 @@ class Surveys:
     rows = rows_lib.Source(
       self._samples,
       encoder,
-      rows_lib.wanted_terms(encoder, tuple(config.score.terms) or None),
+      rows_lib.wanted_terms(encoder, tuple(config.score.terms)),
       config.score.embeddings,
     )
     return lengths.sampled(

@@ -18,6 +18,7 @@ import numpy as np
 from qaq_jax.selection import budget as budget_lib
 from qaq_jax.selection import columns as columns_lib
 from qaq_jax.selection import strata
+from qaq_jax.selection.options import SelectOptions, StrataOptions
 from qaq_jax.selection.rules import rule as rule_lib
 from qaq_jax.selection.select import Selection
 from qaq_jax.selection.sql import expressions, ranks
@@ -42,14 +43,14 @@ _ROLES = columns_lib.ROLES
 def select(
   tables: str | os.PathLike | Mapping[str, str],
   *,
-  rule: str = 'diff_high',
+  rule: str = SelectOptions.rule,
   budget=None,
   seed: int = 0,
   roles: Mapping[str, str] | None = None,
-  num_strata: int = 10,
-  by: str = 'own',
-  include_truncated: bool = False,
-  memory_gb: float = 4.0,
+  num_strata: int = StrataOptions.num_strata,
+  by: str = StrataOptions.by,
+  include_truncated: bool = SelectOptions.include_truncated,
+  memory_gb: float = SelectOptions.memory_gb,
   threads: int = 2,
   temporary: str | os.PathLike,
   **options,

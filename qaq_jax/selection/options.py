@@ -1,0 +1,95 @@
+"""What is chosen from a score table, and how rows are ranked for it."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class StrataOptions:
+  """Strata inside which rows are ranked.
+
+  Attributes:
+    num_strata: equal-count bins by PPL(Q); 1 = global ranking.
+    by: 'own', 'strong' or 'weak': whose PPL(Q) makes the bins.
+  """
+
+  num_strata: int = 10
+  by: str = 'own'
+
+
+@dataclasses.dataclass(frozen=True)
+class SelectOptions:
+  """Which rows are kept.
+
+  Attributes:
+    rule: a name of the registry; `python -m qaq_jax.selection` lists them.
+    include_truncated: whether rows of status `truncated` are eligible.
+    engine: 'memory', or 'duckdb', which makes the same choice on disk, for
+      tables beyond memory.
+    memory_gb: that DuckDB may use before it goes to disk.
+    output: in the work directory: .jsonl, .jsonl.gz, .json, or .parquet (for
+      Parquet input, in its own schema).
+  """
+
+  rule: str = 'diff_high'
+  include_truncated: bool = False
+  engine: str = 'memory'
+  memory_gb: float = 4.0
+  output: str = 'selected.jsonl'
+
+
+@dataclasses.dataclass(frozen=True)
+class RuleOptions:
+  """Options of single rules; None = the rule's own default.
+
+  The README's table of rules, or `python -m qaq_jax.selection`, says which
+  rule has which.
+
+  Attributes:
+    lo: lower end of what is kept.
+    hi: upper end of what is kept.
+    drop: share of the eligible rows that is removed.
+    model: whose scores count, a role or a model name.
+    of: whose perplexity: 'a_given_q' or 'q'.
+    reference: the rule whose lengths are matched.
+    num_bins: equal-count bins of length.
+    column: name of the score in the table or the file.
+    path: file with a score for each row.
+    key: what joins that file, 'row' or 'id'.
+  """
+
+  lo: float | None = None
+  hi: float | None = None
+  drop: float | None = None
+  model: str | None = None
+  of: str | None = None
+  reference: str | None = None
+  num_bins: int | None = None
+  column: str | None = None
+  path: str | None = None
+  key: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class AuditOptions:
+  """What every rule lets through, by a label in the input's records.
+
+  Attributes:
+    label: name of the field, 'defect' say.
+    share: budget of every rule.
+    rules: names; () = every rule that the score table can serve.
+  """
+
+  label: str = ''
+  share: float = 0.25
+  rules: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class AnalyseOptions:
+  """Overlaps of rules.
+
+  Attributes:
+    share: budget of every rule whose overlap is shown.
+  """
+
+  share: float = 0.25
