@@ -182,7 +182,7 @@ def _run(stages, config, workdir, log, watch) -> None:
   if jax.process_index() == 0:
     files.remove_temporaries(workdir.path)
     text = json.dumps(config.to_dict(), indent=2, default=str)
-    workdir.config.write_text(text + '\n')
+    files.write_atomic(workdir.config, (text + '\n').encode())
   log.environment()
   if watch is not None:
     watch.on_loss = functools.partial(_on_loss, log, workdir)

@@ -155,7 +155,10 @@ def test_right_programs_pass_from_the_command_line(tmp_path):
     r['task_id']: r['prompt'] + r['canonical_solution']
     for r in _lines(_FILES / 'humaneval_plus.jsonl')
   }
-  header, *records = _lines(path)
+  # With their checksums the lines would be refused.
+  header, *records = (
+    {k: v for k, v in line.items() if k != 'crc32'} for line in _lines(path)
+  )
   records = [r | {'text': right[r['task_id']]} for r in records]
   path.write_text('\n'.join(map(json.dumps, [header, *records])) + '\n')
   shown = _qaq(tmp_path, '--allow-code-execution')

@@ -22,6 +22,7 @@ from qaq_jax.finetune import (
 )
 from qaq_jax.models import flops
 from qaq_jax.workdir import files
+from qaq_jax.workdir import journal as journal_lib
 
 
 def _lines(folder, name='metrics.jsonl'):
@@ -277,14 +278,17 @@ def test_peak_of_a_cpu_is_measured_once_for_all_its_fake_devices():
 
 def test_journal_drops_lines_behind_the_checkpoint_and_half_lines(tmp_path):
   path = tmp_path / 'metrics.jsonl'
-  journal = trackers.Journal(path, after=0)
+  fields = {'step': int}
+  journal = journal_lib.Journal(path, fields=fields)
   for number in (1, 2, 2, 3):
-    journal.write(step=number, text='é')
+    journal.add({'step': number, 'text': 'é'})
   journal.close()
   with path.open('ab') as file:
     file.write(b'{"step": 4, "lo')
-  journal = trackers.Journal(path, after=2)
-  journal.write(step=3, text='again')
+  journal = journal_lib.Journal(
+    path, fields=fields, keep=lambda record: record['step'] <= 2
+  )
+  journal.add({'step': 3, 'text': 'again'})
   journal.close()
   assert [(x['step'], x['text']) for x in _lines(tmp_path)] == [
     (1, 'é'),

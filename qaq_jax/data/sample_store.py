@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Iterable, Iterator
 
 import pyarrow as pa
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 
 from qaq_jax.data.types import DataError, Sample
 from qaq_jax.data.unscorable import ReasonCounter
+from qaq_jax.workdir import files
 
 MANIFEST = 'samples.json'
 VERSION = 2  # of the layout; a change makes older folders unreadable
@@ -49,13 +49,14 @@ def write_parts(
     rows_per_part: rows per file.
     info: goes into the manifest.
   """
-  out_dir = pathlib.Path(out_dir)
   if rows_per_part < 1:
     raise ValueError(f'rows_per_part={rows_per_part}: at least 1')
-  partial = out_dir.with_name(out_dir.name + '.partial')
-  shutil.rmtree(partial, ignore_errors=True)
-  partial.mkdir(parents=True)
-  writer = _PartWriter(partial, rows_per_part)
+  with files.atomic_folder(out_dir) as partial:
+    return _write_parts(samples, partial, rows_per_part, info)
+
+
+def _write_parts(samples, folder, rows_per_part, info):
+  writer = _PartWriter(folder, rows_per_part)
   digest, has_id = hashlib.sha256(), False
   statuses: collections.Counter[str] = collections.Counter()
   reasons = ReasonCounter()
@@ -78,15 +79,8 @@ def write_parts(
     'parts': writer.parts,
     **info,
   }
-  manifest['sha256'] = _seal(manifest)
-  (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + '\n')
-  _fsync_tree(partial)
-  old = out_dir.with_name(out_dir.name + '.old')
-  shutil.rmtree(old, ignore_errors=True)
-  if out_dir.exists():
-    os.rename(out_dir, old)
-  os.rename(partial, out_dir)
-  shutil.rmtree(old, ignore_errors=True)
+  manifest = files.seal(manifest)
+  (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + '\n')
   return manifest
 
 
@@ -123,7 +117,7 @@ class SampleStore:
         f'{directory}: samples of layout version {info.get("version")}, this '
         f'program reads {VERSION}; run the prepare stage again'
       )
-    if info.get('sha256') != _seal(info):
+    if info != files.seal(info):
       raise _damaged(directory / MANIFEST, 'not what was written')
     for part in info['parts']:
       if not (directory / part['file']).is_file():
@@ -283,13 +277,6 @@ def _damaged(path, why) -> DataError:
   )
 
 
-def _seal(manifest: dict) -> str:
-  """SHA-256 of a manifest's content without the hash itself."""
-  content = {k: v for k, v in manifest.items() if k != 'sha256'}
-  text = json.dumps(content, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()
-
-
 def _identity(stat: os.stat_result) -> tuple:
   return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
 
@@ -331,18 +318,3 @@ def _hashable(value) -> bytes:
 
 def _raw_bytes(raw: str) -> bytes:
   return raw.encode('utf-8', 'surrogateescape')
-
-
-def fsync(path) -> None:
-  """Waits until a file or folder is on the disk."""
-  handle = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(handle)
-  finally:
-    os.close(handle)
-
-
-def _fsync_tree(directory):
-  for path in directory.iterdir():
-    fsync(path)
-  fsync(directory)

@@ -22,6 +22,7 @@ from qaq_jax.data import records as records_lib
 from qaq_jax.data.sample_store import SampleStore, write_parts
 from qaq_jax.data.selected import write_selected
 from qaq_jax.data.types import DataError, DataSource, Sample
+from qaq_jax.workdir import fingerprint
 
 __all__ = [
   'DataError',
@@ -33,6 +34,12 @@ __all__ = [
   'write_selected',
 ]
 
+# Of fields of a request that were added after some samples were prepared.
+REQUEST_DEFAULTS = {
+  field.name: field.default
+  for field in dataclasses.fields(DataSource)
+  if field.default is not dataclasses.MISSING
+}
 _PROBE = 100  # records looked at to recognise the columns
 
 
@@ -125,7 +132,7 @@ def _kept(out_dir, request, resolved, log) -> dict | None:
   except DataError:
     return None
   info = store.info
-  if info.get('request') != request:
+  if fingerprint.differences(info['request'], request, REQUEST_DEFAULTS):
     return None
   before = info['source']
   if before.get('offline') and not resolved.get('offline'):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import os
 import pathlib
@@ -12,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from qaq_jax.data.sample_store import SampleStore, fsync
+from qaq_jax.data.sample_store import SampleStore
 from qaq_jax.data.types import DataError
+from qaq_jax.workdir import files
 
 _ENDINGS = ('.jsonl', '.jsonl.gz', '.json', '.parquet')
 
@@ -53,11 +53,11 @@ def write_selected(store: SampleStore, rows, path) -> None:
         f'{path}: Parquet output needs Parquet input; the input was {form}. '
         'Let config.select.output end in .jsonl'
       )
-    with _atomic_path(path) as temporary:
-      _write_parquet(store, rows, temporary)
+    with files.atomic_file(path) as file:
+      _write_parquet(store, rows, file)
     return
   as_array = path.suffix == '.json'
-  with _atomic_path(path) as temporary, open(temporary, 'wb') as plain:
+  with files.atomic_file(path) as plain:
     # No name and no time in the gzip header: same rows, same bytes.
     out = (
       gzip.GzipFile('', 'wb', fileobj=plain, mtime=0)
@@ -86,7 +86,7 @@ def _raw_lines(store, rows, window=4096) -> Iterator[bytes]:
           yield line
 
 
-def _write_parquet(store, rows, path):
+def _write_parquet(store, rows, out):
   """Takes `rows` out of the Parquet input itself, so that types stay."""
   writer, at = None, 0
   try:
@@ -98,7 +98,7 @@ def _write_parquet(store, rows, path):
           'and score stages again, or write .jsonl'
         )
       with pq.ParquetFile(file['path']) as data:
-        writer = writer or pq.ParquetWriter(path, data.schema_arrow)
+        writer = writer or pq.ParquetWriter(out, data.schema_arrow)
         for batch in data.iter_batches(batch_size=4096):
           low, high = np.searchsorted(rows, (at, at + len(batch)))
           if high > low:
@@ -108,16 +108,3 @@ def _write_parquet(store, rows, path):
   finally:
     if writer:
       writer.close()
-
-
-@contextlib.contextmanager
-def _atomic_path(path: pathlib.Path):
-  """A temporary path beside `path`, renamed to it when the block succeeds."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.name}.tmp-{os.getpid()}')
-  try:
-    yield temporary
-    fsync(temporary)
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)

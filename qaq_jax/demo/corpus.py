@@ -14,6 +14,7 @@ from absl import logging
 from qaq_jax.demo import mining, separation
 from qaq_jax.demo import tokenizer as tokenizer_lib
 from qaq_jax.encoding.examples import Example
+from qaq_jax.workdir import files
 
 # Stands after the answer in the reverse text: scoring uses the same words
 # (`configs/demo.py`), so training and scoring see the same token ids.
@@ -103,16 +104,14 @@ def load_or_mine(
   options: CorpusOptions, workdir: str | os.PathLike
 ) -> tuple[list[mining.Pair], list[mining.Pair]]:
   """`mine_corpus`, kept in WORKDIR/{train,held_out}.jsonl for the next time."""
-  files = [pathlib.Path(workdir, f'{n}.jsonl') for n in ('train', 'held_out')]
-  if not all(f.exists() for f in files):
-    for file, pairs in zip(files, mine_corpus(options), strict=True):
+  kept = [pathlib.Path(workdir, f'{n}.jsonl') for n in ('train', 'held_out')]
+  if not all(file.exists() for file in kept):
+    for file, pairs in zip(kept, mine_corpus(options), strict=True):
       lines = [json.dumps(dataclasses.asdict(p)) + '\n' for p in pairs]
-      part = file.with_suffix('.part')
-      part.write_text(''.join(lines), encoding='utf-8')
-      part.rename(file)
+      files.write_atomic(file, ''.join(lines).encode())
   train, held_out = (
     [mining.Pair(**json.loads(line)) for line in f.open(encoding='utf-8')]
-    for f in files
+    for f in kept
   )
   return train, held_out
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from qaq_jax.demo import mining
+from qaq_jax.workdir import files
 
 CLEAN = 'none'
 DEFECTS = {
@@ -261,11 +262,8 @@ def write_demo_data(
 
 def _write_lines(path, records) -> None:
   path = pathlib.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  part = path.with_name(path.name + '.part')
   lines = (json.dumps(record) + '\n' for record in records)
-  part.write_text(''.join(lines), encoding='utf-8')
-  part.replace(path)
+  files.write_atomic(path, ''.join(lines).encode())
 
 
 def count_defects(defects: Iterable[str]) -> dict[str, int]:

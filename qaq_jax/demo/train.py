@@ -7,7 +7,6 @@ A killed run continues when started again. Learning curve in
 WORKDIR/metrics.jsonl, the model in Hugging Face format in WORKDIR/model.
 """
 
-import json
 import os
 import pathlib
 
@@ -23,6 +22,7 @@ from qaq_jax.finetune import loop, optimizer, step
 from qaq_jax.models import config as config_lib
 from qaq_jax.models.decoder import Decoder
 from qaq_jax.models.hf import checkpoint
+from qaq_jax.workdir import files
 
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -120,7 +120,7 @@ def train(config, workdir: str | os.PathLike) -> dict:
   # What counts is the file: measured on the rounded weights.
   loaded = checkpoint.load(out, mesh=None, dtype=jnp.float32)
   result = evaluate(loaded)
-  (folder / 'result.json').write_text(json.dumps(result, indent=2) + '\n')
+  files.write_json(folder / 'result.json', result)
   logging.info('exported to %s: %s', out, result)
   return result
 

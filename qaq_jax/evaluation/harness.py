@@ -6,8 +6,8 @@ Needs no model; on one line:
       --benchmark=humaneval_plus --path=HumanEvalPlus.jsonl.gz
       --allow-code-execution
 
-Verdicts are appended to a results file, one line per sample. Run again after a
-kill, it goes on with the samples that have none.
+Verdicts are appended to a results file, one line per sample, by one run at a
+time. Run again after a kill, it goes on with the samples that have none.
 """
 
 import argparse
@@ -65,13 +65,20 @@ def run(
 
   Raises:
     Refused: programs cannot be contained here.
-    ValueError: the results file belongs to another run.
+    StoreError: the results file belongs to another run, another process writes
+      to it, or a line of it is damaged.
   """
   sandbox = Sandbox(options.limits, allow_uncontained=options.allow_uncontained)
   say(sandbox.containment.describe())
+  found = _Results(path, _fingerprint(benchmark, options, sandbox), benchmark)
+  with contextlib.closing(found) as results:
+    return _judge(benchmark, samples, options, say, sandbox, results)
+
+
+def _judge(benchmark, samples, options, say, sandbox, results) -> dict:
+  """`run`, with the results file open."""
   workers = options.workers or _workers(options.limits)
   timing = options.timing.scaled(judge.machine_scale())
-  results = _Results(path, _fingerprint(benchmark, options, sandbox))
   with tqdm.tqdm(desc='references', unit='suite', disable=None) as bar:
 
     def tick(done, total):
@@ -125,7 +132,6 @@ def run(
       pool.shutdown(wait=False, cancel_futures=True)
       raise
   verdicts = results.of(samples)
-  results.close()
   return {
     'benchmark': benchmark.name,
     'md5': benchmark.digest,
@@ -207,8 +213,19 @@ def _fingerprint(benchmark, options, sandbox):
 class _Results:
   """The verdicts of a results file, by sample."""
 
-  def __init__(self, path, fingerprint):
-    self._journal = journal.Journal(path, fingerprint)
+  def __init__(self, path, fingerprint, benchmark):
+    suite = {'status': str, 'reason': str}
+    self._journal = journal.Journal(
+      path,
+      fingerprint,
+      fields={
+        'task_id': str,
+        'number': int,
+        'program': str,
+        'suites': dict.fromkeys(benchmark.suites, suite),
+      },
+      back='delete the line, and its program is run again',
+    )
     self._verdicts = {
       (record['task_id'], record['number'], record['program']): record
       for record in self._journal.records

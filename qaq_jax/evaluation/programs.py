@@ -13,6 +13,7 @@ import pathlib
 from collections.abc import Iterable
 
 from qaq_jax.evaluation.benchmarks import Benchmark
+from qaq_jax.workdir import files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +74,10 @@ def read(
 
 def write(path: str, samples: Iterable[Sample]) -> None:
   """Writes samples as JSON lines with whole programs."""
-  with open(path, 'w', encoding='utf-8') as file:
+  with files.atomic_file(path) as file:
     for sample in samples:
       record = {'task_id': sample.task_id, 'solution': sample.program}
-      file.write(json.dumps(record) + '\n')
+      file.write(json.dumps(record).encode() + b'\n')
 
 
 def _programs(path, benchmark):

@@ -12,6 +12,7 @@ import os
 import pathlib
 import platform
 import socket
+import zlib
 from collections.abc import Callable
 from concurrent import futures
 
@@ -21,6 +22,17 @@ from qaq_jax.sandbox.sandbox import Sandbox
 from qaq_jax.workdir import files
 
 _VERSION = 2  # of what is kept
+# What reading a file that is not the one that was written may raise.
+_DAMAGED = (
+  OSError,
+  EOFError,
+  zlib.error,
+  ValueError,
+  TypeError,
+  KeyError,
+  AttributeError,
+  RecursionError,
+)
 
 Key = tuple[str, str]  # task id, suite
 
@@ -81,16 +93,26 @@ def _cache_path(benchmark):
 def _read(path):
   try:
     records = json.loads(gzip.decompress(path.read_bytes()))
-  except (OSError, EOFError, ValueError):
-    return {}  # absent or damaged: computed again
-  return {
-    (record.pop('task_id'), record.pop('suite')): judge.Reference(**record)
-    for record in records
-  }
+    found = {
+      (record.pop('task_id'), record.pop('suite')): judge.Reference(**record)
+      for record in records
+    }
+    if all(_good(reference) for reference in found.values()):
+      return found
+  except _DAMAGED:
+    pass  # or absent
+  return {}  # computed again
+
+
+def _good(reference) -> bool:
+  parts = (reference.calls, str), (reference.seconds, float | int)
+  return isinstance(reference.outputs, list) and all(
+    isinstance(values, list) and all(isinstance(v, kind) for v in values)
+    for values, kind in parts
+  )
 
 
 def _write(path, found):
-  path.parent.mkdir(parents=True, exist_ok=True)
   records = [
     {'task_id': task_id, 'suite': suite} | dataclasses.asdict(reference)
     for (task_id, suite), reference in found.items()

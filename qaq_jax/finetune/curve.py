@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from qaq_jax.finetune import trackers as trackers_lib
 from qaq_jax.finetune.batches import Batch
+from qaq_jax.workdir import journal as journal_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +77,15 @@ class Curve:
       self._trackers = trackers_lib.open_trackers(
         run.trackers, workdir, name=run.name, config=dict(run.settings)
       )
-      self._journal = trackers_lib.Journal(
-        workdir / 'metrics.jsonl', after=step
-      )
-      self._samples = trackers_lib.Journal(
-        workdir / 'samples.jsonl', after=step
+      self._journal, self._samples = (
+        journal_lib.Journal(
+          workdir / name,
+          fields={'step': int},
+          # A run that was killed leaves lines behind its last checkpoint.
+          keep=lambda record: record['step'] <= step,
+          back='delete the line: the curve lacks it, and all else is the same',
+        )
+        for name in ('metrics.jsonl', 'samples.jsonl')
       )
     self._bar = trackers_lib.Bar(
       run.name,
@@ -152,7 +157,7 @@ class Curve:
   def looked(self, step: int, samples: Sequence) -> None:
     """Writes what the model wrote at an evaluation."""
     if self._samples is not None:
-      self._samples.write(step=step, samples=list(samples))
+      self._samples.add({'step': step, 'samples': list(samples)})
 
   def _write(self, step, **values):
     if self._journal is None:
@@ -162,7 +167,7 @@ class Curve:
       **values,
       'seconds': round(self.seconds, 2),
     }
-    self._journal.write(step=step, **values)
+    self._journal.add({'step': step, **values})
     numbers = {k: v for k, v in values.items() if v is not None}
     for tracker in self._trackers:
       tracker.log(step, numbers)

@@ -9,7 +9,7 @@ import jax
 
 from qaq_jax.encoding.examples import Example
 from qaq_jax.models.decoder import Decoder
-from qaq_jax.workdir import files
+from qaq_jax.workdir import files, fingerprint
 
 # Part of every fingerprint: raise it when a change in this folder moves a loss.
 VERSION = 1
@@ -87,10 +87,10 @@ def check(path: str | pathlib.Path, wanted: Mapping, started: bool) -> None:
     if jax.process_index() == 0:
       files.write_json(path, wanted)
     return
-  if changed := files.differences(found, wanted):
-    raise files.StoreError(
-      f'{path.parent} holds the checkpoints of another run:\n  '
-      + '\n  '.join(changed)
-      + '\nSet these back, use another folder, or delete '
-      f'{path.parent / "checkpoints"} to begin again'
-    )
+  fingerprint.check(
+    found,
+    wanted,
+    what=f'{path.parent} holds the checkpoints of another run',
+    back='Set these back, use another folder, or delete '
+    f'{path.parent / "checkpoints"} to begin again',
+  )

@@ -1,7 +1,6 @@
-"""The learning curve: JSON lines, a progress bar, and trackers if asked for."""
+"""The learning curve: means, a progress bar, and trackers if asked for."""
 
 import importlib.util
-import json
 import os
 import pathlib
 import secrets
@@ -10,42 +9,6 @@ from qaq_jax.runtime import progress
 from qaq_jax.workdir import files
 
 TRACKERS = ('tensorboard', 'wandb')
-
-
-class Journal:
-  """A JSONL file with a `step` in every line, and each step's lines once.
-
-  A run that was killed leaves lines of steps after its last checkpoint, and
-  perhaps half a line: opening the journal at that checkpoint drops them.
-  """
-
-  def __init__(self, path: str | os.PathLike, *, after: int):
-    """Opens the file for the lines behind step `after`."""
-    self._path = pathlib.Path(path)
-    if self._path.exists():
-      kept = []
-      for line in self._path.read_bytes().splitlines():
-        try:
-          value = json.loads(line)
-        except ValueError:
-          break  # cut off by a kill
-        if value['step'] <= after:
-          kept.append(line + b'\n')
-      files.write_atomic(self._path, b''.join(kept))
-    self._file = self._path.open('a', encoding='utf-8')
-
-  def write(self, **values) -> None:
-    """Appends a line; it survives the death of the process."""
-    self._file.write(json.dumps(values, ensure_ascii=False) + '\n')
-    self._file.flush()
-
-  def sync(self) -> None:
-    """Makes the lines survive a power cut, as the checkpoint after them."""
-    os.fsync(self._file.fileno())
-
-  def close(self) -> None:
-    """Closes the file."""
-    self._file.close()
 
 
 class Window:

@@ -1,7 +1,6 @@
 """Writes the report page of a finished run."""
 
 import html
-import os
 from collections.abc import Mapping
 
 import numpy as np
@@ -11,6 +10,7 @@ from qaq_jax.report import examples, figures, tables
 from qaq_jax.report.style import STYLE
 from qaq_jax.selection import columns as columns_lib
 from qaq_jax.selection.select import Selection
+from qaq_jax.workdir import files
 
 # Nothing is loaded and nothing runs, whatever a sample's text contains.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -81,8 +81,5 @@ def write_report(
     f'<main>{"".join(filter(None, sections))}</main></body></html>\n'
   )
   path = epath.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.parent / f'.{path.name}.{os.getpid()}.partial'
   # Bytes of the input that are not UTF-8 arrive as lone surrogates.
-  partial.write_bytes(page.encode('utf-8', 'backslashreplace'))
-  partial.replace(path)
+  files.write_atomic(path, page.encode('utf-8', 'backslashreplace'))

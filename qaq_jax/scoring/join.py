@@ -44,7 +44,6 @@ def join_scores(
     StoreError: a model's parts are damaged or don't cover the input.
   """
   path = epath.Path(path)
-  path.parent.mkdir(parents=True, exist_ok=True)
   id_type = _id_type(ids)
 
   def raw():

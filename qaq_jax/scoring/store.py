@@ -27,6 +27,7 @@ from etils import epath
 from qaq_jax.scoring import metrics
 from qaq_jax.scoring import parts as parts_lib
 from qaq_jax.workdir import files
+from qaq_jax.workdir import fingerprint as fingerprint_lib
 from qaq_jax.workdir.files import StoreError
 
 STATUSES = ('ok', 'truncated', 'too_long', 'empty', 'invalid', 'non_finite')
@@ -47,12 +48,6 @@ def score_schema(model: str, terms: Sequence[str]) -> pa.Schema:
       pa.field(f'reason_{model}', pa.string(), nullable=False),
     ]
   )
-
-
-def fingerprint_hash(fingerprint: Mapping) -> str:
-  """SHA-256 of the canonical JSON of a fingerprint."""
-  text = json.dumps(fingerprint, sort_keys=True, ensure_ascii=False)
-  return hashlib.sha256(text.encode()).hexdigest()
 
 
 class ScoreStore:
@@ -83,7 +78,8 @@ class ScoreStore:
     Args:
       directory: the folder, `WORKDIR/scores/<model>`.
       model: name in the columns.
-      fingerprint: JSON-serialisable; everything that can change a number.
+      fingerprint: everything that can change a number, as
+        `fingerprint.written` gives it.
       num_rows: rows of the input.
       terms: terms that are scored.
       embeddings: whether each part comes with embeddings.
@@ -106,7 +102,7 @@ class ScoreStore:
     self.directory.mkdir(parents=True, exist_ok=True)
     self._lock = files.Lock(self.directory) if exclusive else None
     try:
-      self._open(json.loads(json.dumps(fingerprint)), exclusive)
+      self._open(fingerprint_lib.written(fingerprint), exclusive)
     except BaseException:
       self.close()
       raise
@@ -127,17 +123,16 @@ class ScoreStore:
       if exclusive:
         files.write_json(path, fingerprint)
         self._store(path)
-    elif old != fingerprint:
-      found = files.differences(old, fingerprint)
-      shown = '\n'.join(f'  {line}' for line in found[:12])
-      if len(found) > 12:
-        shown += f'\n  and {len(found) - 12} more'
-      raise StoreError(
-        f'{self.directory} holds scores that were made otherwise (then -> '
-        f'now):\n{shown}\nUse another --workdir, set these back, or delete '
-        f'{self.directory} to score again.'
+    else:
+      fingerprint_lib.check(
+        old,
+        fingerprint,
+        what=f'{self.directory} holds scores that were made otherwise',
+        back='Use another --workdir, set these back, or delete '
+        f'{self.directory} to score again.',
       )
-    self._hash = fingerprint_hash(fingerprint)
+    # Of a folder's own, also where keys of now are not in it: its parts say so.
+    self._hash = fingerprint_lib.digest(old or fingerprint)
     self.plan = files.read_json(self.directory / 'plan.json') or {}
     self.rows_per_part = self.plan.get('rows_per_part')
 

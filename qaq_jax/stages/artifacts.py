@@ -14,7 +14,7 @@ from qaq_jax.selection import columns
 from qaq_jax.selection import select as select_lib
 from qaq_jax.selection.rules import external, rule
 from qaq_jax.selection.sql import engine
-from qaq_jax.workdir import files
+from qaq_jax.workdir import files, fingerprint
 from qaq_jax.workdir.layout import SAMPLES_KEY, WorkDir
 
 ENGINES = ('memory', 'duckdb')
@@ -53,13 +53,13 @@ def open_samples(config, workdir: WorkDir) -> samples.SampleStore:
   if workdir.mirror and '{workdir}' in config.data.path:
     # The local copy has another name in every process.
     wanted['path'] = store.info['request']['path']
-  changed = files.differences(store.info['request'], wanted)
-  if changed:
-    raise ValueError(
-      f'{workdir.samples} was prepared with other settings of config.data '
-      f'(then -> now): {"; ".join(changed)}. Run the prepare stage, or give '
-      'the config of before'
-    )
+  fingerprint.check(
+    store.info['request'],
+    wanted,
+    what=f'{workdir.samples} was prepared with other settings of config.data',
+    back='Run the prepare stage, or give the config of before',
+    defaults=samples.REQUEST_DEFAULTS,
+  )
   return store
 
 

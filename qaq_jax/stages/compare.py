@@ -6,7 +6,6 @@ choose the same rows share a cell, and a killed comparison goes on where it was.
 """
 
 import hashlib
-import json
 import pathlib
 import shutil
 
@@ -23,6 +22,7 @@ from qaq_jax.selection import select as select_lib
 from qaq_jax.selection.rules import rule
 from qaq_jax.stages import artifacts, finetune, training_data
 from qaq_jax.workdir import files
+from qaq_jax.workdir import fingerprint as fingerprint_lib
 from qaq_jax.workdir.layout import WorkDir
 
 # Part of every cell's fingerprint: raise it when a change here moves a result.
@@ -297,8 +297,8 @@ class _Cells:
 
 
 def _name(fingerprint) -> str:
-  text = json.dumps(fingerprint, sort_keys=True)
-  return hashlib.sha256(text.encode()).hexdigest()[:16]
+  kept = fingerprint_lib.written(fingerprint)
+  return fingerprint_lib.digest(kept, ascii_only=True)[:16]
 
 
 def _mean_scores(by_seed):

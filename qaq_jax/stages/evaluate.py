@@ -13,7 +13,6 @@ import zlib
 import jax
 import ml_collections
 import tqdm
-from jax.experimental import multihost_utils
 
 from qaq_jax.encoding import chat, prompts
 from qaq_jax.evaluation import benchmarks, harness, judge, postprocess, programs
@@ -195,13 +194,15 @@ class _Job:
       for number in range(c.samples)
     ]
     path, fingerprint = folder / 'generations.jsonl', self._print(benchmark)
-    first = journal_lib.Journal(path, fingerprint, write=False)
+    fields = {'task_id': str, 'number': int, 'text': str}
+    first = journal_lib.Journal(path, fingerprint, fields=fields, write=False)
     texts = {(r['task_id'], r['number']): r['text'] for r in first.records}
     todo = [key for key in wanted if key not in texts]
-    if jax.process_count() > 1:  # all have read before one writes
-      multihost_utils.sync_global_devices(f'evaluate {benchmark.name}')
+    # All have read before one writes.
+    processes.barrier(f'evaluate {benchmark.name}')
     main = jax.process_index() == 0
-    journal = journal_lib.Journal(path, fingerprint) if main else None
+    if main:
+      journal = journal_lib.Journal(path, fingerprint, fields=fields)
     for key, generation in self._generate(benchmark, todo):
       texts[key] = generation.text
       if main:

@@ -51,7 +51,6 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
     summaries[name] = model.score(store, workdir.parts(name), mirror)
     if config.score.embeddings:
       path = workdir.embeddings(name)
-      path.parent.mkdir(exist_ok=True)
       folder = workdir.parts(name)
       join.join_embeddings(path, folder, num_rows=store.num_rows)
     if targets:

@@ -1,13 +1,13 @@
 """Which samples a model is fine-tuned on, and which are held out."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 
-import jax
 import numpy as np
-from jax.experimental import multihost_utils
 
 from qaq_jax.data import samples
+from qaq_jax.runtime import processes
 from qaq_jax.stages import artifacts
 
 _SPLIT_SEED = 0x5EED  # keeps the draw of validation rows apart from others
@@ -51,10 +51,9 @@ def chosen(store, rows) -> Iterator[samples.Sample]:
 def prepared(config, workdir, path, folder) -> samples.SampleStore:
   """Samples of other data, read by the rules of `config.data`."""
   source = artifacts.data_source(config, workdir, path)
-  if jax.process_index() == 0:
-    samples.prepare(dataclasses.replace(source, limit=None), folder)
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(f'prepared {folder}')
+  source = dataclasses.replace(source, limit=None)
+  prepare = functools.partial(samples.prepare, source, folder)
+  processes.by_the_first(prepare, f'prepared {folder}')
   return samples.SampleStore.open(folder)
 
 

@@ -6,24 +6,76 @@ Object stores write whole objects at once; the care below is for disks.
 
 import contextlib
 import errno
+import hashlib
 import json
 import logging
 import os
+import pathlib
+import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from etils import epath
 
 TEMPORARY = '.tmp-'  # in the name of every file that isn't whole yet
+SEAL = 'sha256'  # key of a JSON object's own checksum
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class StoreError(ValueError):
   """Files of a work directory that can't be used; says which and what to do."""
 
 
+def damaged(path, why, back: str) -> StoreError:
+  """The error for a file that holds something else than was written.
+
+  Args:
+    path: the file.
+    why: what was found.
+    back: what to do, after 'FILE is damaged (WHY): '.
+  """
+  why = str(why).splitlines()[0] if str(why) else repr(why)
+  return StoreError(f'{path} is damaged ({why}): {back}')
+
+
+def check_readable(path, error: Exception) -> None:
+  """Raises if an error of reading says nothing of what the file holds.
+
+  Without permission, or when a disk or network fails, a file may be whole:
+  nobody should be told to delete it.
+
+  Args:
+    path: the file.
+    error: of reading it. The system's own have a number, those of decoders
+      (pyarrow raises OSError too) have none.
+
+  Raises:
+    StoreError: names the file and what the system says.
+  """
+  if isinstance(error, OSError) and error.errno is not None:
+    raise StoreError(
+      f'{path} cannot be read ({os.strerror(error.errno)}). It may be whole: '
+      'look at its permissions and at the disk, and keep it'
+    ) from error
+
+
+@contextlib.contextmanager
+def naming(path) -> Iterator[None]:
+  """An error of a full disk inside names `path` and what to do."""
+  try:
+    yield
+  except OSError as e:
+    if e.errno not in _FULL or e.filename is not None:
+      raise
+    raise OSError(
+      e.errno,
+      f'{os.strerror(e.errno)}; make room, and the same command goes on',
+      os.fspath(path),
+    ) from e
+
+
 def write_atomic(path, data: bytes) -> None:
   """Writes a file so that a kill or a power cut leaves it whole or absent."""
-  path = epath.Path(path)
   with atomic_file(path) as file:
     file.write(data)
 
@@ -32,28 +84,64 @@ def write_atomic(path, data: bytes) -> None:
 def atomic_file(path):
   """Yields a binary file that takes `path`'s place when the block ends well."""
   path = epath.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.parent / f'.{path.name}{TEMPORARY}{os.getpid()}'
   try:
-    with temporary.open('wb') as file:
+    with naming(path), temporary.open('wb') as file:
       yield file
       file.flush()
-      with contextlib.suppress(AttributeError, OSError, ValueError):
-        os.fsync(file.fileno())  # remote files have no descriptor
+      with contextlib.suppress(AttributeError, ValueError):
+        _fsync(file.fileno())  # remote files have no descriptor
     temporary.replace(path)
   except BaseException:
     temporary.unlink(missing_ok=True)
     raise
-  _sync_directory(path.parent)
+  _sync(path.parent)
 
 
-def _sync_directory(path):
-  """Makes a rename survive a power cut; only local directories can."""
-  with contextlib.suppress(OSError):
+@contextlib.contextmanager
+def atomic_folder(path) -> Iterator[pathlib.Path]:
+  """Yields a new folder that takes `path`'s place when the block ends well.
+
+  A kill leaves the old one, or for a moment none; what it leaves besides,
+  NAME.partial and NAME.old, the next writer removes.
+  """
+  path = pathlib.Path(path)
+  partial = path.with_name(f'{path.name}.partial')
+  old = path.with_name(f'{path.name}.old')
+  shutil.rmtree(partial, ignore_errors=True)
+  partial.mkdir(parents=True)
+  with naming(path):
+    yield partial
+    for inside in partial.rglob('*'):
+      _sync(inside)
+    _sync(partial)
+  shutil.rmtree(old, ignore_errors=True)
+  if path.exists():
+    path.rename(old)
+  partial.rename(path)
+  shutil.rmtree(old, ignore_errors=True)
+  _sync(path.parent)
+
+
+def _fsync(descriptor):
+  try:
+    os.fsync(descriptor)
+  except OSError as e:  # that a file system can't is no loss of data
+    if e.errno in (*_FULL, errno.EIO):
+      raise
+
+
+def _sync(path):
+  """Makes a file or a rename survive a power cut; only local ones can."""
+  try:
     descriptor = os.open(os.fspath(path), os.O_RDONLY)
-    try:
-      os.fsync(descriptor)
-    finally:
-      os.close(descriptor)
+  except OSError:
+    return
+  try:
+    _fsync(descriptor)
+  finally:
+    os.close(descriptor)
 
 
 def remove_temporaries(directory) -> list[str]:
@@ -69,76 +157,77 @@ def remove_temporaries(directory) -> list[str]:
   return names
 
 
+def seal(value: Mapping) -> dict:
+  """A JSON object with its own checksum, which `read_json` checks."""
+  content = {k: v for k, v in value.items() if k != SEAL}
+  text = json.dumps(content, sort_keys=True)
+  return content | {SEAL: hashlib.sha256(text.encode()).hexdigest()}
+
+
 def write_json(path, value) -> None:
   """Writes JSON atomically, keys sorted."""
   text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
   write_atomic(path, (text + '\n').encode())
 
 
-def read_json(path):
-  """Reads JSON, or None where there is no such file.
+def read_json(
+  path, back: str = 'delete it, and run the stage that writes it again'
+) -> dict | None:
+  """Reads a JSON object, or None where there is no such file.
+
+  Args:
+    path: the file.
+    back: what to do about a damaged one.
 
   Raises:
-    StoreError: the file is not JSON.
+    StoreError: it is no JSON object, or not the one that was sealed; names it.
+    OSError: it cannot be read.
   """
   path = epath.Path(path)
-  if not path.exists():
+  try:
+    data = path.read_bytes()
+  except FileNotFoundError:
     return None
   try:
-    return json.loads(path.read_text())
-  except ValueError as e:
-    raise StoreError(
-      f'{path} is damaged ({e}); delete the folder {path.parent} to score again'
-    ) from e
-
-
-def differences(old, new, name: str = '') -> list[str]:
-  """Lists what differs between two JSON values, as 'field: old -> new'."""
-  if isinstance(old, Mapping) and isinstance(new, Mapping):
-    found = []
-    for key in sorted(set(old) | set(new), key=str):
-      path = f'{name}.{key}' if name else str(key)
-      if key not in old:
-        found.append(f'{path}: (absent) -> {_short(new[key])}')
-      elif key not in new:
-        found.append(f'{path}: {_short(old[key])} -> (absent)')
-      else:
-        found += differences(old[key], new[key], path)
-    return found
-  if old != new:
-    return [f'{name}: {_short(old)} -> {_short(new)}']
-  return []
-
-
-def _short(value, limit=100):
-  text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-  return text if len(text) <= limit else f'{text[:limit]}...'
+    value = json.loads(data)
+  except (ValueError, RecursionError) as e:
+    raise damaged(path, e, back) from e
+  if not isinstance(value, dict):
+    raise damaged(path, 'no JSON object', back)
+  if SEAL in value and value != seal(value):
+    raise damaged(path, 'not what was written', back)
+  return value
 
 
 class Lock:
-  """An exclusive lock on a folder, gone when its process is gone.
+  """An exclusive lock on a folder or a file, gone when its process is gone.
 
-  It is an advisory lock of the operating system on `.lock`, so kill -9
-  releases it and a left-over file means nothing. Remote folders can't be
-  locked.
+  It is an advisory lock of the operating system on `FOLDER/.lock`, or on
+  `.NAME.lock` beside a file, so kill -9 releases it and a left-over file means
+  nothing. Remote folders can't be locked.
   """
 
-  def __init__(self, directory):
+  def __init__(self, path, back: str = 'use another --workdir'):
     """Takes the lock.
 
     Args:
-      directory: an existing folder.
+      path: an existing folder, or a file, there or not.
+      back: what to do instead of waiting.
 
     Raises:
-      StoreError: another process holds it.
+      StoreError: another process holds it; names it.
     """
     self._file = None
-    path = os.fspath(epath.Path(directory) / '.lock')
-    if '://' in path:
+    self._path = os.fspath(path)
+    if '://' in self._path:
       return
     import fcntl  # not on Windows, where WSL is asked for
 
-    file = open(path, 'a+')  # noqa: SIM115  (open as long as the lock)
+    name = os.path.realpath(self._path)  # one file, one lock
+    folder, base = os.path.split(name)
+    inside = os.path.isdir(name)
+    name = f'{name}/.lock' if inside else f'{folder}/.{base}.lock'
+    file = open(name, 'a+')  # noqa: SIM115  (open as long as the lock)
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as e:
@@ -147,10 +236,10 @@ class Lock:
         holder = file.read().strip() or 'unknown'
         file.close()
         raise StoreError(
-          f'another process writes to {directory} ({holder}); wait for it, '
-          'stop it, or use another --workdir'
+          f'another process writes to {path} ({holder}); wait for it, '
+          f'stop it, or {back}'
         ) from e
-      logging.warning('%s: this file system has no locks (%s)', path, e)
+      logging.warning('%s: this file system has no locks (%s)', name, e)
     file.seek(0)
     file.truncate()
     file.write(f'pid {os.getpid()} on {socket.gethostname()}\n')

@@ -22,6 +22,8 @@ from qaq_jax.models.decoder import Decoder
 from qaq_jax.models.hf import checkpoint
 from qaq_jax.models.hf import weights as weights_lib
 from qaq_jax.models.hf.source import ALLOWED, ModelSource
+from qaq_jax.runtime import processes
+from qaq_jax.workdir import files
 
 # Files of the start that say how text becomes ids.
 _TOKENIZER_FILES = tuple(
@@ -149,21 +151,12 @@ def save_adapter(
 @contextlib.contextmanager
 def _in_one_step(directory: pathlib.Path) -> Iterator[pathlib.Path]:
   """A new folder that takes the place of `directory` when all went well."""
-  temporary = directory.with_name(f'{directory.name}.tmp')
-  first = jax.process_index() == 0
-  if first:
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-  yield temporary
-  if first:
-    old = directory.with_name(f'{directory.name}.old')
-    shutil.rmtree(old, ignore_errors=True)
-    if directory.exists():
-      directory.rename(old)
-    temporary.rename(directory)
-    shutil.rmtree(old, ignore_errors=True)
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(f'exported {directory.name}')
+  if jax.process_index():
+    yield directory  # where it writes nothing
+  else:
+    with files.atomic_folder(directory) as folder:
+      yield folder
+  processes.barrier(f'exported {directory.name}')
 
 
 def _copy_tokenizer(source, folder, chat_template):

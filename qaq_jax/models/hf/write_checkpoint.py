@@ -20,6 +20,7 @@ from qaq_jax.models.hf import (
   weights,
   write_config,
 )
+from qaq_jax.workdir import files
 
 
 def save_hf(
@@ -75,13 +76,13 @@ def save_hf(
   _remove_stale(directory, set(names.values()))
   if len(plan) > 1:
     total = sum(dtype.itemsize * int(np.prod(s)) for s in shapes.values())
-    (directory / tensors.INDEX).write_text(
-      json.dumps(
-        {'metadata': {'total_size': total}, 'weight_map': names}, indent=2
-      )
+    index = {'metadata': {'total_size': total}, 'weight_map': names}
+    files.write_atomic(
+      directory / tensors.INDEX, json.dumps(index, indent=2).encode()
     )
-  (directory / 'config.json').write_text(
-    json.dumps(write_config.write_config(model.config, dtype), indent=2) + '\n'
+  config = write_config.write_config(model.config, dtype)
+  files.write_atomic(
+    directory / 'config.json', (json.dumps(config, indent=2) + '\n').encode()
   )
 
 
