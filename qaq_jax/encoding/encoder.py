@@ -214,8 +214,9 @@ class Encoder:
     Raises:
       TemplateError: no id ends an answer, see `Layout.ending`.
     """
-    tokens = self.tokenizer
-    if self._author:  # renders texts into the template: all that is spelled
+    tokens, options = self.tokenizer, self.options
+    # That one renders texts into the template: all that is spelled.
+    if options.author_compatible:
       return {*tokens.hf.get_vocab().values(), *tokens.added_prefix}
     found = set()
     # A row may bring a system prompt, and the template has words for it.
@@ -224,7 +225,7 @@ class Encoder:
         found.update(frame.head.tolist(), frame.between.tolist())
       if ending:
         found.update(self._layout.ending(system).tolist())
-    if self._cherry or self._superfilter:
+    if options.ifd_cherry or options.ifd_superfilter:
       found.update(tokens.added_prefix)
     return found
 
