@@ -4,12 +4,14 @@ They are harmless even where the sandbox fails: loops are bounded, and nothing
 is forked, filled or deleted in earnest before a first try was refused.
 """
 
+import ctypes
 import functools
 import json
 import os
 import pathlib
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -20,6 +22,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+from qaq_jax.sandbox import child
 from qaq_jax.sandbox import process as process_lib
 from qaq_jax.sandbox import sandbox as sandbox_lib
 from qaq_jax.sandbox.child import values
@@ -419,6 +422,189 @@ def test_the_probe_finds_signals_through_the_owner_of_a_file(monkeypatch):
   assert not sandbox_lib.measure('none', False).signals
 
 
+@pytest.fixture
+def canaries():
+  """Memory, a semaphore and queues of a process that is not the program's."""
+  libc = ctypes.CDLL(None, use_errno=True)
+  name = f'/qaq_canary_{os.getpid()}'.encode()
+  made = {
+    'memory': libc.shmget(0, 4096, 0o1600),
+    'semaphore': libc.semget(0, 1, 0o1600),
+    'queue': libc.msgget(0, 0o1600),
+    'posix': libc.mq_open(name, os.O_CREAT | os.O_RDWR, 0o600, None),
+  }
+  assert min(made.values()) >= 0
+  message = struct.pack('l', 1) + b'CANARY'
+  assert libc.msgsnd(made['queue'], message, 6, 0) == 0
+  yield made | {'name': name}
+  # Unharmed: the message is there, and each is there to be removed.
+  taken = ctypes.create_string_buffer(20)
+  found = [
+    libc.msgrcv(made['queue'], taken, 6, 0, 0o4000),
+    libc.shmctl(made['memory'], 0, None),
+    libc.semctl(made['semaphore'], 0, 0),
+    libc.msgctl(made['queue'], 0, None),
+    libc.mq_unlink(name),
+  ]
+  os.close(made['posix'])
+  assert found == [6, 0, 0, 0, 0]
+  assert taken.raw[8:14] == b'CANARY'
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='Linux only')
+@pytest.mark.parametrize(
+  'call',
+  [
+    'shmget(0, 4096, 0o1600)',
+    'shmat(memory, None, 0)',
+    'shmctl(memory, 0, None)',  # IPC_RMID
+    'shmctl(0, 13, room)',  # SHM_STAT
+    'semget(0, 1, 0o1600)',
+    'semop(semaphore, room, 1)',
+    'semtimedop(semaphore, room, 1, None)',
+    'semctl(semaphore, 0, 0)',
+    'msgget(0, 0o1600)',
+    'msgsnd(queue, room, 8, 0o4000)',
+    'msgrcv(queue, room, 8, 0, 0o4000)',
+    'msgctl(queue, 0, None)',
+    'mq_open(name, 0)',
+    'mq_unlink(name)',
+    'mq_send(posix, room, 1, 0)',
+    'mq_receive(posix, room, 8192, None)',
+    'mq_getattr(posix, room)',
+    'socketpair(1, 2, 0, room)',  # datagrams
+    'socketpair(1, 3, 0, room)',  # raw, which are datagrams
+    'socketpair(1, 5, 0, room)',
+    'socketpair(1, 0x80802, 0, room)',
+    'socketpair(30, 1, 0, room)',  # AF_TIPC
+    'inotify_init1(0)',
+    'fcntl(0, 1026, 4)',  # F_NOTIFY
+    'ioctl(0, 0x40086602, room)',  # FS_IOC_SETFLAGS
+  ],
+)
+def test_what_others_share_is_out_of_reach(sandbox, canaries, call):
+  program = (
+    'import ctypes\ndef f(memory, semaphore, queue, posix, name):\n'
+    '  room = ctypes.create_string_buffer(b"\\1", 8192)\n'
+    '  libc = ctypes.CDLL(None, use_errno=True)\n'
+    f'  return libc.{call}, ctypes.get_errno()'
+  )
+  denied = 13 if 'mq_unlink' in call else 1  # of EPERM libc makes EACCES
+  assert _run(sandbox, program, *canaries.values()) == (-1, denied)
+
+
+@pytest.mark.parametrize('kind', ['SOCK_DGRAM', 'SOCK_RAW', 'SOCK_SEQPACKET'])
+def test_no_socket_that_reaches_a_path(sandbox, tmp_path, kind):
+  path = str(tmp_path / 'server')
+  program = (
+    'import socket\ndef f(path):\n'
+    f'  a, _ = socket.socketpair(type=socket.{kind})\n'
+    '  a.sendto(b"FROM INSIDE", path)'
+  )
+  with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+    server.bind(path)
+    server.setblocking(False)
+    assert _run(sandbox, program, path).startswith('PermissionError')
+    with pytest.raises(BlockingIOError):
+      server.recv(99)
+
+
+def test_a_pair_of_streams_reaches_nothing_but_itself(sandbox, tmp_path):
+  """asyncio needs one; another address is not for it."""
+  path = str(tmp_path / 'server')
+  program = (
+    'import asyncio, socket\nasync def g():\n  return 7\n'
+    'def f(path):\n  a, b = socket.socketpair()\n'
+    '  for use in (a.connect, lambda p: a.sendto(b"x", p)):\n'
+    '    try: use(path)\n    except OSError: pass\n    else: return 0\n'
+    '  return asyncio.run(g())'
+  )
+  with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as server:
+    server.bind(path)
+    assert _run(sandbox, program, path) == 7
+
+
+def test_the_probe_tries_what_others_share(monkeypatch):
+  found = sandbox_lib.measure('none', False)
+  assert not found.ipc
+  assert 'ipc' in found.missing()
+  if isinstance(_containment('landlock'), str):
+    pytest.skip('this machine has no landlock')
+  assert sandbox_lib.measure('landlock', True).ipc
+  # As if one call were not filtered.
+  monkeypatch.setattr(
+    sandbox_lib,
+    '_PROBE',
+    f'{sandbox_lib._PROBE}\nseccomp._IPC["getpid"] = (39, 172)\n',
+  )
+  assert not sandbox_lib.measure('landlock', True).ipc
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='Linux only')
+def test_the_probe_tries_each_of_them():
+  limits = Limits(memory_mb=512)
+  program = 'from child import seccomp\ndef f():\n  return seccomp.open_ways()'
+  with process_lib.Process(limits, 'none', seccomp=False) as process:
+    assert 'loaded' in _load(process, program)
+    tried = _call(process, 'f')
+  for call in ('shmat', 'semctl', 'msgrcv', 'mq_unlink', 'socketpair 2'):
+    assert call in tried
+  assert len(tried) == 21
+
+
+def _filter(code, machine, number, *arguments):
+  """What a filter of system calls says of one call."""
+  data = struct.pack('iI', number, machine) + bytes(8)
+  data += struct.pack('6Q', *arguments, *[0] * (6 - len(arguments)))
+  at, value = 0, 0
+  while True:
+    operation, yes, no, k = struct.unpack_from('HBBI', code, 8 * at)
+    at += 1
+    if operation == 0x06:
+      return k
+    if operation == 0x20:
+      (value,) = struct.unpack_from('I', data, k)
+    elif operation == 0x54:
+      value &= k
+    else:
+      at += yes if (value == k if operation == 0x15 else value >= k) else no
+
+
+@pytest.mark.parametrize('machine', ['x86_64', 'aarch64'])
+def test_the_filter_of_each_machine(machine, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'child', child)
+  from qaq_jax.sandbox.child import seccomp
+
+  arch, denied, allowed = seccomp._AUDIT[machine], 0x50001, 0x7FFF0000
+  code = seccomp._assemble(machine, 77)
+
+  def says(*call):
+    return _filter(code, arch, *call)
+
+  x86 = machine == 'x86_64'
+  # Of the kernel's tables: shm*, sem*, msg* and mq_*.
+  shared = [29, 30, 31, *range(64, 72), 220, *range(240, 246)]
+  for number in shared if x86 else range(180, 198):
+    assert says(number) == denied
+  pair = 53 if x86 else 199
+  assert says(pair, 1, 1) == says(pair, 1, 0x80801) == allowed
+  # The kernel takes the lower half of an argument.
+  assert says(pair, 1 | 1 << 32, 1 | 1 << 40) == allowed
+  for call in ((1, 2), (1, 3), (1, 5), (1, 0x80802), (30, 1), (2, 1), (1, 17)):
+    assert says(pair, *call) == denied
+  assert says(pair, 1 << 32, 1) == says(pair, 1, 2 | 1 << 32) == denied
+  assert says(0) == says(1) == allowed  # read, write; io_setup, io_destroy
+  kill, fcntl = (62, 72) if x86 else (129, 25)
+  assert says(kill, 77) == allowed
+  assert says(kill, 78) == denied
+  assert says(fcntl, 0, 8) == denied
+  assert says(fcntl, 0, 3) == allowed
+  assert _filter(code, 0x40000003, 0) == 0x80000000  # 32-bit calls
+  if x86:  # the x32 interface, with its bit and, in old kernels, without
+    assert says(0x40000000 | 30) == says(520) == says(547) == denied
+    assert says(511) == says(548) == allowed
+
+
 def test_limits_cannot_be_raised_again(sandbox):
   program = (
     'import resource\ndef f():\n'
@@ -560,7 +746,7 @@ def test_refuses_where_programs_would_not_be_contained():
 # What a strict container does: system calls refused before Python starts.
 _FORBIDDEN = """
 import ctypes, platform, struct, sys
-from qaq_jax.evaluation import child
+from qaq_jax.sandbox import child
 sys.modules['child'] = child
 from child import kernel, seccomp
 unshare = {'x86_64': 272, 'aarch64': 97}[platform.machine()]
@@ -573,7 +759,7 @@ code = ctypes.create_string_buffer(code, len(code))
 program = seccomp._Program(len(code) // 8, ctypes.addressof(code))
 kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
 kernel.prctl(kernel.PR_SET_SECCOMP, 2, ctypes.byref(program))
-from qaq_jax.evaluation import sandbox
+from qaq_jax.sandbox import sandbox
 print(sandbox.probe().describe())
 sandbox.Sandbox()
 """
@@ -603,7 +789,7 @@ def test_containers_that_forbid_layers(forbidden, found, refused):
 
 _MOUNTED = """
 import os, sys
-from qaq_jax.evaluation import child
+from qaq_jax.sandbox import child
 sys.modules['child'] = child
 from child import kernel
 user, group = os.geteuid(), os.getegid()
@@ -613,7 +799,7 @@ for name, text in (('setgroups', 'deny'), ('uid_map', f'0 {user} 1'),
   with open(f'/proc/self/{name}', 'w') as file:
     file.write(text)
 kernel.mount('tmpfs', sys.argv[1], 'tmpfs')
-from qaq_jax.evaluation import sandbox
+from qaq_jax.sandbox import sandbox
 print(sandbox.probe().layer, sandbox.probe().reasons)
 """
 

@@ -34,6 +34,7 @@ class Containment:
     reads: whether files outside of Python's own folders cannot be read.
     processes: whether no process can be started.
     signals: whether no other process can be signalled.
+    ipc: whether memory, queues and sockets of others are out of reach.
     memory: whether the limit of memory holds.
     reasons: why stronger layers were not had, by layer.
   """
@@ -45,12 +46,21 @@ class Containment:
   reads: bool
   processes: bool
   signals: bool
+  ipc: bool
   memory: bool
   reasons: dict[str, str]
 
   def missing(self) -> list[str]:
     """Names of what does not hold."""
-    names = 'network', 'writes', 'reads', 'processes', 'signals', 'memory'
+    names = (
+      'network',
+      'writes',
+      'reads',
+      'processes',
+      'signals',
+      'ipc',
+      'memory',
+    )
     return [name for name in names if not getattr(self, name)]
 
   def describe(self) -> str:
@@ -65,6 +75,7 @@ class Containment:
 
 _PROBE = """
 import fcntl, os, socket
+from child import seccomp
 
 def network(port):
   with socket.socket() as s:
@@ -88,6 +99,10 @@ def signals(pid):
     os.kill(pid, 0)
   except OSError:  # as the owner of a file, it would be signalled by that
     fcntl.fcntl(0, fcntl.F_SETOWN, pid)
+
+def ipc(_):
+  if not seccomp.open_ways():
+    raise PermissionError
 
 def memory(size):
   bytearray(size)
@@ -118,6 +133,7 @@ def measure(layer: str, seccomp: bool) -> Containment:
       ('reads', outside),
       ('processes', 0),
       ('signals', os.getpid()),
+      ('ipc', 0),
       ('memory', 2 * limits.memory_mb * _MB),
     ):
       process.send({'function': name, 'calls': [['list', [argument]]]})

@@ -1,4 +1,4 @@
-"""A filter of system calls: no processes, sockets, signals or mounts.
+"""A filter of system calls: no processes, sockets, queues, signals or mounts.
 
 The numbers are those of Linux on x86_64 and on aarch64. A program that tries
 one of these calls is told that it has no permission; nothing else changes.
@@ -13,14 +13,39 @@ from child import kernel
 
 _EPERM, _ENOSYS = 1, 38
 _MODE_FILTER = 2
-_LOAD, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x15, 0x35, 0x06
+_LOAD, _AND, _EQUAL, _AT_LEAST, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x06
 _ALLOW, _ERROR, _KILL = 0x7FFF0000, 0x00050000, 0x80000000
 # Offsets: call, machine, lower half of the first two arguments.
 _NUMBER, _ARCH, _FIRST, _SECOND = 0, 4, 16, 24
+# The calls of the x32 interface have this bit; before Linux 5.4 some of them
+# were also there under plain numbers, which are no one's since.
 _X32 = 0x40000000
+_X32_PLAIN = (512, 548)
 _AUDIT = {'x86_64': 0xC000003E, 'aarch64': 0xC00000B7}
 
 # Name -> number on x86_64, on aarch64 (None: there is no such call).
+# Memory, semaphores and queues of other processes, which Landlock does not
+# govern: their numbers can be guessed, so what opens nothing is denied too.
+_IPC = {
+  'shmget': (29, 194),
+  'shmat': (30, 196),
+  'shmctl': (31, 195),
+  'shmdt': (67, 197),
+  'semget': (64, 190),
+  'semop': (65, 193),
+  'semctl': (66, 191),
+  'semtimedop': (220, 192),
+  'msgget': (68, 186),
+  'msgsnd': (69, 189),
+  'msgrcv': (70, 188),
+  'msgctl': (71, 187),
+  'mq_open': (240, 180),
+  'mq_unlink': (241, 181),
+  'mq_timedsend': (242, 182),
+  'mq_timedreceive': (243, 183),
+  'mq_notify': (244, 184),
+  'mq_getsetattr': (245, 185),
+}
 _DENIED = {
   # New processes and threads, other programs.
   'clone': (56, 220),
@@ -30,10 +55,6 @@ _DENIED = {
   'execveat': (322, 281),
   # Network, and what outlives a process or is shared with others.
   'socket': (41, 198),
-  'shmget': (29, 194),
-  'semget': (64, 190),
-  'msgget': (68, 186),
-  'mq_open': (240, 180),
   'memfd_create': (319, 279),
   'memfd_secret': (447, 447),
   'io_uring_setup': (425, 425),
@@ -79,6 +100,11 @@ _DENIED = {
   'fremovexattr': (199, 16),
   'setxattrat': (463, 463),
   'removexattrat': (466, 466),
+  'file_setattr': (469, 469),
+  # What others do to files.
+  'inotify_init': (253, None),
+  'inotify_init1': (294, 26),
+  'inotify_add_watch': (254, 27),
   # Mounts, namespaces, and the machine itself.
   'mount': (165, 40),
   'umount2': (166, 39),
@@ -87,6 +113,7 @@ _DENIED = {
   'unshare': (272, 97),
   'setns': (308, 268),
   'open_tree': (428, 428),
+  'open_tree_attr': (467, 467),
   'move_mount': (429, 429),
   'fsopen': (430, 430),
   'fsconfig': (431, 431),
@@ -146,13 +173,30 @@ _OWN = {
   'prlimit64': (302, 261),
 }
 # Denied with these second arguments: a file's owner gets signals from the
-# kernel, and may be any process.
+# kernel, and may be any process; attributes need no file open for writing.
 _DENIED_OPTIONS = {
-  # F_SETOWN, F_SETSIG, F_SETOWN_EX.
-  'fcntl': ((72, 25), (8, 10, 15)),
-  # FIOSETOWN, SIOCSPGRP.
-  'ioctl': ((16, 29), (0x8901, 0x8902)),
+  # F_SETOWN, F_SETSIG, F_SETOWN_EX; F_NOTIFY.
+  'fcntl': ((72, 25), (8, 10, 15, 1026)),
+  # FIOSETOWN, SIOCSPGRP; FS_IOC_SETFLAGS, FS_IOC_FSSETXATTR,
+  # FS_IOC_SETVERSION and ext4's, FS_IOC_ENABLE_VERITY.
+  'ioctl': (
+    (16, 29),
+    (
+      0x8901,
+      0x8902,
+      0x40086602,
+      0x401C5820,
+      0x40087602,
+      0x40086604,
+      0x40806685,
+    ),
+  ),
 }
+# A pair of datagram sockets reaches every socket that has a path. A pair of
+# streams reaches nothing, and asyncio needs one.
+_SOCKETPAIR = (53, 199)
+_UNIX, _STREAM, _DATAGRAM, _RAW, _SEQUENCED = 1, 1, 2, 3, 5
+_SOCKET_FLAGS = 0x80800  # SOCK_CLOEXEC, SOCK_NONBLOCK
 # libc then tries `clone`, which is denied in a way that Python reports.
 _MISSING = {'clone3': (435, 435)}
 
@@ -176,6 +220,29 @@ def install() -> None:
   kernel.prctl(kernel.PR_SET_SECCOMP, _MODE_FILTER, ctypes.byref(program))
 
 
+def open_ways() -> list[str]:
+  """Returns which ways to memory, queues and sockets of others are not denied.
+
+  Each is tried, with arguments that do nothing where it is allowed.
+  """
+  if platform.machine() not in _AUDIT or platform.system() != 'Linux':
+    return ['all']
+  column = 0 if platform.machine() == 'x86_64' else 1
+  pair = (ctypes.c_int * 2)()
+  tried = {n: ('syscall', c[column], -1, 0, 0, 0, 0) for n, c in _IPC.items()}
+  for kind in (_DATAGRAM, _RAW, _SEQUENCED):
+    tried[f'socketpair {kind}'] = ('socketpair', _UNIX, kind, 0, pair)
+  found = []
+  for name, call in tried.items():
+    try:
+      kernel.call(*call)
+    except OSError as e:
+      if e.errno in (_EPERM, _ENOSYS):
+        continue
+    found.append(name)
+  return found
+
+
 def _assemble(machine, own):
   column = 0 if machine == 'x86_64' else 1
   code = [
@@ -186,7 +253,11 @@ def _assemble(machine, own):
   ]
   if machine == 'x86_64':  # the 32-bit calls have other numbers
     code += [(_AT_LEAST, 0, 1, _X32), (_RETURN, 0, 0, _ERROR | _EPERM)]
-  for table, error in ((_DENIED, _EPERM), (_MISSING, _ENOSYS)):
+    first, end = _X32_PLAIN
+    code += [(_AT_LEAST, 0, 2, first), (_AT_LEAST, 1, 0, end)]
+    code.append((_RETURN, 0, 0, _ERROR | _EPERM))
+  tables = (_DENIED, _EPERM), (_IPC, _EPERM), (_MISSING, _ENOSYS)
+  for table, error in tables:
     for numbers in table.values():
       if numbers[column] is not None:
         code += [
@@ -212,5 +283,15 @@ def _assemble(machine, own):
     for option in options:
       code += [(_EQUAL, 0, 1, option), (_RETURN, 0, 0, _ERROR | _EPERM)]
     code.append((_RETURN, 0, 0, _ALLOW))
-  code.append((_RETURN, 0, 0, _ALLOW))
+  code += [
+    (_EQUAL, 0, 7, _SOCKETPAIR[column]),
+    (_LOAD, 0, 0, _FIRST),
+    (_EQUAL, 0, 4, _UNIX),
+    (_LOAD, 0, 0, _SECOND),
+    (_AND, 0, 0, 0xFFFFFFFF ^ _SOCKET_FLAGS),
+    (_EQUAL, 0, 1, _STREAM),
+    (_RETURN, 0, 0, _ALLOW),
+    (_RETURN, 0, 0, _ERROR | _EPERM),
+    (_RETURN, 0, 0, _ALLOW),
+  ]
   return b''.join(struct.pack('HBBI', *line) for line in code)
