@@ -419,6 +419,56 @@ def test_broken_documents_name_the_place(tmp_path, text, message):
   assert str(path) in str(e.value)
 
 
+@pytest.mark.parametrize('zipped', [False, True])
+@pytest.mark.parametrize('chunk', [7, 1 << 20])
+@pytest.mark.parametrize(
+  'document',
+  ['[{"instruction": "a", "output": "é"}]', '{"x": [{"instruction": "a"}]}'],
+)
+@pytest.mark.parametrize(
+  'behind',
+  [
+    '\n[{"instruction": "c", "output": "d"}]\n',
+    '{"x": [{"instruction": "c"}]}',
+    ' trailing garbage',
+    '\n\n]',
+    ',',
+    '\0' * 20,
+    '\ufeff[]',
+    '\x1a',
+    '\xa0',
+    ' 0',
+    '[',
+  ],
+)
+def test_what_stands_behind_a_document_is_not_lost(
+  tmp_path, monkeypatch, zipped, chunk, document, behind
+):
+  monkeypatch.setattr(json_document, '_CHUNK', chunk)
+  path = tmp_path / ('two.json' + ('.gz' if zipped else ''))
+  parts = [document.encode(), behind.encode()]  # members of their own
+  path.write_bytes(b''.join(map(gzip.compress, parts) if zipped else parts))
+  at = len(document) + len(behind) - len(behind.lstrip(' \n'))
+  with pytest.raises(DataError, match=f'at character {at}: expected the') as e:
+    list(json_document.read_json(str(path)))
+  assert str(path) in str(e.value)
+
+
+@pytest.mark.parametrize('zipped', [False, True])
+def test_blank_behind_a_document_is_nothing(tmp_path, zipped):
+  path = tmp_path / 'in.json'
+  data = b'[{"instruction": "a"}]' + b' \n\t\r\n' * 500_000
+  path.write_bytes(gzip.compress(data) if zipped else data)
+  assert len(list(json_document.read_json(str(path)))) == 1
+
+
+def test_a_gzip_file_that_is_cut_behind_its_document(tmp_path):
+  path = tmp_path / 'in.json.gz'
+  path.write_bytes(gzip.compress(b'[{"instruction": "a"}]')[:-4])
+  with pytest.raises(DataError, match='damaged gzip file'):
+    list(json_document.read_json(str(path)))
+
+
 def test_bytes_that_are_no_text_spoil_one_element_only(tmp_path):
   path = tmp_path / 'in.json'
   path.write_bytes(

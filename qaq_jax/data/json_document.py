@@ -21,6 +21,9 @@ def read_json(path: str) -> Iterator[Record]:
 
   The document is an array of objects, or an object with exactly one array of
   objects among its values. Elements that are not objects are invalid records.
+
+  Raises:
+    DataError: it is another document, is broken, or is not all of the file.
   """
   with raw_lib.open_bytes(path) as f:
     document = _Document(f, path)
@@ -31,6 +34,11 @@ def read_json(path: str) -> Iterator[Record]:
       yield from _object_records(document, path)
     elif first:
       document.fail('expected an array or an object')
+    if document.peek():
+      document.fail(
+        'expected the end of the file (one document is read; write each to a '
+        'file of its own)'
+      )
 
 
 def _object_records(document: _Document, path: str) -> Iterator[Record]:
