@@ -9,9 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qaq_jax.selection import budget, select
+from qaq_jax.selection.columns import MissingColumn
+from qaq_jax.selection.rules import rule as rule_lib
 from qaq_jax.selection.sql import engine as engine_lib
 from qaq_jax.selection.sql import expressions
 
+RULES = [rule.name for rule in rule_lib.RULES.values() if rule.sql]
 BUDGETS = (
   {'share': 0.25},
   {'rows': 37},
@@ -56,7 +59,7 @@ def _close(a, b):
     assert a == pytest.approx(b, rel=1e-6, abs=1e-6)
 
 
-@pytest.mark.parametrize('rule', engine_lib.RULES)
+@pytest.mark.parametrize('rule', RULES)
 def test_every_rule_and_budget(rule, tmp_path):
   table = selection_tables.make_table(1000)
   for amount in BUDGETS:
@@ -122,7 +125,7 @@ def test_windows(options, tmp_path):
   ),
   share=st.floats(0.05, 1.0),
   seed=st.integers(0, 2**32 - 1),
-  rule=st.sampled_from(engine_lib.RULES),
+  rule=st.sampled_from(RULES),
   num_strata=st.integers(1, 4),
 )
 def test_ties(tmp_path, ranks, share, seed, rule, num_strata):
@@ -137,6 +140,28 @@ def test_ties(tmp_path, ranks, share, seed, rule, num_strata):
     seed=seed,
     num_strata=num_strata,
   )
+
+
+@pytest.mark.parametrize('rule', ['random', 'all'])
+def test_without_roles_all_models_decide_who_is_eligible(rule, tmp_path):
+  table = selection_tables.make_table(200, seed=4)
+  for amount in ({'share': 0.3}, {'tokens': 9000}):
+    assert_equal(
+      table, tmp_path, rule, budget=amount, roles={'strong': '', 'weak': ''}
+    )
+
+
+def test_strata_by_a_model_that_is_not_there_hide_the_strata_only(tmp_path):
+  table = selection_tables.make_table(60)
+  assert_equal(table, tmp_path, 'random', by='weak', roles={'strong': 'strong'})
+  with pytest.raises(MissingColumn, match='needs a weak model'):
+    engine_lib.select(
+      str(write(table, tmp_path / 'scores.parquet')),
+      rule='rmi_top',
+      by='weak',
+      roles={'strong': 'strong'},
+      temporary=tmp_path / 'tmp',
+    )
 
 
 def test_rows_beyond_32_bits(tmp_path):

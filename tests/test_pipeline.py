@@ -3,6 +3,7 @@
 import gzip
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from qaq_jax import pipeline
 from qaq_jax.data import samples
 from qaq_jax.models import config as model_config
 from qaq_jax.models.hf import checkpoint
+from qaq_jax.selection.rules import eligible
+from qaq_jax.selection.rules import rule as rule_lib
 from qaq_jax.stages import artifacts
 from qaq_jax.workdir import files
 from qaq_jax.workdir.layout import WorkDir
@@ -238,6 +241,130 @@ def test_duckdb_chooses_the_same(inputs, finished):
   config.select.engine = 'sqlite'
   with pytest.raises(ValueError, match='one of memory, duckdb'):
     pipeline.run('select', config, finished)
+
+
+def test_a_draw_by_duckdb_is_the_same(inputs, finished):
+  config = make_config(inputs)
+  config.select.rule = 'random'
+  pipeline.run('select', config, finished)
+  chosen = (finished / 'selected.jsonl').read_bytes()
+  config.select.engine = 'duckdb'
+  pipeline.run('select', config, finished)
+  assert (finished / 'selected.jsonl').read_bytes() == chosen
+
+
+@pytest.fixture
+def short_queries():
+  """A rule, as anyone adds one: here, and nowhere else."""
+  name = 'short_queries'
+
+  @rule_lib.register(
+    name,
+    keeps='the shortest queries',
+    source='a test',
+    score='query tokens',
+    models=eligible.strong,
+    needs=('n_q_{strong}',),
+    highest=False,
+    sql=rule_lib.Sql('n_q_strong::DOUBLE'),
+  )
+  def _short_queries(columns, options, context):
+    return rule_lib.Candidates(columns.length(columns.model('strong'), 'q'))
+
+  yield name
+  del rule_lib.RULES[name]
+
+
+def test_a_new_rule_is_one_record(inputs, finished, capsys, short_queries):
+  assert re.search(f'{short_queries} +the shortest', rule_lib.describe_rules())
+  config = make_config(inputs)
+  config.select.rule = short_queries
+  config.select.budget.rows = 7
+  reports = []
+  for engine in ('memory', 'duckdb'):
+    config.select.engine = engine
+    pipeline.run('select', config, finished)
+    reports.append(json.loads((finished / 'selection.json').read_text()))
+    chosen = (finished / 'selected.jsonl').read_bytes().splitlines()
+    assert len(chosen) == 7 and all(line.count(b'Add') < 2 for line in chosen)
+  assert reports[1].pop('engine') == 'duckdb'
+  assert reports[0]['rows_sha256'] == reports[1]['rows_sha256']
+  assert reports[0]['cut'] == reports[1]['cut']
+  assert reports[0]['per_stratum'] == reports[1]['per_stratum']
+  assert reports[0].keys() == reports[1].keys()
+  assert 'Rule short_queries: keeps the shortest queries' in (
+    capsys.readouterr().out
+  )
+  config.select.engine = 'memory'
+  pipeline.run('audit', config, finished)
+  assert short_queries in capsys.readouterr().out
+  pipeline.run('analyse', config, finished)
+  overlap = json.loads((finished / 'analyses.json').read_text())['overlap']
+  assert short_queries in overlap['rules']
+  config.finetune.max_length = 256
+  config.compare.table = ((short_queries, 'rows', 7, 1),)
+  with pytest.raises(ValueError, match='compare.held_out is empty'):
+    pipeline.run('compare', config, finished)
+  config.compare.table = (('short_query', 'rows', 7, 1),)
+  with pytest.raises(
+    ValueError, match="compare.table is 'short_query'.*mean 'short_queries'"
+  ):
+    pipeline.run('compare', config, finished)
+
+
+@pytest.fixture
+def by_field():
+  """A rule without SQL that reads the input's records and embeddings."""
+  name = 'by_field'
+
+  @rule_lib.register(
+    name,
+    keeps='the highest values of a field',
+    source='a test',
+    score='field',
+    models=eligible.chosen_model,
+    options={
+      'model': eligible.MODEL,
+      'column': ('id', 'the field'),
+      'values': (None, 'of the field'),
+      'vectors': (None, 'of the samples'),
+    },
+    inputs={
+      'values': lambda run, options: run.field(options['column']),
+      'vectors': lambda run, options: run.embeddings(options['model']),
+    },
+  )
+  def _by_field(columns, options, context):
+    assert len(np.load(options['vectors'])) == columns.num_rows
+    return rule_lib.Candidates(options['values'])
+
+  yield name
+  del rule_lib.RULES[name]
+
+
+def test_a_new_rule_is_served_with_its_inputs(inputs, finished, by_field):
+  config = make_config(inputs)
+  config.select.rule = by_field
+  config.select.model = 'weak'
+  config.select.budget.rows = 3
+  pipeline.run('select', config, finished)
+  chosen = (finished / 'selected.jsonl').read_bytes().splitlines()
+  assert [json.loads(line)['id'] for line in chosen] == [57, 58, 59]
+  config.select.column = 'absent'
+  with pytest.raises(ValueError, match="has a field 'absent'"):
+    pipeline.run('select', config, finished)
+
+
+def test_a_rule_without_sql_is_refused_before_any_scoring(
+  inputs, tmp_path, by_field
+):
+  config = make_config(inputs)
+  config.select.rule, config.select.engine = by_field, 'duckdb'
+  with pytest.raises(
+    ValueError, match="duckdb has no rule 'by_field'.*use select.engine=memory"
+  ):
+    pipeline.run('run', config, str(tmp_path))
+  assert not (tmp_path / 'scores').exists()
 
 
 def test_rds_plus_reads_the_stored_embeddings(inputs, finished):

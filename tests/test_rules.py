@@ -1,5 +1,6 @@
 """Each selection rule against its definition."""
 
+import ast
 import json
 import math
 import pathlib
@@ -17,7 +18,7 @@ from selection_tables import from_ranks, make_table, reorder
 
 from qaq_jax.selection import budget as budget_lib
 from qaq_jax.selection.columns import MissingColumn, ScoreColumns
-from qaq_jax.selection.rules import external, neighbours
+from qaq_jax.selection.rules import eligible, external, neighbours
 from qaq_jax.selection.rules import rule as rule_lib
 from qaq_jax.selection.select import select
 
@@ -52,6 +53,81 @@ def test_every_rule_of_the_specification_is_registered():
     assert rule.name in text
     assert rule.source
   assert max(map(len, text.splitlines())) <= 100
+
+
+# Names of rules that are words of other things too: columns, data, kinds.
+SHARED_WORDS = {
+  'all',
+  'random',
+  'ifd',
+  'r_ifd',
+  'ifd_cherry',
+  'ifd_superfilter',
+}
+
+
+def test_only_its_record_names_a_rule():
+  """Defaults apart, nothing goes by a rule's name."""
+  own = re.compile(rf'\b({"|".join(sorted(SPEC_RULES - SHARED_WORDS))})\b')
+  package = ROOT / 'qaq_jax'
+  found = []
+  for path in sorted(package.rglob('*.py')):
+    name = path.relative_to(package).as_posix()
+    if name.startswith('selection/rules/') or (
+      path.name in ('config.py', 'options.py')
+    ):
+      continue
+    text = path.read_text()
+    found += [(name, match.group()) for match in own.finditer(text)]
+    for node in ast.walk(ast.parse(text)):
+      if isinstance(node, ast.Compare | ast.Dict | ast.keyword):
+        words = {
+          part.value
+          for part in ast.walk(node)
+          if isinstance(part, ast.Constant)
+        }
+        if words & SHARED_WORDS and re.search(
+          r'\brules?\b|\bname\b', ast.unparse(node)
+        ):
+          found.append((name, ast.unparse(node)))
+  assert not found
+
+
+def test_a_wrong_name_is_told_with_the_nearest_and_all():
+  with pytest.raises(ValueError) as told:
+    select(make_table(5), rule='rmi_windw')
+  assert str(told.value).startswith("select.rule is 'rmi_windw'; the rules are")
+  assert str(told.value).endswith("Did you mean 'rmi_window'?")
+  assert all(name in str(told.value) for name in SPEC_RULES)
+  with pytest.raises(ValueError, match=r'scar\.$'):  # nothing is near
+    rule_lib.get_rule('best')
+  with pytest.raises(ValueError, match="select.reference is 'diff_hi'.*_high'"):
+    select(make_table(5), rule='length_matched', reference='diff_hi')
+
+
+@pytest.mark.parametrize(
+  'name, stream, words',
+  [
+    ('scar', budget_lib.TIES, 'already, in .*external.*one in .*test_rules'),
+    ('toss', 2, "'toss' and 'all' both draw by stream 2"),
+  ],
+)
+def test_two_rules_of_one_name_or_stream_are_refused(name, stream, words):
+  rules = dict(rule_lib.RULES)
+  with pytest.raises(ValueError, match=words):
+
+    @rule_lib.register(
+      name,
+      keeps='-',
+      source='-',
+      score='-',
+      models=eligible.present_roles,
+      stream=stream,
+    )
+    def toss(columns, options, context):
+      raise AssertionError
+
+  assert rules == rule_lib.RULES
 
 
 # The method's rules.

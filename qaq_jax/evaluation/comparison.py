@@ -71,7 +71,7 @@ def parse_table(table: Sequence[Sequence]) -> list[Line]:
     except (TypeError, ValueError):
       raise ValueError(
         f'config.compare.table: {entry!r} is not (rule, budget, amount, '
-        "seeds), as in ('diff_high', 'share', 0.25, 3)"
+        "seeds), as in ('RULE', 'share', 0.25, 3)"
       ) from None
     if kind not in BUDGETS:
       raise ValueError(

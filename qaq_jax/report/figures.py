@@ -4,6 +4,7 @@ import numpy as np
 
 from qaq_jax.report import markup, svg
 from qaq_jax.selection.columns import MissingColumn
+from qaq_jax.selection.rules.baselines import LENGTH_CONTROL
 
 
 def histograms(columns, chosen) -> str:
@@ -127,7 +128,7 @@ def _lengths(columns, chosen) -> str:
       'Answer length',
       picture,
       f'Mean {means[0]} tokens, of the chosen {means[1]}. If the two shapes '
-      'differ, compare with the rule length_matched.',
+      f'differ, compare with the rule {LENGTH_CONTROL}.',
     )
   return ''
 

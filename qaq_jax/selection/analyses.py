@@ -93,7 +93,7 @@ def select_all(columns, names=(), *, budget=None, seed: int = 0, options=None):
 
   Args:
     columns: ScoreColumns.
-    names: rules that must run; () = every rule but `all`, where it can.
+    names: rules that must run; () = all that are compared, where they can.
     budget: of every rule; None = each rule's own. A threshold leaves out the
       rules without a score.
     seed: of the hash.
@@ -108,7 +108,7 @@ def select_all(columns, names=(), *, budget=None, seed: int = 0, options=None):
   """
   budget = budget_lib.Budget.of(budget)
   found, left_out = {}, {}
-  for name in names or [name for name in rule_lib.RULES if name != 'all']:
+  for name in names or [r.name for r in rule_lib.RULES.values() if r.compared]:
     rule = rule_lib.get_rule(name)
     if not names and budget.threshold is not None and not rule.threshold:
       left_out[name] = 'has no score to compare with a threshold'

@@ -23,8 +23,9 @@ import numpy as np
 _LOW = np.uint64(2**32 - 1)
 _MULTIPLIERS = np.uint64(2146121005), np.uint64(73244475)
 
-# Independent orders for rules whose draws should not repeat each other's.
-TIES, RANDOM, LENGTH_MATCHED, WINDOW, DROP_LOW = 1, 2, 3, 4, 5
+# The stream by which ties are broken; rules that draw have streams of their
+# own, so that their draws do not repeat each other's.
+TIES = 1
 
 
 def _mix(x):

@@ -16,8 +16,7 @@ from etils import epath
 from qaq_jax.scoring import metrics
 from qaq_jax.selection import strata
 from qaq_jax.selection.options import SelectOptions, StrataOptions
-
-ROLES = ('strong', 'weak')
+from qaq_jax.selection.roles import MissingColumn, Roles
 
 # Where a column comes from, for the error when it is missing.
 _SOURCES = {
@@ -26,17 +25,13 @@ _SOURCES = {
 }
 
 
-class MissingColumn(ValueError):
-  """A rule needs something that the score table (or the run) lacks."""
-
-
 def _open(path: str) -> pq.ParquetFile:
   if '://' in path:  # gs:// and s3:// work dirs
     return pq.ParquetFile(epath.Path(path).open('rb'))
   return pq.ParquetFile(path, memory_map=True)
 
 
-class ScoreColumns:
+class ScoreColumns(Roles):
   """Columns of one score table, with a stratification.
 
   Args:
@@ -65,8 +60,7 @@ class ScoreColumns:
     by=StrataOptions.by,
     include_truncated=SelectOptions.include_truncated,
   ):
-    if by not in strata.BY:
-      raise ValueError(f'strata.by is {by!r}; it is one of {strata.BY}.')
+    strata.check_by(by)
     self.num_strata = int(num_strata)
     self.by = by
     self.include_truncated = bool(include_truncated)
@@ -85,26 +79,9 @@ class ScoreColumns:
       )
     self._table = table
     self._cache = {}
-    prefix = 'status_'
-    self.models = tuple(
-      name[len(prefix) :] for name in self.names if name.startswith(prefix)
-    )
-    if roles is None:
-      roles = {role: role for role in ROLES if role in self.models}
-    self.roles = {role: model for role, model in roles.items() if model}
-    for role, model in self.roles.items():
-      if role not in ROLES:
-        raise ValueError(f'Unknown role {role!r}; roles are {ROLES}.')
-      if model not in self.models:
-        raise MissingColumn(
-          f'roles.{role} is {model!r}, but the score table has no column '
-          f"'status_{model}': models scored there: {self._scored()}."
-        )
+    super().__init__(self.names, roles)
     self.row = self._keys()
     self.num_rows = len(self.row)
-
-  def _scored(self):
-    return ', '.join(self.models) or 'none'
 
   def _keys(self):
     row = self._column('row')
@@ -128,7 +105,7 @@ class ScoreColumns:
     if name not in self.names:
       raise MissingColumn(
         f'The score table has no column {name!r}; models scored there: '
-        f'{self._scored()}.'
+        f'{self.scored()}.'
       )
     if self._file is not None:
       return self._file.read(columns=[name]).column(0)
@@ -159,26 +136,13 @@ class ScoreColumns:
     ids = pc.cast(ids, pa.string())
     return ids.combine_chunks() if isinstance(ids, pa.ChunkedArray) else ids
 
-  def model(self, role: str) -> str:
-    """The model that plays a role.
-
-    Raises:
-      MissingColumn: nobody plays it.
-    """
-    if role not in self.roles:
-      raise MissingColumn(
-        f'This needs a {role} model: set `--config.roles.{role}=NAME` to a '
-        f'scored model ({self._scored()}), or score one.'
-      )
-    return self.roles[role]
-
   # Who counts.
 
   def _status(self, model):
     if model not in self.models:
       raise MissingColumn(
         f"The score table has no column 'status_{model}': models scored "
-        f'there: {self._scored()}.'
+        f'there: {self.scored()}.'
       )
     values = self._column(f'status_{model}')
     if not isinstance(values, (pa.Array, pa.ChunkedArray)):
@@ -217,7 +181,7 @@ class ScoreColumns:
       if not self.has(full):
         raise MissingColumn(
           f'The score table has no column {full!r}: score model {model!r} '
-          f'(models scored there: {self._scored()}).'
+          f'(models scored there: {self.scored()}).'
         )
       terms.append(self.raw(full))
     return terms

@@ -4,7 +4,6 @@ No model is needed: every rule re-runs on a finished table in seconds.
 """
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 
 from qaq_jax.selection import budget as budget_lib
 from qaq_jax.selection import columns as columns_lib
-from qaq_jax.selection import summary
+from qaq_jax.selection import facts, request, summary
 from qaq_jax.selection.options import SelectOptions, StrataOptions
 from qaq_jax.selection.rules import rule as rule_lib
 
@@ -47,7 +46,7 @@ def select(
   Args:
     table: pyarrow Table, mapping of arrays, path of a Parquet file, or
       ScoreColumns (whose roles and stratification then count).
-    rule: a name of the registry (`registry.describe_rules()` prints it).
+    rule: a name of the registry (`python -m qaq_jax.selection` prints it).
     budget: Budget, mapping with one of share, rows, tokens, threshold, or
       None for the rule's own default.
     seed: of the hash that breaks ties and draws at random.
@@ -65,11 +64,7 @@ def select(
     MissingColumn: a column that the rule needs is not there; says how to get
       it.
   """
-  rule = rule_lib.get_rule(rule)
-  budget = budget_lib.Budget.of(budget)
-  default_budget = not budget.given()
-  if default_budget:
-    budget = rule.budget
+  asked = request.Request.of(rule, budget, seed, options)
   if not isinstance(table, columns_lib.ScoreColumns):
     table = columns_lib.ScoreColumns(
       table,
@@ -78,48 +73,27 @@ def select(
       by=by,
       include_truncated=include_truncated,
     )
-  options = rule_lib.resolve_options(rule, options)
-  seed = int(seed)
-  budget_lib.check_seed(seed)
-  if budget.threshold is not None and not rule.threshold:
-    raise ValueError(
-      f'The rule {rule.name!r} has no score to compare with '
-      f'select.budget.threshold={budget.threshold:g}: set share, rows or '
-      'tokens.'
-    )
-
-  models = rule.models(table, options)
+  models = asked.rule.models(table, asked.options)
   eligible = table.usable_under(models)
 
   def run_other(name):
-    other = select(table, rule=name, budget=budget, seed=seed)
+    other = select(table, rule=name, budget=asked.budget, seed=asked.seed)
     return np.flatnonzero(np.isin(table.row, other.rows))
 
-  context = rule_lib.Context(eligible, budget, seed, run_other)
-  found = rule.function(table, options, context)
-  dropped, candidate = _own_filter(found, eligible)
-  limit = budget.limit(int(eligible.sum()))
-  cut = _cut(table, rule, budget, limit, seed, found, candidate)
-  chosen = np.zeros(table.num_rows, bool)
-  chosen[cut.index] = True
-  report = summary.build(
+  found = asked.rule.function(
     table,
-    rule,
-    options,
-    budget,
-    default_budget,
-    seed,
-    models,
-    eligible,
-    dropped,
-    candidate,
-    found,
-    cut,
-    chosen,
+    asked.options,
+    rule_lib.Context(
+      eligible, asked.budget, asked.seed, asked.rule.stream, run_other
+    ),
   )
+  dropped, candidate = _own_filter(found, eligible)
+  cut = _cut(table, asked, eligible, found, candidate)
   rows = np.sort(table.row[cut.index])
-  report['rows_sha256'] = hashlib.sha256(rows.astype('<i8')).hexdigest()
-  return Selection(rows=rows, report=report)
+  measured = facts.measure(
+    table, asked, models, eligible, dropped, candidate, found, cut
+  )
+  return Selection(rows, summary.build(asked, measured, rows))
 
 
 def _own_filter(found, eligible):
@@ -137,33 +111,25 @@ def _own_filter(found, eligible):
   return {reason: n for reason, n in reasons.items() if n}, candidate
 
 
-def token_model(table):
-  """Whose tokens a token budget counts: the strong model's."""
-  if 'strong' in table.roles:
-    return table.roles['strong']
-  return table.models[0] if table.models else table.model('strong')
-
-
-def _cut(table, rule, budget, limit, seed, found, candidate):
+def _cut(table, asked, eligible, found, candidate):
   """Applies the budget to the candidates."""
+  rule, budget = asked.rule, asked.budget
+  limit = budget.limit(int(eligible.sum()))
   tokens = max_tokens = None
   if budget.tokens is not None:
     max_tokens = budget.tokens
-    tokens = table.tokens(token_model(table))
+    tokens = table.tokens(table.token_model())
     unknown = candidate & ~np.isfinite(tokens)
     if unknown.any():
       row = table.row[np.flatnonzero(unknown)[0]]
-      raise ValueError(
-        f'select.budget.tokens: row {row} has no token count (n_q or n_a of '
-        f'model {token_model(table)!r} is null): set share or rows.'
-      )
+      raise request.no_tokens(row, table.token_model())
   if found.picks is not None:
     return _cut_picks(found.picks, limit, budget, tokens)
   order = found.order_N
   if order is None:
     order = found.score_N if rule.highest else -found.score_N
   if budget.threshold is not None:
-    line = rule_lib.rank_grid_threshold(rule, budget.threshold)
+    line = rule_lib.threshold_of_score(rule, budget.threshold)
     beyond = found.score_N > line if rule.highest else found.score_N < line
     candidate = candidate & beyond
   return budget_lib.take(
@@ -173,8 +139,8 @@ def _cut(table, rule, budget, limit, seed, found, candidate):
     limit=limit,
     tokens_N=tokens,
     max_tokens=max_tokens,
-    seed=seed,
-    stream=found.stream,
+    seed=asked.seed,
+    stream=rule.stream,
   )
 
 

@@ -18,6 +18,12 @@ GRID = float(2**40)
 BY = ('own', 'strong', 'weak')
 
 
+def check_by(by: str) -> None:
+  """Refuses a `strata.by` that there is not."""
+  if by not in BY:
+    raise ValueError(f'strata.by is {by!r}; it is one of {BY}.')
+
+
 def to_grid(values):
   """Rounds to multiples of 2**-40, halves away from zero (so -x maps to -y).
 

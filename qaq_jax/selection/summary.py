@@ -1,220 +1,118 @@
 """What was kept and why: the report of a selection, and its printed form."""
 
+import hashlib
 import textwrap
 
 import numpy as np
 
 from qaq_jax.selection import budget as budget_lib
-from qaq_jax.selection import columns as columns_lib
+from qaq_jax.selection.facts import Facts
 
 
-def _number(value):
-  """A float for JSON: None instead of NaN or infinity."""
-  return float(value) if value is not None and np.isfinite(value) else None
+def build(asked, facts: Facts, rows) -> dict:
+  """Builds the report of a selection (JSON-serialisable).
 
-
-def _mean(values):
-  values = values[np.isfinite(values)]
-  return _number(values.mean()) if len(values) else None
-
-
-def _span(values):
-  values = values[np.isfinite(values)]
-  if not len(values):
-    return None, None
-  return _number(values.min()), _number(values.max())
-
-
-def build(
-  table,
-  rule,
-  options,
-  budget,
-  default_budget,
-  seed,
-  models,
-  eligible,
-  dropped,
-  candidate,
-  found,
-  cut,
-  chosen,
-):
-  """Builds the report of `select` (JSON-serialisable; see there)."""
-  num_eligible, num_kept = int(eligible.sum()), int(chosen.sum())
-  limit = budget.limit(num_eligible)
-  counts = {
-    'rows': table.num_rows,
-    'eligible': num_eligible,
-    'candidates': int(candidate.sum()),
-    'kept': num_kept,
-  }
-  low, high = _span(found.score_N[chosen])
-  scored = found.picks is None and found.order_N is None and rule.score != '-'
+  Args:
+    asked: the Request.
+    facts: what was measured.
+    rows: int64, the chosen rows' keys, ascending.
+  """
+  rule, kept = asked.rule, len(rows)
+  limit = asked.budget.limit(facts.eligible)
+  # Where a rule picks, no hash draws the line: the key of ties stands there.
+  stream = budget_lib.TIES if facts.picked else rule.stream
   report = {
     'rule': rule.name,
     'keeps': rule.keeps,
     'source': rule.source,
     'options': {
-      name: value if _is_plain(value) else f'array {np.shape(value)}'
-      for name, value in options.items()
+      name: value
+      if isinstance(value, str | int | float)
+      else f'array {np.shape(value)}'
+      for name, value in asked.options.items()
       if value is not None
     },
-    'budget': budget.given(),
-    'budget_is_default': default_budget,
+    'budget': asked.budget.given(),
+    'budget_is_default': asked.budget_is_default,
     'target_rows': limit,
-    'seed': seed,
-    'hash_key': budget_lib.hash_key(seed, found.stream),
-    'roles': dict(table.roles),
-    'strata': {'num_strata': table.num_strata, 'by': table.by},
-    'include_truncated': table.include_truncated,
-    'eligible_under': list(models),
-    'status': {model: table.status_counts(model) for model in models},
-    'counts': counts,
-    'dropped': dropped,
-    'share_of_eligible': _number(num_kept / num_eligible)
-    if num_eligible
-    else None,
-    'score': {
-      'name': rule.score,
-      'kept_low': low,
-      'kept_high': high,
-      'kept_mean': _mean(found.score_N[chosen]),
-      'eligible_mean': _mean(found.score_N[eligible]),
+    'seed': asked.seed,
+    'hash_key': budget_lib.hash_key(asked.seed, stream),
+    'roles': dict(facts.roles),
+    'strata': {'num_strata': facts.num_strata, 'by': facts.by},
+    'include_truncated': facts.include_truncated,
+    'eligible_under': list(facts.models),
+    'status': facts.status,
+    'counts': {
+      'rows': facts.rows,
+      'eligible': facts.eligible,
+      'candidates': facts.candidates,
+      'kept': kept,
     },
-    'cut': {
-      'score': cut.last if rule.highest or cut.last is None else -cut.last,
-      'tied': cut.tied,
-      'tied_kept': cut.tied_kept,
-    }
-    if scored
-    else None,
-    'ran_short': limit is not None and num_kept < limit,
+    'dropped': facts.dropped,
+    'share_of_eligible': kept / facts.eligible if facts.eligible else None,
+    'score': {'name': rule.score, **facts.score},
+    'cut': _cut(rule, facts),
+    'ran_short': limit is not None and kept < limit,
+    'tokens': facts.tokens,
+    'strata_of': facts.strata_of,
+    'per_stratum': facts.per_stratum,
+    'rows_sha256': hashlib.sha256(rows.astype('<i8')).hexdigest(),
   }
-  report['tokens'] = _tokens(table, models, eligible, chosen)
-  report['strata_of'], report['per_stratum'] = _per_stratum(
-    table, models, eligible, chosen, found.score_N
-  )
-  report['notes'] = _notes(report, table, rule, budget, found, candidate)
+  if facts.engine:
+    report['engine'] = facts.engine
+  report['notes'] = _notes(asked, facts, report)
   return report
 
 
-def _is_plain(value):
-  return isinstance(value, (str, int, float, bool))
+def _cut(rule, facts):
+  if facts.cut is None or rule.score == '-':
+    return None
+  last, tied, tied_kept = facts.cut
+  return {
+    'score': last if rule.highest or last is None else -last,
+    'tied': tied,
+    'tied_kept': tied_kept,
+  }
 
 
-def _notes(report, table, rule, budget, found, candidate):
+def _notes(asked, facts, report):
   """Sentences that a user should read."""
-  notes = list(found.notes)
-  counts = report['counts']
-  if not counts['eligible']:
-    notes.append(nobody(report))
+  notes, cut = list(facts.notes), report['cut']
+  kept = report['counts']['kept']
+  if not facts.eligible:
+    under = ' and '.join(facts.models) or 'no model'
+    notes.append(f'No row is eligible (status ok under {under}).')
   if report['ran_short']:
-    notes.append(ran_short(report))
-  if budget.threshold is not None and not counts['kept']:
-    side = 'above' if rule.highest else 'below'
-    text = f'Nothing is {side} the threshold {budget.threshold:g}'
-    score = found.score_N[candidate]
-    if len(score) and rule.score == 'r_s - r_w' and not np.any(score):
-      text += (
-        ': the strong and the weak model rank every row alike (the same '
-        'model twice?)'
-      )
-    elif len(score):
-      low, high = score.min(), score.max()
-      text += f': the scores of {len(score):,} rows lie in {low:g} to {high:g}'
-    notes.append(text + '. Selected nothing.')
-  cut = report['cut']
-  if cut and budget.threshold is None and cut['tied_kept'] < cut['tied']:
-    notes.append(ties(report))
+    notes.append(
+      f'Ran short: {kept:,} of the {report["target_rows"]:,} rows asked for; '
+      'the rule has no more, and nothing else is filled in.'
+    )
+  if asked.budget.threshold is not None:
+    if not kept:
+      notes.append(_nothing_beyond(asked, facts))
+  elif cut and cut['tied_kept'] < cut['tied']:
+    notes.append(
+      f'{cut["tied"]:,} rows tie at the cut; the hash of `row` under seed '
+      f'{asked.seed} kept {cut["tied_kept"]:,} of them.'
+    )
   return notes
 
 
-def nobody(report) -> str:
-  """The note where no row is eligible."""
-  under = ' and '.join(report['eligible_under']) or 'no model'
-  return f'No row is eligible (status ok under {under}).'
-
-
-def ran_short(report) -> str:
-  """The note where the rule has fewer rows than the budget asks for."""
-  return (
-    f'Ran short: {report["counts"]["kept"]:,} of the '
-    f'{report["target_rows"]:,} rows asked for; the rule has no more, and '
-    'nothing else is filled in.'
-  )
-
-
-def ties(report) -> str:
-  """The note where not all rows of the same score were kept."""
-  return (
-    f'{report["cut"]["tied"]:,} rows tie at the cut; the hash of `row` under '
-    f'seed {report["seed"]} kept {report["cut"]["tied_kept"]:,} of them.'
-  )
-
-
-def _tokens(table, models, eligible, chosen):
-  """Tokens of query and answer, in all eligible and in the kept rows."""
-  for model in models:
-    if table.has(f'n_q_{model}') and table.has(f'n_a_{model}'):
-      tokens = np.nan_to_num(table.tokens(model))
-      return {
-        'model': model,
-        'eligible': int(tokens[eligible].sum()),
-        'kept': int(tokens[chosen].sum()),
-      }
-  return None
-
-
-def _per_stratum(table, models, eligible, chosen, score):
-  """One dict per stratum of the first model that has strata."""
-  for model in models:
-    try:
-      stratum = table.stratum(model)
-      log_ppl = table.log_ppl_q(
-        model if table.by == 'own' else table.model(table.by)
-      )
-    except columns_lib.MissingColumn:
-      continue
-    lengths = {
-      'query': table.length(model, 'q') if table.has(f'n_q_{model}') else None,
-      'answer': table.length(model, 'a') if table.has(f'n_a_{model}') else None,
-    }
-    # Sorted once, so that a stratum is a slice: no pass per stratum.
-    index = np.flatnonzero(eligible & (stratum >= 0))
-    order = index[
-      np.argsort(
-        stratum[index].astype(np.int16, copy=False)
-        if table.num_strata < 2**15
-        else stratum[index],
-        kind='stable',
-      )
-    ]
-    edges = np.searchsorted(stratum[order], np.arange(table.num_strata + 1))
-    out = []
-    for k in range(table.num_strata):
-      rows = order[edges[k] : edges[k + 1]]
-      if not len(rows):
-        continue
-      kept = rows[chosen[rows]]
-      ppl_low, ppl_high = _span(log_ppl[rows])
-      low, high = _span(score[kept])
-      entry = {
-        'stratum': k,
-        'log_ppl_q_low': ppl_low,
-        'log_ppl_q_high': ppl_high,
-        'eligible': len(rows),
-        'kept': len(kept),
-        'score_low': low,
-        'score_high': high,
-      }
-      for name, length in lengths.items():
-        if length is not None:
-          entry[f'mean_{name}_tokens'] = _mean(length[rows])
-          entry[f'mean_{name}_tokens_kept'] = _mean(length[kept])
-      out.append(entry)
-    return model, out
-  return None, []
+def _nothing_beyond(asked, facts):
+  """The note where no candidate is beyond the threshold."""
+  threshold = asked.budget.threshold
+  if facts.candidate_scores is None:
+    return f'Nothing is beyond the threshold {threshold:g}. Selected nothing.'
+  side = 'above' if asked.rule.highest else 'below'
+  text = f'Nothing is {side} the threshold {threshold:g}'
+  low, high = facts.candidate_scores
+  if low is not None and low == high == 0 and asked.rule.all_zero:
+    text += f': {asked.rule.all_zero}'
+  elif low is not None:
+    text += (
+      f': the scores of {facts.candidates:,} rows lie in {low:g} to {high:g}'
+    )
+  return text + '. Selected nothing.'
 
 
 def _cell(value, digits=3):

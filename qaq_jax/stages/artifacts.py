@@ -158,27 +158,17 @@ def check_selection(config, workdir: WorkDir, selection) -> None:
 
 def rule_options(config, workdir: WorkDir, name: str) -> dict:
   """The options of a rule that `config.select` sets, and what it reads."""
-  own = rule.get_rule(name).options
-  options = {k: v for k, v in given_options(config).items() if k in own}
-  if name == 'rds_plus':
-    model = options.get('model', 'strong')
-    model = config.roles.get(model, model)
-    embeddings = workdir.embeddings(model)
-    targets = workdir.embeddings(model, 'targets')
-    if not (embeddings.exists() and targets.exists()):
-      raise columns.MissingColumn(
-        'rule rds_plus needs embeddings of the samples and of examples of '
-        'the target tasks: score with config.score.embeddings=True and '
-        'config.score.targets_path=FILE'
-      )
-    options |= {
-      'embeddings': embeddings,
-      'targets': targets,
-      'targets_path': config.score.targets_path,
-    }
-  if name == 'scar' and 'path' not in options:
-    options['scores'] = _input_scores(workdir, options.get('column', 'scar'))
-  return options
+  made = rule.get_rule(name)
+  options = {
+    k: v for k, v in given_options(config).items() if k in made.options
+  }
+  resolved, inputs = (
+    rule.resolve_options(made, options),
+    Inputs(config, workdir),
+  )
+  return options | {
+    k: read(inputs, resolved) for k, read in made.inputs.items()
+  }
 
 
 def given_options(config) -> dict:
@@ -198,7 +188,23 @@ def given_options(config) -> dict:
   }
 
 
-def _input_scores(workdir: WorkDir, field: str):
-  """A numeric field of the input's own records, one value per row."""
-  store = samples.SampleStore.open(workdir.samples)
-  return external.scores_of_samples(store.iter_rows(), store.num_rows, field)
+class Inputs:
+  """What a run has besides the score table, for `Rule.inputs`.
+
+  Attributes:
+    targets_path: where the examples of the target tasks come from; '' = none.
+  """
+
+  def __init__(self, config, workdir: WorkDir):
+    self._roles, self._workdir = config.roles, workdir
+    self.targets_path = config.score.targets_path
+
+  def embeddings(self, model: str, of: str = 'scores'):
+    """Path of a model's or role's .npy [rows or targets, D]; None = none."""
+    path = self._workdir.embeddings(self._roles.get(model, model), of)
+    return path if path.exists() else None
+
+  def field(self, name: str):
+    """A numeric field of the input's own records, one value per row."""
+    store = samples.SampleStore.open(self._workdir.samples)
+    return external.scores_of_samples(store.iter_rows(), store.num_rows, name)

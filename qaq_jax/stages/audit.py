@@ -21,7 +21,7 @@ def check(config: ml_collections.ConfigDict) -> None:
       'its rows, as in --config.audit.label=defect'
     )
   for name in config.audit.rules:
-    rule.get_rule(name)
+    rule.get_rule(name, 'config.audit.rules')
 
 
 def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:

@@ -39,11 +39,7 @@ def check(config: ml_collections.ConfigDict, loads_models: bool) -> None:
         f'config.models.{name}.quantization is {model.quantization!r}; it '
         'is one of ' + ', '.join(map(repr, quantized.SCHEMES))
       )
-  if config.strata.by not in strata.BY:
-    raise ValueError(
-      f'config.strata.by is {config.strata.by!r}; it is one of '
-      + ', '.join(strata.BY)
-    )
+  strata.check_by(config.strata.by)
   rule = rule_lib.get_rule(config.select.rule)
   budget.Budget.of(config.select.budget.to_dict())
   rule_lib.resolve_options(rule, artifacts.given_options(config))

@@ -73,7 +73,7 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
       'configs/compare.py does'
     )
   for line in lines:
-    rule.get_rule(line.rule)
+    rule.get_rule(line.rule, 'config.compare.table')
   if config.compare.evaluate and not config.evaluate.allow_code_execution:
     raise ValueError(
       'config.compare.evaluate runs programs that the models wrote: read '
@@ -232,7 +232,7 @@ class _Cells:
     """Query and answer tokens of the rows usable under every role's model."""
     table = self._table
     usable = table.usable_under(list(table.roles.values()))
-    return int(table.tokens(select_lib.token_model(table))[usable].sum())
+    return int(table.tokens(table.token_model())[usable].sum())
 
   def _fingerprint(self, rows, seed) -> dict:
     c = self._config

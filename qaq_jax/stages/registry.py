@@ -183,7 +183,7 @@ for _stage in (
     next="""open {workdir}/report/index.html
       read docs/selection.md, or list the rules: python -m qaq_jax.selection
       choose again, without a model:
-      qaq select {given:-select} --config.select.rule=rmi_window
+      qaq select {given:-select} --config.select.rule=RULE
       look at single samples: notebooks/probe_rmi.ipynb
       train on what was chosen:
       qaq finetune {given}""",

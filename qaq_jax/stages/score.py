@@ -184,7 +184,7 @@ class _Scoring:
 
 
 def _prepare_targets(config, workdir):
-  """The target examples of rds_plus as a sample store, or None."""
+  """The examples of the target tasks as a sample store, or None."""
   if not (config.score.embeddings and config.score.targets_path):
     return None
   folder = workdir.target_samples

@@ -3,10 +3,21 @@
 import ml_collections
 
 from qaq_jax.data import samples
-from qaq_jax.selection import summary
+from qaq_jax.selection import request, summary
+from qaq_jax.selection.sql import engine
 from qaq_jax.stages import artifacts
 from qaq_jax.workdir import files
 from qaq_jax.workdir.layout import WorkDir
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Refuses what no engine can select, before anything is scored."""
+  c = config.select
+  asked = request.Request.of(
+    c.rule, c.budget.to_dict(), config.seed, artifacts.given_options(config)
+  )
+  if c.engine == 'duckdb':
+    engine.check_rule(asked.rule)
 
 
 def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:

@@ -56,7 +56,7 @@ class WorkDir:
 
   @property
   def target_samples(self) -> pathlib.Path:
-    """Prepared target examples of rds_plus."""
+    """Prepared examples of the target tasks."""
     return self.path / 'targets' / 'samples'
 
   @property

@@ -5,4 +5,10 @@ from qaq_jax.selection.rules import method
 # isort: split
 from qaq_jax.selection.rules import baselines
 
-__all__ = ['baselines', 'method']
+# isort: split
+from qaq_jax.selection.rules import neighbours
+
+# isort: split
+from qaq_jax.selection.rules import external
+
+__all__ = ['baselines', 'external', 'method', 'neighbours']

@@ -10,7 +10,9 @@ import pyarrow.csv as pa_csv
 import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 
-from qaq_jax.selection import columns
+from qaq_jax.selection.columns import MissingColumn
+from qaq_jax.selection.rules import eligible
+from qaq_jax.selection.rules.rule import Candidates, register
 
 
 def _read_table(path: str) -> pa.Table:
@@ -114,5 +116,49 @@ def scores_of_samples(samples, num_rows: int, field: str):
       )
     out[sample.row] = value
   if num_rows and np.isnan(out).all():
-    raise columns.MissingColumn(f'No row of the input has a field {field!r}.')
+    raise MissingColumn(f'No row of the input has a field {field!r}.')
   return out
+
+
+def _scores_of_input(run, options):
+  if options['path'] is not None:
+    return None
+  return run.field(options['column'])
+
+
+@register(
+  'scar',
+  keeps='highest precomputed score of the SCAR style ranker',
+  source='SCAR, arXiv 2406.10882',
+  needs=('a column of the table, or a file of (row or id, score)',),
+  score='scar',
+  models=eligible.present_roles,
+  options={
+    'column': ('scar', 'name of the score in the table or the file'),
+    'path': (None, 'Parquet, CSV or JSONL file of scores'),
+    'key': ('auto', "join the file on 'row' or 'id'"),
+    'scores': (None, 'array [rows] of scores, instead of a file'),
+  },
+  inputs={'scores': _scores_of_input},
+)
+def _scar(columns, options, context):
+  if options['scores'] is not None:
+    score = np.asarray(options['scores'], np.float64)
+    if score.shape != (columns.num_rows,):
+      raise ValueError(
+        f'select.scores has shape {score.shape}; the score table has '
+        f'{columns.num_rows} rows.'
+      )
+  elif options['path'] is not None:
+    score = read_scores(
+      options['path'], columns, options['column'], options['key']
+    )
+  elif columns.has(options['column']):
+    score = columns.raw(options['column'])
+  else:
+    raise MissingColumn(
+      f'The score table has no column {options["column"]!r}: rank the data '
+      'with the PyPI package scar-tool, write (row, scar) to a Parquet, CSV '
+      'or JSONL file and set `--config.select.path=FILE`.'
+    )
+  return Candidates(np.where(np.isfinite(score), score, np.nan))

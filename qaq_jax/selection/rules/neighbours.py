@@ -12,6 +12,9 @@ import re
 import numpy as np
 
 from qaq_jax.selection import budget as budget_lib
+from qaq_jax.selection.columns import MissingColumn
+from qaq_jax.selection.rules import eligible
+from qaq_jax.selection.rules.rule import Candidates, register
 
 _BLOCK_ROWS = 8192
 _LIST_BYTES = 512 * 2**20
@@ -186,3 +189,64 @@ def take_turns(
     picks[turn], cosines[turn] = found
     unused[found[0]] = False
   return picks, cosines
+
+
+@register(
+  'rds_plus',
+  keeps='target examples take turns picking their nearest unused sample',
+  source='RDS+, arXiv 2503.01807',
+  needs=('embeddings of select.model (config.score.embeddings=True)',),
+  score='best cosine',
+  models=eligible.chosen_model,
+  options={
+    'model': eligible.MODEL,
+    'embeddings': (None, 'array [rows, D] or .npy path, row by row'),
+    'targets': (None, 'array [T, D] or .npy path: the target examples'),
+    'targets_path': (None, 'where the target examples came from'),
+  },
+  inputs={
+    'embeddings': lambda run, options: run.embeddings(options['model']),
+    'targets': lambda run, options: run.embeddings(options['model'], 'targets'),
+    'targets_path': lambda run, options: run.targets_path,
+  },
+  threshold=False,
+)
+def _rds_plus(columns, options, context):
+  for name, how in (
+    ('embeddings', ''),
+    (
+      'targets',
+      ' and `--config.score.targets_path=FILE` of examples of what the model '
+      'should learn',
+    ),
+  ):
+    if options[name] is None:
+      raise MissingColumn(
+        f'rds_plus needs {name}: score with '
+        f'`--config.score.embeddings=True`{how}.'
+      )
+  embeddings = as_embeddings(options['embeddings'], 'embeddings')
+  targets = as_embeddings(options['targets'], 'targets')
+  if len(embeddings) != columns.num_rows:
+    raise ValueError(
+      f'rds_plus: {len(embeddings)} embeddings for {columns.num_rows} rows of '
+      'the score table; they must belong to the same run.'
+    )
+  notes = []
+  warning = evaluation_warning(options['targets_path'])
+  if warning:
+    notes.append(warning)
+  candidate = context.eligible_N & finite_rows(embeddings)
+  picks, cosine = take_turns(
+    embeddings,
+    targets,
+    candidate,
+    columns.row,
+    count=context.max_picks(),
+    seed=context.seed,
+  )
+  score = np.full(columns.num_rows, np.nan)
+  score[picks] = cosine
+  notes.append(f'{len(targets):,} target examples took turns')
+  missing = {'no embedding': context.eligible_N & ~candidate}
+  return Candidates(score, dropped=missing, picks=picks, notes=notes)

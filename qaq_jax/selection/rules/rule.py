@@ -1,12 +1,14 @@
-"""The registry of selection rules.
+"""What a selection rule is, and the registry of those there are.
 
 A rule looks at the score table and says which rows are candidates and how
-good each is; the budget then keeps the best (see budget.py). The method's
-rules are in rules.py, the others in baselines.py; importing the package
+good each is; the budget then keeps the best (see budget.py). All that is known
+of a rule stands in its one record, made by `register` where its function is
+written; the other modules of this package hold them, and importing the package
 registers them. `describe_rules()` prints them all.
 """
 
 import dataclasses
+import difflib
 import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -14,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from qaq_jax.selection import budget as budget_lib
-from qaq_jax.selection import columns as columns_lib
 from qaq_jax.selection import strata
 
 
@@ -27,7 +28,6 @@ class Candidates:
     dropped: reason -> bool [N], the rule's own filter (of eligible rows).
     order_N: float [N], what the budget goes by, always higher first, where
       that is not the score. A constant leaves it to the seeded hash.
-    stream: the hash's stream.
     notes: sentences for the report.
     picks: int64 positions chosen by the rule itself, best first; the budget
       then only says how many.
@@ -36,7 +36,6 @@ class Candidates:
   score_N: np.ndarray
   dropped: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
   order_N: np.ndarray | None = None
-  stream: int = budget_lib.TIES
   notes: list[str] = dataclasses.field(default_factory=list)
   picks: np.ndarray | None = None
 
@@ -49,12 +48,14 @@ class Context:
     eligible_N: bool [N].
     budget: the budget in force.
     seed: of the hash.
+    stream: of the hash, the rule's own.
     select: runs another rule: (name) -> int64 positions it keeps.
   """
 
   eligible_N: np.ndarray
   budget: budget_lib.Budget
   seed: int
+  stream: int
   select: Callable[[str], np.ndarray]
 
   def max_picks(self) -> int:
@@ -65,6 +66,30 @@ class Context:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sql:
+  """A rule in SQL: the same verdict on the rows as its function's.
+
+  The expressions are over the table `ranked`, one row per sample: `row`,
+  `eligible`, and of every role `status_<role>`, `usable_<role>`, `n_q_<role>`
+  and `n_a_<role>`; of the roles in `ranks` also `stratum_<role>` and
+  `rank_<role>`, and `diff` and `total` where these are both.
+
+  Attributes:
+    score: a DOUBLE, null (never NaN) where a row has none.
+    ranks: roles whose ranks of RMI are read, 'strong' before 'weak'.
+    order: what the budget goes by, always higher first, where that is not the
+      score; see `Candidates.order_N`.
+    dropped: (options, engine) -> reason -> condition, the rule's own filter of
+      candidates; the engine is a `sql.engine.Candidates`.
+  """
+
+  score: str
+  ranks: tuple[str, ...] = ()
+  order: str = ''
+  dropped: Callable[..., Mapping[str, str]] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class Rule:
   """One selection rule.
 
@@ -72,54 +97,99 @@ class Rule:
     name: the value of `config.select.rule`.
     keeps: what it keeps, one line.
     source: paper, or 'ours'.
-    needs: columns, with {strong}, {weak} or {model} for a model's name.
-    score: the name of its score in reports.
+    score: the name of its score in reports, '-' for none.
     function: (ScoreColumns, options, Context) -> Candidates.
     models: (ScoreColumns, options) -> models whose status decides who is
       eligible.
+    needs: columns, with {strong}, {weak} or {model} for a model's name.
     options: name -> (default, meaning).
+    inputs: option -> (stages.artifacts.Inputs, options) -> its value, for
+      options that a run fills in from what it has; None where it has nothing.
     budget: in force when the user sets none.
     highest: whether the highest scores are kept.
     threshold: whether a threshold on the score makes sense.
+    on_grid: whether scores are rounded by `strata.to_grid`.
+    all_zero: what it means if every candidate's score is 0.
+    compared: whether analyses that run every rule run it.
+    stream: of the hash of `row` by which it breaks ties or draws: its own, so
+      that its draws do not repeat another's (`budget.row_hash`).
+    sql: the rule in SQL; None: only in memory.
   """
 
   name: str
   keeps: str
   source: str
-  needs: tuple[str, ...]
   score: str
   function: Callable[..., Candidates]
   models: Callable[..., tuple[str, ...]]
+  needs: tuple[str, ...] = ()
   options: Mapping[str, tuple[Any, str]] = dataclasses.field(
+    default_factory=dict
+  )
+  inputs: Mapping[str, Callable[..., Any]] = dataclasses.field(
     default_factory=dict
   )
   budget: budget_lib.Budget = budget_lib.Budget(share=0.25)
   highest: bool = True
   threshold: bool = True
+  on_grid: bool = False
+  all_zero: str = ''
+  compared: bool = True
+  stream: int = budget_lib.TIES
+  sql: Sql | None = None
 
 
 RULES: dict[str, Rule] = {}
 
 
 def register(name, **fields):
-  """Decorator: registers a rule's function under a name."""
+  """Decorator: registers a rule's function under a name.
+
+  Args:
+    name: of the rule.
+    **fields: of its Rule.
+
+  Raises:
+    ValueError: the name or the stream is that of another rule.
+  """
 
   def add(function):
-    RULES[name] = Rule(name=name, function=function, **fields)
+    rule = Rule(name=name, function=function, **fields)
+    if name in RULES:
+      raise ValueError(
+        f'There is a rule {name!r} already, in '
+        f'{RULES[name].function.__module__}: name the one in '
+        f'{function.__module__} otherwise.'
+      )
+    for other in RULES.values():
+      if rule.stream == other.stream != budget_lib.TIES and (
+        function is not other.function
+      ):
+        raise ValueError(
+          f'The rules {name!r} and {other.name!r} both draw by stream '
+          f'{rule.stream}: their draws would repeat each other.'
+        )
+    RULES[name] = rule
     return function
 
   return add
 
 
-def get_rule(name: str) -> Rule:
+def get_rule(name: str, key: str = 'select.rule') -> Rule:
   """The rule of that name.
 
+  Args:
+    name: of the rule.
+    key: of the config that names it.
+
   Raises:
-    ValueError: there is none; lists those there are.
+    ValueError: there is none; lists those there are, and the nearest.
   """
   if name not in RULES:
+    near = difflib.get_close_matches(str(name), RULES, n=1)
     raise ValueError(
-      f'select.rule is {name!r}; the rules are {", ".join(RULES)}.'
+      f'{key} is {name!r}; the rules are {", ".join(RULES)}.'
+      + (f' Did you mean {near[0]!r}?' if near else '')
     )
   return RULES[name]
 
@@ -142,37 +212,6 @@ def resolve_options(rule: Rule, given: Mapping[str, Any]) -> dict[str, Any]:
       )
     options[name] = value
   return options
-
-
-# Whose status makes a row eligible.
-
-
-def strong(columns, options):
-  """The strong model."""
-  del options
-  return (columns.model('strong'),)
-
-
-def strong_and_weak(columns, options):
-  """Both role models."""
-  del options
-  return columns.model('strong'), columns.model('weak')
-
-
-def present_roles(columns, options):
-  """The role models there are (else all): the same pool as the method's."""
-  del options
-  return tuple(dict.fromkeys(columns.roles.values())) or columns.models
-
-
-def chosen_model(columns, options):
-  """The model that the option `model` names (a role or a model)."""
-  name = options['model']
-  if name in columns_lib.ROLES and name not in columns.models:
-    return (columns.model(name),)
-  if name in columns.roles:
-    return (columns.roles[name],)
-  return (name,)
 
 
 def describe_rules(width: int = 100) -> str:
@@ -211,8 +250,6 @@ def describe_rules(width: int = 100) -> str:
   return '\n'.join(lines)
 
 
-def rank_grid_threshold(rule: Rule, threshold: float) -> float:
-  """The threshold on the grid of the score (differences and sums of ranks)."""
-  if rule.score in ('r_s - r_w', 'r_s + r_w'):
-    return float(strata.to_grid(threshold))
-  return float(threshold)
+def threshold_of_score(rule: Rule, threshold: float) -> float:
+  """The threshold, on the grid of the score where it has one."""
+  return float(strata.to_grid(threshold) if rule.on_grid else threshold)

@@ -8,7 +8,6 @@ since they are summed in another order.
 """
 
 import contextlib
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -16,28 +15,13 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from qaq_jax.selection import budget as budget_lib
-from qaq_jax.selection import columns as columns_lib
-from qaq_jax.selection import strata
+from qaq_jax.selection import request, strata, summary
+from qaq_jax.selection.facts import Facts
 from qaq_jax.selection.options import SelectOptions, StrataOptions
+from qaq_jax.selection.roles import Roles
 from qaq_jax.selection.rules import rule as rule_lib
 from qaq_jax.selection.select import Selection
-from qaq_jax.selection.sql import expressions, ranks
-from qaq_jax.selection.sql import report as report_lib
-
-# Rule -> its score in SQL, over the columns of the table `ranked`.
-_SCORES = {
-  'diff_high': 'diff',
-  'diff_low': 'diff',
-  'sum_high': 'total',
-  'sum_low': 'total',
-  'rmi_top': 'rank_strong',
-  'rmi_window': 'rank_strong',
-  'drop_low': 'rank_strong',
-  'random': '0.0',
-  'all': '0.0',
-}
-RULES = tuple(_SCORES)
-_ROLES = columns_lib.ROLES
+from qaq_jax.selection.sql import expressions, facts, ranks
 
 
 def select(
@@ -60,7 +44,7 @@ def select(
   Args:
     tables: a Parquet file or glob with the score columns of all models, or
       model -> glob of its parts, `WORKDIR/scores/<m>/part-*.parquet`.
-    rule: one of RULES.
+    rule: one that has SQL.
     budget: as there.
     seed: as there.
     roles: role -> model; None: models of these names.
@@ -78,32 +62,62 @@ def select(
     A Selection: the rows that are kept are held, 8 bytes each.
 
   Raises:
-    ValueError: a rule that is not expressed in SQL, or as `select.select`.
+    ValueError: a rule without SQL, or as `select.select`.
     RuntimeError: DuckDB could not read a table or write its files.
     ModuleNotFoundError: duckdb is not installed; says how to get it.
   """
-  made = rule_lib.get_rule(rule)
-  if rule not in _SCORES:
-    raise ValueError(
-      f'select.engine=duckdb has no rule {rule!r}; it has '
-      f'{", ".join(RULES)}: use select.engine=memory'
-    )
-  if by not in strata.BY:
-    raise ValueError(f'strata.by is {by!r}; it is one of {strata.BY}.')
-  amount = budget_lib.Budget.of(budget)
-  default = not amount.given()
-  amount = made.budget if default else amount
-  if amount.threshold is not None and not made.threshold:
-    raise ValueError(
-      f'The rule {rule!r} has no score to compare with '
-      f'select.budget.threshold={amount.threshold:g}: set share, rows or '
-      'tokens.'
-    )
-  budget_lib.check_seed(seed)
+  asked = request.Request.of(rule, budget, seed, options)
+  made = asked.rule
+  check_rule(made)
+  strata.check_by(by)
   with _connect(memory_gb, threads, temporary) as connection:
-    run = _Run(connection, tables, roles, num_strata, by, include_truncated)
-    return run.select(
-      made, rule_lib.resolve_options(made, options), amount, default, int(seed)
+    table, names = ranks.join(connection, tables)
+    cast = Roles(names, roles)
+    models = made.models(cast, asked.options)
+    counted = () if asked.budget.tokens is None else (cast.token_model(),)
+    # The tables' columns go by role; a model that has none gets a number.
+    players = dict(cast.roles)
+    for i, model in enumerate((*models, *counted)):
+      if model not in cast.roles.values():
+        players[f'm{i}'] = model
+    role_of = {model: role for role, model in reversed(players.items())}
+    under = [role_of[model] for model in models]
+    # The report shows the first model's strata, whatever the rule goes by.
+    shown = under[:1] if by == 'own' or by in cast.roles else []
+    needed = dict.fromkeys((*made.sql.ranks, *shown))
+    for role in (*made.sql.ranks, *((by,) if needed and by != 'own' else ())):
+      cast.model(role)  # told if nobody plays it
+    ranks.view(connection, table, players, include_truncated)
+    ranks.rank(connection, players, under, needed, int(num_strata), by)
+    ranked = Ranked(connection, made.sql.score, asked.seed)
+    dropped = ranked.drop(made.sql, asked.options)
+    eligible, candidates = ranked.counts()
+    cut = _cut(ranked, asked, eligible, counted, role_of)
+    rows = connection.execute('SELECT row FROM chosen ORDER BY row')
+    rows = rows.fetchnumpy()['row'].astype(np.int64)
+    measured = Facts(
+      roles=cast.roles,
+      num_strata=int(num_strata),
+      by=by,
+      include_truncated=bool(include_truncated),
+      models=tuple(models),
+      eligible=eligible,
+      candidates=candidates,
+      dropped=dropped,
+      cut=None if made.sql.order else cut,
+      engine='duckdb',
+      **facts.measure(ranked, made.sql.score, models, under, shown),
+    )
+  return Selection(rows, summary.build(asked, measured, rows))
+
+
+def check_rule(rule: rule_lib.Rule) -> None:
+  """Refuses a rule without SQL; names the engine that has it."""
+  if rule.sql is None:
+    able = ', '.join(r.name for r in rule_lib.RULES.values() if r.sql)
+    raise ValueError(
+      f'select.engine=duckdb has no rule {rule.name!r}; it has {able}: use '
+      'select.engine=memory'
     )
 
 
@@ -135,215 +149,129 @@ def _connect(memory_gb, threads, temporary) -> Iterator:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-class _Run:
-  """One selection: a connection with the table `scored`, then `ranked`."""
+class Ranked:
+  """The table `ranked` of one selection: its candidates, and the best of them.
 
-  def __init__(
-    self, connection, tables, roles, num_strata, by, include_truncated
-  ):
-    self._connection, self._tables = connection, tables
-    self._roles = dict(roles) if roles is not None else None
-    self._num_strata, self._by = int(num_strata), by
-    self._truncated = bool(include_truncated)
+  A rule's own filter in SQL (`Sql.dropped`) may use it as the rule's function
+  in memory uses `budget.take`.
 
-  def _one(self, query):
+  Args:
+    connection: of DuckDB, with the table.
+    score: the rule's score in SQL; rows that have none are no candidates.
+    seed: of the hash.
+  """
+
+  def __init__(self, connection, score: str, seed: int):
+    self._connection, self._score, self._seed = connection, score, seed
+    connection.execute('ALTER TABLE ranked ADD COLUMN candidate BOOLEAN')
+    connection.execute(
+      f'UPDATE ranked SET candidate = eligible AND {score} IS NOT NULL'
+    )
+
+  def all(self, query: str) -> list[tuple]:
+    """The lines of a query's result."""
+    return self._connection.execute(query).fetchall()
+
+  def one(self, query: str) -> tuple:
+    """The first of them."""
     return self._connection.execute(query).fetchone()
 
-  def select(self, rule, options, budget, default, seed) -> Selection:
-    self._roles = ranks.view(
-      self._connection, self._tables, self._roles, self._truncated
-    )
-    needed = {'rank_strong': ('strong',), '0.0': ()}.get(
-      _SCORES[rule.name], _ROLES
-    )
-    for role in needed:
-      if role not in self._roles:
-        raise columns_lib.MissingColumn(
-          f'This needs a {role} model: set `--config.roles.{role}=NAME`.'
-        )
-    models = [self._roles[r] for r in needed] or list(
-      dict.fromkeys(self._roles.values())
-    )
-    # A rule without ranks is shown by the first model's strata all the same.
-    ranked = needed or tuple(self._roles)[:1]
-    ranks.rank(
-      self._connection,
-      self._roles,
-      needed or tuple(self._roles),
-      ranked,
-      self._num_strata,
-      self._by,
-    )
-    self._candidates(rule, options, seed)
-    eligible, candidates = self._one(
+  def counts(self) -> tuple[int, int]:
+    """Eligible rows, and candidates."""
+    return self.one(
       'SELECT count(*), count(*) FILTER (candidate) FROM ranked WHERE eligible'
     )
-    limit = budget.limit(eligible)
-    stream = {
-      'rmi_window': budget_lib.WINDOW,
-      'drop_low': budget_lib.DROP_LOW,
-      'random': budget_lib.RANDOM,
-      'all': budget_lib.RANDOM,
-    }.get(rule.name, budget_lib.TIES)
-    cut = self._cut(rule, budget, limit, seed, stream)
-    rows = (
-      self._connection.execute('SELECT row FROM chosen ORDER BY row')
-      .fetchnumpy()['row']
-      .astype(np.int64)
-    )
-    report = report_lib.build(
-      self._connection,
-      report_lib.Facts(
-        rule=rule,
-        options=options,
-        budget=budget,
-        budget_is_default=default,
-        seed=seed,
-        stream=stream,
-        roles=self._roles,
-        models=tuple(models),
-        num_strata=self._num_strata,
-        by=self._by,
-        include_truncated=self._truncated,
-        limit=limit,
-        eligible=eligible,
-        candidates=candidates,
-        cut=cut,
-        kept=len(rows),
-        dropped=self._dropped,
-        score=self._score,
-        ranked=ranked[0] if ranked else None,
-      ),
-    )
-    report['rows_sha256'] = hashlib.sha256(rows.astype('<i8')).hexdigest()
-    return Selection(rows, report)
 
-  def _candidates(self, rule, options, seed):
-    """Adds `score` and `candidate`; keeps what was dropped and why."""
-    score = _SCORES[rule.name]
-    self._score = score
-    self._dropped = {}
-    tests = []
-    if rule.name == 'rmi_window':
-      lo, hi = float(options['lo']), float(options['hi'])
-      if not 0 <= lo < hi <= 1:
-        raise ValueError(
-          f'select.lo={lo} and select.hi={hi}: a window has 0 <= lo < hi <= 1.'
-        )
-      tests = [(f'r_s < {lo:g}', f'{score} < {expressions.number(lo)}')]
-      over = f'{score} >= {expressions.number(hi)}' if hi < 1 else 'false'
-      tests.append((f'r_s >= {hi:g}', over))
-    self._connection.execute('ALTER TABLE ranked ADD COLUMN candidate BOOLEAN')
-    self._connection.execute(f"""
-      UPDATE ranked SET candidate = eligible AND {score} IS NOT NULL""")
-    if rule.name == 'drop_low':
-      self._drop_low(float(options['drop']), seed)
-    for reason, test in tests:
-      number = self._one(
-        f'SELECT count(*) FROM ranked WHERE candidate AND {test}'
-      )[0]
-      self._dropped[reason] = number
-      self._connection.execute(
-        f'UPDATE ranked SET candidate = false WHERE candidate AND {test}'
-      )
-    missing = self._one(
-      f'SELECT count(*) FROM ranked WHERE eligible AND {score} IS NULL'
+  def lose(self, condition: str) -> int:
+    """Drops candidates of which it is true; returns how many those are."""
+    return self.one(
+      f'UPDATE ranked SET candidate = false WHERE candidate AND {condition}'
     )[0]
-    self._dropped['no value'] = missing
-    self._dropped = {k: n for k, n in self._dropped.items() if n}
 
-  def _drop_low(self, drop, seed):
-    if not 0 <= drop < 1:
-      raise ValueError(f'select.drop is {drop}; it is a share in [0, 1).')
-    eligible, ranked = self._one(
-      'SELECT count(*), count(*) FILTER (candidate) FROM ranked WHERE eligible'
-    )
-    number = int(np.floor(drop * eligible + 1e-9))
-    self._take(
-      'kept_high', self._score, max(0, ranked - number), seed, budget_lib.TIES
-    )
-    self._dropped[f'among the lowest {drop:.0%} of r_s'] = (
-      ranked - self._one('SELECT count(*) FROM kept_high')[0]
-    )
-    self._connection.execute("""
-      UPDATE ranked SET candidate = false
-      WHERE candidate AND row NOT IN (SELECT row FROM kept_high)""")
+  def drop(self, sql: rule_lib.Sql, options: Mapping) -> dict[str, int]:
+    """Applies the rule's own filter; returns the rows lost for each reason."""
+    tests = sql.dropped(options, self) if sql.dropped else {}
+    lost = {why: self.lose(test) for why, test in tests.items()}
+    lost['no value'] = self.one(
+      f'SELECT count(*) FROM ranked WHERE eligible AND {self._score} IS NULL'
+    )[0]
+    return {why: number for why, number in lost.items() if number}
 
-  # The cut.
+  def take(
+    self, name: str, order: str, limit: int | None, stream=budget_lib.TIES
+  ) -> None:
+    """Makes table `name`: the best candidates by (order, hash, row).
 
-  def _take(self, name, order, limit, seed, stream):
-    """Makes table `name`: the best candidates by (order, hash, row)."""
-    count = self._one('SELECT count(*) FROM ranked WHERE candidate')[0]
+    Args:
+      name: of the table, whose one column is `row`.
+      order: expression, higher is better.
+      limit: rows to take; None = all.
+      stream: of the hash.
+    """
+    source = 'SELECT row FROM ranked WHERE candidate'
+    count = self.counts()[1]
     if limit is None or limit >= count:
-      self._connection.execute(
-        f'CREATE TABLE {name} AS SELECT row FROM ranked WHERE candidate'
-      )
-      return
-    if limit == 0:
-      self._connection.execute(
-        f'CREATE TABLE {name} AS SELECT row FROM ranked LIMIT 0'
-      )
-      return
-    line = self._one(
-      f'SELECT {order} AS value FROM ranked WHERE candidate '
-      f'ORDER BY value DESC LIMIT 1 OFFSET {limit - 1}'
-    )[0]
-    line = expressions.number(line)
-    above = self._one(
-      f'SELECT count(*) FROM ranked WHERE candidate AND {order} > {line}'
-    )[0]
-    self._connection.execute(f"""
-      CREATE TABLE {name} AS
-      SELECT row FROM ranked WHERE candidate AND {order} > {line}
-      UNION ALL SELECT row FROM (
-        SELECT row FROM ranked WHERE candidate AND {order} = {line}
-        ORDER BY {expressions.row_hash(seed, stream)}, row
-        LIMIT {limit - above})""")
-
-  def _cut(self, rule, budget, limit, seed, stream):
-    """Makes the table `chosen`; returns the score of the line, and ties."""
-    sign = '' if rule.highest else '-'
-    order = f'{sign}({self._score})'
-    if stream not in (budget_lib.TIES, budget_lib.RANDOM):
-      order = '0.0'
-    if budget.threshold is not None:
-      line = expressions.number(
-        rule_lib.rank_grid_threshold(rule, budget.threshold)
-      )
-      beyond = '>' if rule.highest else '<'
-      self._connection.execute(
-        f'UPDATE ranked SET candidate = false WHERE candidate AND NOT '
-        f'({self._score} {beyond} {line})'
-      )
-    if budget.tokens is None:
-      self._take('chosen', order, limit, seed, stream)
+      query = source
+    elif limit == 0:
+      query = f'{source} LIMIT 0'
     else:
-      self._take_tokens(order, int(budget.tokens), seed, stream)
-    last, tied, tied_kept = self._one(f"""
-      WITH kept AS (
-        SELECT {order} AS value FROM ranked JOIN chosen USING (row)),
-      line AS (SELECT min(value) AS value FROM kept)
-      SELECT (SELECT value FROM line),
-        (SELECT count(*) FROM ranked
-         WHERE candidate AND {order} = (SELECT value FROM line)),
-        (SELECT count(*) FROM kept
-         WHERE value = (SELECT value FROM line))""")
-    return last, tied, tied_kept
+      line = self.one(
+        f'SELECT {order} AS value FROM ranked WHERE candidate '
+        f'ORDER BY value DESC LIMIT 1 OFFSET {limit - 1}'
+      )[0]
+      line = expressions.number(line)
+      above = self.one(f'SELECT count(*) FROM ({source} AND {order} > {line})')
+      query = f"""
+        {source} AND {order} > {line}
+        UNION ALL SELECT row FROM (
+          {source} AND {order} = {line}
+          ORDER BY {expressions.row_hash(self._seed, stream)}, row
+          LIMIT {limit - above[0]})"""
+    self._connection.execute(f'CREATE TABLE {name} AS {query}')
 
-  def _take_tokens(self, order, most, seed, stream):
-    role = 'strong' if 'strong' in self._roles else next(iter(self._roles))
-    tokens = f'n_q_{role} + n_a_{role}'
-    unknown = self._one(
-      f'SELECT min(row) FROM ranked WHERE candidate AND {tokens} IS NULL'
-    )[0]
-    if unknown is not None:
-      raise ValueError(
-        f'select.budget.tokens: row {unknown} has no token count (n_q or n_a '
-        f'of model {self._roles[role]!r} is null): set share or rows.'
-      )
+  def take_tokens(
+    self, name: str, order: str, tokens: str, most: int, stream: int
+  ) -> None:
+    """As `take`, best-first until the next row's tokens would not fit."""
     self._connection.execute(f"""
-      CREATE TABLE chosen AS SELECT row FROM (
+      CREATE TABLE {name} AS SELECT row FROM (
         SELECT row, sum({tokens}) OVER (
-          ORDER BY {order} DESC, {expressions.row_hash(seed, stream)}, row
+          ORDER BY {order} DESC, {expressions.row_hash(self._seed, stream)}, row
           ROWS UNBOUNDED PRECEDING) AS spent
         FROM ranked WHERE candidate) WHERE spent <= {most}""")
+
+
+def _cut(ranked, asked, eligible, counted, role_of):
+  """Makes the table `chosen`; returns the score of the line, and ties."""
+  rule, budget = asked.rule, asked.budget
+  score = rule.sql.score
+  order = rule.sql.order or (score if rule.highest else f'-({score})')
+  if budget.threshold is not None:
+    line = rule_lib.threshold_of_score(rule, budget.threshold)
+    beyond = '>' if rule.highest else '<'
+    ranked.lose(f'NOT ({score} {beyond} {expressions.number(line)})')
+  if budget.tokens is None:
+    ranked.take('chosen', order, budget.limit(eligible), rule.stream)
+  else:
+    tokens = _tokens(ranked, *counted, role_of)
+    ranked.take_tokens('chosen', order, tokens, int(budget.tokens), rule.stream)
+  return ranked.one(f"""
+    WITH kept AS (
+      SELECT {order} AS value FROM ranked JOIN chosen USING (row)),
+    line AS (SELECT min(value) AS value FROM kept)
+    SELECT (SELECT value FROM line),
+      (SELECT count(*) FROM ranked
+       WHERE candidate AND {order} = (SELECT value FROM line)),
+      (SELECT count(*) FROM kept
+       WHERE value = (SELECT value FROM line))""")
+
+
+def _tokens(ranked, model, role_of):
+  """The tokens of a row that a budget counts, as an expression."""
+  tokens = f'n_q_{role_of[model]} + n_a_{role_of[model]}'
+  unknown = ranked.one(
+    f'SELECT min(row) FROM ranked WHERE candidate AND {tokens} IS NULL'
+  )[0]
+  if unknown is not None:
+    raise request.no_tokens(unknown, model)
+  return tokens

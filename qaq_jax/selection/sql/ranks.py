@@ -3,57 +3,41 @@
 import os
 from collections.abc import Mapping, Sequence
 
-from qaq_jax.selection import columns as columns_lib
+from qaq_jax.selection.roles import ROLES
 from qaq_jax.selection.sql import expressions
 
-_ROLES = columns_lib.ROLES
 
+def join(
+  connection, tables: str | os.PathLike | Mapping[str, str]
+) -> tuple[str, list[str]]:
+  """The score table as a source to select from, and its columns' names.
 
-def view(
-  connection,
-  tables: str | os.PathLike | Mapping[str, str],
-  roles: Mapping[str, str] | None,
-  include_truncated: bool,
-) -> dict[str, str]:
-  """Makes the view `scored`: log PPL(Q), RMI, usable, tokens per role.
-
-  Returns:
-    Role -> model.
+  Args:
+    connection: of DuckDB.
+    tables: see `engine.select`.
 
   Raises:
-    MissingColumn: a role's model was not scored there.
     ValueError: `row` is no key of a table, or the tables have other rows.
   """
   if not isinstance(tables, Mapping):
     tables = {'': os.fspath(tables)}
   _check_rows(connection, tables)
-  sources = [
+  first, *others = (
     f'read_parquet({expressions.text(path)}) AS t{i}'
     for i, path in enumerate(tables.values())
-  ]
-  joined = sources[0] + ''.join(
-    f' JOIN {source} USING (row)' for source in sources[1:]
   )
-  names = {
-    line[0]
-    for line in connection.execute(
-      f'DESCRIBE SELECT * FROM {joined}'
-    ).fetchall()
-  }
-  models = [
-    n[len('status_') :] for n in sorted(names) if n.startswith('status_')
-  ]
-  if roles is None:
-    roles = {r: r for r in _ROLES if r in models}
-  roles = {r: m for r, m in roles.items() if m}
+  joined = first + ''.join(f' JOIN {other} USING (row)' for other in others)
+  lines = connection.execute(f'DESCRIBE SELECT * FROM {joined}').fetchall()
+  return joined, [line[0] for line in lines]
+
+
+def view(
+  connection, table: str, roles: Mapping[str, str], include_truncated: bool
+) -> None:
+  """Makes the view `scored`: log PPL(Q), RMI, usable, tokens per role."""
   good = "('ok', 'truncated')" if include_truncated else "('ok')"
   columns = ['row']
   for role, model in roles.items():
-    if model not in models:
-      raise columns_lib.MissingColumn(
-        f'roles.{role} is {model!r}, but the score table has no column '
-        f"'status_{model}'"
-      )
     log_ppl = expressions.log_ppl('q', model)
     columns += [
       f'"status_{model}" AS status_{role}',
@@ -64,9 +48,8 @@ def view(
       f'"n_a_{model}" AS n_a_{role}',
     ]
   connection.execute(
-    f'CREATE VIEW scored AS SELECT {", ".join(columns)} FROM {joined}'
+    f'CREATE VIEW scored AS SELECT {", ".join(columns)} FROM {table}'
   )
-  return roles
 
 
 def _check_rows(connection, tables):
@@ -120,9 +103,6 @@ def rank(
     needed: roles to rank under; with both there are diff and total.
     num_strata: K.
     by: 'own', or the role whose PPL(Q) makes the strata.
-
-  Raises:
-    MissingColumn: nobody plays the role `by`.
   """
   whose = by
   others = [
@@ -133,8 +113,6 @@ def rank(
   last = 'scored'
   for role in needed:
     by = role if whose == 'own' else whose
-    if by not in roles:
-      raise columns_lib.MissingColumn(f'strata.by is {by!r}: no such role')
     by_ppl = f'CASE WHEN usable_{by} THEN log_ppl_{by} END'
     kept = f'usable_{role} AND isfinite(rmi_{role}) AND isfinite({by_ppl})'
     # Ranks are over the rows that have one; the join brings the others back.
@@ -168,8 +146,8 @@ def rank(
     )
   ]
   both = []
-  if tuple(needed) == _ROLES:
-    strong, weak = (f'rank_{role}.rank' for role in _ROLES)
+  if set(ROLES) <= set(needed):
+    strong, weak = (f'rank_{role}.rank' for role in ROLES)
     both = [
       f'{expressions.grid(f"{strong} - {weak}")} AS diff',
       f'{expressions.grid(f"{strong} + {weak}")} AS total',
