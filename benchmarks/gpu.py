@@ -208,7 +208,7 @@ def case_ours(args):
   from qaq_jax.encoding.sequences import Sequence
   from qaq_jax.models import config as model_config
   from qaq_jax.models.hf import checkpoint
-  from qaq_jax.scoring import batching, likelihood
+  from qaq_jax.scoring import batching
   from qaq_jax.scoring import programs as programs_lib
 
   cache = pathlib.Path(args.out) / 'jax_cache'
@@ -220,7 +220,7 @@ def case_ours(args):
   model = checkpoint.random_init(
     config, mesh=None, dtype=jnp.bfloat16, attention=args.attention
   )
-  programs = programs_lib.Programs(model, None, outputs=likelihood.Outputs())
+  programs = programs_lib.Programs(model, None)
   del model
   items = [
     (

@@ -53,7 +53,7 @@ def main():
       params,
       *batch,
       chunks=head_lib.HeadChunks.for_platform(jax.default_backend()),
-      outputs=likelihood.Outputs(logp=True),
+      logp=True,
     )['logp_BT']
   )
   theirs = transformers.AutoModelForCausalLM.from_pretrained(

@@ -24,7 +24,6 @@ from qaq_jax.models.hf import checkpoint
 from qaq_jax.planner import predict
 from qaq_jax.planner.footprint import Mesh
 from qaq_jax.runtime import chips
-from qaq_jax.scoring import likelihood
 from qaq_jax.scoring import programs as programs_lib
 
 _48M = {
@@ -99,7 +98,7 @@ def main():
   print('| model | rows x tokens | scored | predicted | measured | ratio |')
   print('|---|---|---|---|---|---|')
   for name, model in models.items():
-    programs = programs_lib.Programs(model, None, outputs=likelihood.Outputs())
+    programs = programs_lib.Programs(model, None)
     for shape in ((32, 64), (8, 256), (4, 1024)):
       for scored in (0.25, 0.75):
         step = predict.scoring_step(

@@ -42,7 +42,7 @@ from qaq_jax.encoding import encoder as encoder_lib
 from qaq_jax.models import config as config_lib
 from qaq_jax.models import sharding
 from qaq_jax.models.hf import checkpoint
-from qaq_jax.scoring import metrics, parts, scorer
+from qaq_jax.scoring import kinds, parts, scorer
 
 CONFIG = {
   'model_type': 'qwen2',
@@ -62,6 +62,7 @@ CONFIG = {
   'eos_token_id': 0,
 }
 RMI = ('q', 'q_given_a')
+FOUR = tuple(kind.name for kind in kinds.LIKELIHOODS)
 
 
 def prepare_tokenizer(source: pathlib.Path, folder: pathlib.Path) -> None:
@@ -204,7 +205,7 @@ def largest_difference(folder, names, nll) -> float:
   """Largest relative difference between our sums and torch's."""
   table = pa.concat_tables(parts.read_parts(folder)).to_pydict()
   return max(
-    abs(table[metrics.nll_column(term, 'm')][row] - value) / abs(value)
+    abs(table[f'nll_{term}_m'][row] - value) / abs(value)
     for (row, term), value in zip(names, nll, strict=True)
   )
 
@@ -256,7 +257,7 @@ def main():
     checkpoint.save_hf(model, folder / 'hf', dtype=jnp.float32)
     theirs = Torch(folder / 'hf', clock)
     step = max(len(encoded) // args.probe, 1)
-    for terms, label in ((metrics.SHARED_TERMS, 'four terms'), (RMI, 'RMI')):
+    for terms, label in ((FOUR, 'four terms'), (RMI, 'RMI')):
       _, few = passes_of(encoded[::step], terms)
       theirs(few[:8], 1, False)
       for keep in (False, True):
@@ -291,7 +292,7 @@ def main():
         )
       if theirs is None:
         continue
-      names, passes = passes_of(encoded, terms or metrics.SHARED_TERMS)
+      names, passes = passes_of(encoded, terms or FOUR)
       for keep in (False, True):
         nll, took = theirs(passes, best[label, keep], keep)
         note(f'torch, {label}{", kept" if keep else ""}', took)

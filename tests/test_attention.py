@@ -16,7 +16,6 @@ from qaq_jax.models.attention import choose as attention
 from qaq_jax.models.attention import tpu, xla
 from qaq_jax.models.hf import checkpoint
 from qaq_jax.planner import collectives, topology
-from qaq_jax.scoring import likelihood
 from qaq_jax.scoring import programs as programs_lib
 
 CPU = attention.Case('cpu', jnp.dtype('bfloat16'), 128)
@@ -157,7 +156,7 @@ def scoring_program(name, config, shape=(16, 256), **mesh):
   devices = topology.describe(name).devices
   mesh = sharding.make_mesh(**mesh, devices=devices)
   model = checkpoint.abstract(config, mesh=mesh, dtype=jnp.bfloat16)
-  programs = programs_lib.Programs(model, mesh, outputs=likelihood.Outputs())
+  programs = programs_lib.Programs(model, mesh)
   return programs.program(shape)
 
 

@@ -23,10 +23,10 @@ from qaq_jax.models import config as config_lib
 from qaq_jax.models import decoder, sharding
 from qaq_jax.models.hf import checkpoint
 from qaq_jax.scoring import head as head_lib
-from qaq_jax.scoring import likelihood
+from qaq_jax.scoring import kinds, likelihood
 
 VOCAB = 389  # padded to 512
-ALL = likelihood.Outputs(logp=True, embeddings=True)
+ALL = (*kinds.LIKELIHOODS, kinds.EMBEDDING)
 CHUNKS = head_lib.HeadChunks(rows=16, vocab=128)
 # float32 sums, other shapes and shardings. Measured against float64 softmax:
 # 1e-7 relative, 4e-6 nats; the bound leaves room for other machines.
@@ -72,19 +72,21 @@ def make_batch(seed, lengths, width, *, pad=0):
 
 
 @functools.cache
-def _jitted(graphdef, chunks, outputs):
+def _jitted(graphdef, chunks):
   return jax.jit(
     functools.partial(
-      likelihood.batch_likelihood, graphdef, chunks=chunks, outputs=outputs
+      likelihood.batch_likelihood,
+      graphdef,
+      chunks=chunks,
+      kinds=ALL,
+      logp=True,
     )
   )
 
 
-def run(
-  model, tokens, spans, lengths, *, mesh=None, chunks=CHUNKS, outputs=ALL
-):
+def run(model, tokens, spans, lengths, *, mesh=None, chunks=CHUNKS):
   graphdef, params = nnx.split(model)
-  function = _jitted(graphdef, chunks, outputs)
+  function = _jitted(graphdef, chunks)
   if mesh is None:
     return jax.device_get(function(params, tokens, spans, lengths))
   rows = jax.sharding.NamedSharding(

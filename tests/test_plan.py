@@ -28,7 +28,7 @@ from qaq_jax.planner import (
   topology,
 )
 from qaq_jax.planner.footprint import Mesh
-from qaq_jax.scoring import likelihood, planning
+from qaq_jax.scoring import planning
 from qaq_jax.scoring import programs as programs_lib
 from qaq_jax.stages import artifacts, finetune, plan
 from qaq_jax.workdir.layout import WorkDir
@@ -218,9 +218,9 @@ def test_fsdp_on_a_tpu_gathers_every_kernel_once():
   where = topology.describe('v5e:2x2')
   mesh = sharding.make_mesh(1, 4, 1, devices=where.devices)
   model = checkpoint.abstract(tiny(), mesh=mesh, dtype=jnp.bfloat16)
-  program = programs_lib.Programs(
-    model, mesh, outputs=likelihood.Outputs(), memory_limit=1 << 34
-  ).program((4, 128))
+  program = programs_lib.Programs(model, mesh, memory_limit=1 << 34).program(
+    (4, 128)
+  )
   gathered = sum(
     c.count * c.bytes
     for c in collectives.find(program.as_text(), 4)
@@ -237,9 +237,8 @@ def test_fsdp_on_a_tpu_gathers_every_kernel_once():
 
 def test_abstract_scoring_program_needs_what_the_real_one_needs():
   mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-  outputs = likelihood.Outputs()
   made = [
-    programs_lib.Programs(model, mesh, outputs=outputs).memory((8, 64))
+    programs_lib.Programs(model, mesh).memory((8, 64))
     for model in (
       checkpoint.abstract(tiny(), mesh=mesh),
       checkpoint.random_init(tiny(), mesh=mesh),
@@ -538,7 +537,6 @@ def test_collectives_by_estimate_are_those_of_the_compiled_step():
   programs = programs_lib.Programs(
     checkpoint.abstract(tiny(), mesh=device_mesh),
     device_mesh,
-    outputs=likelihood.Outputs(),
   )
   found = collectives.find(programs.program((4, 256)).as_text(), 8)
   wire = sum(c.wire_bytes for c in found)

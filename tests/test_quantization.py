@@ -13,7 +13,6 @@ from qaq_jax.models import config as config_lib
 from qaq_jax.models import quantization, quantized, sharding
 from qaq_jax.models.hf import checkpoint
 from qaq_jax.planner import topology
-from qaq_jax.scoring import likelihood
 from qaq_jax.scoring import programs as programs_lib
 
 CASES = [
@@ -165,7 +164,7 @@ def test_fsdp_gathers_int8_and_a_tpu_multiplies_it():
     model = checkpoint.abstract(
       config, mesh=mesh, dtype=jnp.bfloat16, quantized=scheme
     )
-    programs = programs_lib.Programs(model, mesh, outputs=likelihood.Outputs())
+    programs = programs_lib.Programs(model, mesh)
     program = programs.program((8, 128))
     sizes[scheme] = program.memory_analysis().argument_size_in_bytes
     texts[scheme] = program.as_text()

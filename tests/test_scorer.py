@@ -5,6 +5,7 @@ a two-layer model, scored in windows of 8 rows; see `scoring_rig`.
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -24,15 +25,16 @@ from flax import nnx
 from jax import monitoring
 from scipy import special
 
+from qaq_jax.encoding import published_ifd
 from qaq_jax.runtime import progress
-from qaq_jax.scoring import batching, loop, metrics, parts, scorer, store
+from qaq_jax.scoring import batching, kinds, loop, metrics, parts, scorer, store
 from qaq_jax.scoring import programs as programs_lib
 from qaq_jax.scoring import window as window_lib
 
 # The stated tolerance of float32 sums in other batches, orders and shardings.
 # Measured: 2e-7 relative at most; ten times that is left for other machines.
 TOLERANCE = dict(rtol=2e-6, atol=1e-5)
-NLL = [metrics.nll_column(t, 'm') for t in metrics.SHARED_TERMS]
+NLL = [k.column_of('m') for k in kinds.LIKELIHOODS]
 EXACT = ['row', 'n_q_m', 'n_q_given_a_m', 'n_a_m', 'status_m', 'reason_m']
 
 _COMPILED = []
@@ -136,8 +138,8 @@ def test_equals_four_separate_plain_passes(folder, table):
     want = -logp[i, at - 1, ids[at]].sum()
     got = table[f'nll_{term}_m'][row].as_py()
     np.testing.assert_allclose(got, want, **TOLERANCE)
-    count_name = metrics.count_column(term, 'm')
-    assert table[count_name][row].as_py() == count
+    (kind,) = (k for k in kinds.LIKELIHOODS if k.name == term)
+    assert table[kind.count_of('m')][row].as_py() == count
 
 
 def test_other_batches_and_order_give_the_same_numbers(folder, table, tmp_path):
@@ -239,7 +241,8 @@ def test_all_terms_and_embeddings(folder, table, tmp_path):
   summary = rig.score(folder, tmp_path / 'a', encode=encoder)
   got = read(tmp_path / 'a')
   assert_close(got, table)
-  for term in (*metrics.CHERRY_TERMS, *metrics.SUPERFILTER_TERMS):
+  forms = published_ifd.FORMS.values()
+  for term in itertools.chain(*(form.terms for form in forms)):
     values = metrics.column(got[f'nll_{term}_m'])
     assert np.isfinite(values).sum() >= 20, term
     assert np.isfinite(metrics.column(got[f'n_{term}_m'])).sum() >= 20
@@ -310,10 +313,11 @@ def test_a_term_that_no_batch_scored_is_named(folder):
   assert len(batches) == 4  # one sequence each
 
   def scored(batches):
-    window = window_lib.Window(0, range(2), encoded, batches)
+    window = window_lib.Window(0, range(2), encoded, batches, kinds.LIKELIHOODS)
     for batch in batches:
-      window.add(batch, np.ones((len(batch.row_B), 2), np.float32))
-    return window.columns('m', metrics.SHARED_TERMS)
+      ones = np.ones((len(batch.row_B), 2), np.float32)
+      window.add(batch, {'nll_BS': ones})
+    return window.columns('m', kinds.LIKELIHOODS)
 
   _, statuses, _ = scored(batches)
   assert statuses == ['ok', 'ok']
@@ -363,9 +367,7 @@ def test_out_of_memory_halves_the_batches_and_goes_on(
 
 
 def test_batch_size_is_the_largest_that_fits(monkeypatch):
-  programs = programs_lib.Programs(
-    rig.model(rig.mesh()), rig.mesh(), outputs=scorer.likelihood.Outputs()
-  )
+  programs = programs_lib.Programs(rig.model(rig.mesh()), rig.mesh())
   real = programs.memory((2, 16))
   size = sum(x.nbytes for x in jax.tree.leaves(programs._params))
   assert size < real < size + (1 << 20)  # parameters, and little else

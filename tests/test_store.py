@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from qaq_jax.scoring import join, metrics, parts, store
+from qaq_jax.scoring import join, kinds, metrics, parts, store
 from qaq_jax.selection import derived
 from qaq_jax.workdir import files
 
@@ -21,6 +21,9 @@ FINGERPRINT = {
   'model': {'path': 'a', 'dtype': 'float32'},
   'encoder': {'options': {'max_length': 2048}},
 }
+
+
+EMBEDDED = (*kinds.LIKELIHOODS, kinds.EMBEDDING)
 
 
 def open_store(
@@ -34,17 +37,17 @@ def open_store(
   return opened
 
 
-def columns_of(rows, model='m', terms=metrics.SHARED_TERMS):
+def columns_of(rows, model='m', stored=kinds.LIKELIHOODS):
   """Columns with row 3 null, and other values everywhere."""
   out = {}
-  for i, term in enumerate(terms):
+  for i, kind in enumerate(k for k in stored if k.column):
     values = np.arange(rows.start, rows.stop) * 1.25 + i
     mask = np.arange(rows.start, rows.stop) == 3
-    out[metrics.nll_column(term, model)] = np.ma.array(
+    out[kind.column_of(model)] = np.ma.array(
       values.astype(np.float32), mask=mask
     )
-    out[metrics.count_column(term, model)] = np.ma.array(
-      np.full(len(rows), 5 if 'q' in term[:1] else 7, np.int32), mask=mask
+    out[kind.count_of(model)] = np.ma.array(
+      np.full(len(rows), 5 if 'q' in kind.name[:1] else 7, np.int32), mask=mask
     )
   return out
 
@@ -56,7 +59,7 @@ def fill(opened, windows=None, **more):
     status = ['empty' if r == 3 else 'ok' for r in rows]
     opened.write(
       w,
-      columns_of(rows, opened.model, opened.terms),
+      columns_of(rows, opened.model, opened.kinds),
       status,
       ['' if s == 'ok' else 'empty_answer' for s in status],
       **more,
@@ -344,7 +347,7 @@ def test_join_refuses_what_is_incomplete_or_of_another_input(tmp_path):
 def test_embeddings_are_beside_the_parts_and_join_to_one_array(tmp_path):
   values = np.random.default_rng(0).normal(size=(10, 6)).astype(np.float16)
   values[3] = np.nan
-  with open_store(tmp_path / 'm', embeddings=True) as opened:
+  with open_store(tmp_path / 'm', kinds=EMBEDDED) as opened:
     for w in range(opened.num_windows):
       fill(opened, [w], embeddings=values[list(opened.window(w))])
     assert opened.done() == {0, 1, 2}
@@ -356,7 +359,7 @@ def test_embeddings_are_beside_the_parts_and_join_to_one_array(tmp_path):
   data[-1] ^= 1
   part.write_bytes(data)
   with (
-    open_store(tmp_path / 'm', embeddings=True) as opened,
+    open_store(tmp_path / 'm', kinds=EMBEDDED) as opened,
     pytest.raises(store.StoreError, match='part-000002.parquet.*npy'),
   ):
     opened.done()

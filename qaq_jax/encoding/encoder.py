@@ -183,16 +183,14 @@ class Encoder:
 
   def _encode_extra(self, samples) -> Mapping[int, tuple]:
     """Sequences of the published IFD forms: row -> (sequences, nulls)."""
-    forms = []
-    if self.options.ifd_cherry:
-      forms.append((published_ifd.cherry, self.options.cherry_limit))
-    if self.options.ifd_superfilter:
-      forms.append((published_ifd.superfilter, self.options.superfilter_limit))
-    found = {s.row: ((), {}) for s in samples} if forms else {}
-    for form, limit in forms:
-      results = form(self.tokenizer, samples, limit)
+    found = {}
+    for form in published_ifd.FORMS.values():
+      if not getattr(self.options, form.option):
+        continue
+      limit = getattr(self.options, form.limit)
+      results = form.encode(self.tokenizer, samples, limit)
       for sample, (sequences, nulls) in zip(samples, results, strict=True):
-        before = found[sample.row]
+        before = found.get(sample.row, ((), {}))
         found[sample.row] = (before[0] + sequences, {**before[1], **nulls})
     return found
 
@@ -225,7 +223,7 @@ class Encoder:
         found.update(frame.head.tolist(), frame.between.tolist())
       if ending:
         found.update(self._layout.ending(system).tolist())
-    if options.ifd_cherry or options.ifd_superfilter:
+    if any(getattr(options, form) for form in published_ifd.FORMS):
       found.update(tokens.added_prefix)
     return found
 

@@ -8,10 +8,16 @@ defaults; a term that a limit leaves without tokens is null with a reason.
 
 from __future__ import annotations
 
+import dataclasses
+import typing
+from collections.abc import Callable, Mapping
+
 import numpy as np
 
 from qaq_jax.encoding.sequences import Sequence
-from qaq_jax.encoding.tokenization import Tokenizer
+
+if typing.TYPE_CHECKING:  # rules read FORMS, and start without transformers
+  from qaq_jax.encoding.tokenization import Tokenizer
 
 HEADING = '### Response:'
 _ALPACA = (
@@ -130,3 +136,47 @@ def _encode(tokenizer: Tokenizer, texts) -> list[np.ndarray]:
   prefix = np.array(tokenizer.added_prefix, np.int32)
   ids = tokenizer.plain_start.encode_batch(texts)
   return [np.concatenate([prefix, i]) for i in ids] if len(prefix) else ids
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+  """A published form: two sequences of its own, and a ratio of their terms.
+
+  Attributes:
+    option: of the encoder, that asks for it; the function of the ratio in
+      `scoring.metrics` and its column have the same name.
+    limit: option with the most tokens of prompt and answer.
+    encode: tokenizer, samples and limit -> for each sample (sequences, term ->
+      reason of a null).
+    terms: of the answer alone, then behind the prompt, with what is scored.
+  """
+
+  option: str
+  limit: str
+  encode: Callable
+  terms: Mapping[str, str]
+
+
+FORMS = {
+  form.option: form
+  for form in (
+    Form(
+      'ifd_cherry',
+      'cherry_limit',
+      cherry,
+      {
+        'a_cherry_alone': 'answer after the response heading',
+        'a_cherry_cond': 'answer after the Alpaca prompt',
+      },
+    ),
+    Form(
+      'ifd_superfilter',
+      'superfilter_limit',
+      superfilter,
+      {
+        'a_superfilter_alone': 'bare answer but for its first token',
+        'a_superfilter_cond': 'answer after the bare instruction',
+      },
+    ),
+  )
+}

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+SPANS = 2  # of a sequence, at most
+
 
 @dataclasses.dataclass(frozen=True)
 class Sequence:
@@ -17,7 +19,7 @@ class Sequence:
       'superfilter_alone', 'superfilter_cond', 'author_q' or
       'author_q_given_a'.
     ids: int32 [length].
-    spans: (term, start, stop) of scored tokens, at most 2, disjoint,
+    spans: (term, start, stop) of scored tokens, at most SPANS, disjoint,
       increasing, `1 <= start < stop <= length`.
   """
 

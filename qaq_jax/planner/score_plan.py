@@ -13,8 +13,9 @@ from qaq_jax.planner import collectives, footprint, predict
 from qaq_jax.planner.footprint import Mesh
 from qaq_jax.planner.options import Assumptions
 from qaq_jax.planner.topology import Topology
-from qaq_jax.scoring import likelihood, planning
+from qaq_jax.scoring import planning
 from qaq_jax.scoring import programs as programs_lib
+from qaq_jax.scoring.kinds import LIKELIHOODS, ScoreKind
 from qaq_jax.scoring.options import ScoreOptions
 
 _ASSUMED_SCORED = 0.5  # of the positions, where no data says how many
@@ -31,7 +32,7 @@ class Request:
     max_length: tokens of the longest sequence.
     survey: of the data, see `planning.survey`; None: not known.
     options: of scoring.
-    embeddings: whether hidden states are pooled too.
+    kinds: what is computed.
     attention: implementation.
     quantized: a scheme of `models.quantization`.
   """
@@ -42,7 +43,7 @@ class Request:
   max_length: int
   survey: dict | None
   options: ScoreOptions
-  embeddings: bool = False
+  kinds: tuple[ScoreKind, ...] = LIKELIHOODS
   attention: str = 'auto'
   quantized: str = ''
 
@@ -146,7 +147,7 @@ def _compiled(request, topology, mesh):
   programs = programs_lib.Programs(
     model,
     device_mesh,
-    outputs=likelihood.Outputs(embeddings=request.embeddings),
+    kinds=request.kinds,
     memory_limit=limit(topology),
   )
 

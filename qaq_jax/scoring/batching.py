@@ -11,6 +11,7 @@ from collections.abc import Sequence as AbstractSequence
 
 import numpy as np
 
+from qaq_jax.encoding.sequences import SPANS
 from qaq_jax.scoring.shapes import BatchPlan, cut, plan_shapes
 
 __all__ = ['Batch', 'BatchPlan', 'make_batches', 'plan_shapes']
@@ -76,7 +77,7 @@ def _fill(items, index, shape) -> Batch:
   batch = Batch(
     index,
     np.zeros((rows, length), np.int32),
-    np.zeros((rows, 2, 2), np.int32),
+    np.zeros((rows, SPANS, 2), np.int32),
     np.zeros(rows, np.int32),
     np.full(rows, -1, np.int64),
     np.full(rows, -1, np.int32),

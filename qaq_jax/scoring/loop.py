@@ -8,6 +8,7 @@ import numpy as np
 
 from qaq_jax.runtime import progress
 from qaq_jax.scoring import batching
+from qaq_jax.scoring import kinds as kinds_lib
 from qaq_jax.scoring import programs as programs_lib
 from qaq_jax.scoring.window import Window
 
@@ -35,6 +36,7 @@ def make_windows(
   parts,
   plan: batching.BatchPlan,
   todo: Sequence[int],
+  kinds: Sequence[kinds_lib.ScoreKind],
 ) -> Iterable[Window]:
   """Reads, tokenizes and batches windows, one after the other.
 
@@ -43,6 +45,7 @@ def make_windows(
     parts: the `ScoreStore`.
     plan: the shapes.
     todo: windows, in order.
+    kinds: what is computed.
   """
   for index in todo:
     rows = parts.window(index)
@@ -55,7 +58,7 @@ def make_windows(
       ],
       plan,
     )
-    yield Window(index, rows, encoded, batches)
+    yield Window(index, rows, encoded, batches, kinds)
 
 
 def run_windows(
@@ -104,7 +107,7 @@ def _land(flying, finish, bar):
   window, batch, results = flying
   with _naming(window, batch):
     results = {k: np.asarray(v) for k, v in jax.device_get(results).items()}
-  window.add(batch, results['nll_BS'], results.get('embedding_BD'))
+  window.add(batch, results)
   if not window.pending:
     finish(window)
     bar.add_rows(len(window.rows))

@@ -10,24 +10,6 @@ Letters: NLL in nats (sums), n in tokens, `log PPL = NLL / n`.
 
 import numpy as np
 
-# The four terms of QAQ and the terms of the two published IFD forms; a term's
-# columns are `nll_<term>_<model>` and `n_<term>_<model>`.
-SHARED_TERMS = ('q', 'q_given_a', 'a', 'a_given_q')
-CHERRY_TERMS = ('a_cherry_alone', 'a_cherry_cond')
-SUPERFILTER_TERMS = ('a_superfilter_alone', 'a_superfilter_cond')
-# A and A given Q are over the same tokens, so they share one count column.
-COUNT_OF = {'a_given_q': 'n_a'}
-
-
-def nll_column(term: str, model: str) -> str:
-  """Name of the summed negative log-likelihood (nats) of a term."""
-  return f'nll_{term}_{model}'
-
-
-def count_column(term: str, model: str) -> str:
-  """Name of the column with the number of scored tokens of a term."""
-  return f'{COUNT_OF.get(term, f"n_{term}")}_{model}'
-
 
 def column(values) -> np.ndarray:
   """Any column as float64 with NaN for null."""

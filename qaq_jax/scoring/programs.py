@@ -13,7 +13,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from qaq_jax.encoding.sequences import SPANS
 from qaq_jax.scoring import head as head_lib
+from qaq_jax.scoring import kinds as kinds_lib
 from qaq_jax.scoring import likelihood
 
 # Share of a device's memory that the scoring program may take. On a CPU it is
@@ -94,7 +96,7 @@ class Programs:
     model,
     mesh: jax.sharding.Mesh | None,
     *,
-    outputs: likelihood.Outputs,
+    kinds: Sequence[kinds_lib.ScoreKind] = kinds_lib.LIKELIHOODS,
     memory_limit: int = 0,
   ):
     """Splits the model; compiles nothing yet.
@@ -103,7 +105,7 @@ class Programs:
       model: a `Decoder`. Of an abstract one, on a mesh of devices that are
         elsewhere, programs can be compiled and their memory told, not run.
       mesh: the mesh it lives on; None is one device.
-      outputs: what the programs return.
+      kinds: what the programs compute.
       memory_limit: bytes per device that a program may need; 0 asks the
         device.
     """
@@ -124,7 +126,7 @@ class Programs:
       likelihood.batch_likelihood,
       self._graphdef,
       chunks=head_lib.HeadChunks.for_platform(self.platform),
-      outputs=outputs,
+      kinds=tuple(kinds),
     )
     self._jitted = jax.jit(function)
 
@@ -176,7 +178,7 @@ class Programs:
     rows, length = shape
     arguments = [
       jax.ShapeDtypeStruct(s, jnp.int32, sharding=self._sharding(len(s)))
-      for s in ((rows, length), (rows, 2, 2), (rows,))
+      for s in ((rows, length), (rows, SPANS, 2), (rows,))
     ]
     try:
       with self._context():

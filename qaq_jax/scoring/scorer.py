@@ -17,15 +17,9 @@ import jax
 from flax import nnx
 
 from qaq_jax.runtime import processes, progress
-from qaq_jax.scoring import (
-  likelihood,
-  loop,
-  planning,
-  store,
-)
-from qaq_jax.scoring import (
-  programs as programs_lib,
-)
+from qaq_jax.scoring import kinds as kinds_lib
+from qaq_jax.scoring import loop, planning, store
+from qaq_jax.scoring import programs as programs_lib
 from qaq_jax.scoring import rows as rows_lib
 from qaq_jax.scoring.options import ScoreOptions
 from qaq_jax.scoring.window import Window
@@ -81,27 +75,26 @@ def score(
       message names the difference and what to do.
     OutOfMemory: one row per device does not fit; names the row.
   """
-  wanted = encoder.fingerprint()['options']
-  columns = rows_lib.offered_terms(encoder)
-  terms = rows_lib.wanted_terms(encoder, options.terms)
+  kinds = kinds_lib.wanted(
+    encoder.options, options.terms, store.begun_terms(out_dir)
+  )
   with store.ScoreStore(
     out_dir,
     model=name,
     fingerprint={
       **fingerprint,
       'scoring_version': VERSION,
-      'scored_terms': list(terms),
+      **kinds_lib.fingerprint(kinds),
     },
     num_rows=samples.num_rows,
-    terms=columns,
-    embeddings=bool(wanted['embeddings']),
+    kinds=kinds_lib.stored(encoder.options, kinds),
     exclusive=jax.process_index() == 0,
     mirror=mirror,
   ) as parts:
     if jax.process_index() or not options.progress:
       say = _mute
-    source = rows_lib.Source(samples, encoder, terms, parts.embeddings)
-    return _Run(source, model, parts, options, mesh, say).run()
+    source = rows_lib.Source(samples, encoder, kinds)
+    return _Run(source, kinds, model, parts, options, mesh, say).run()
 
 
 def plan(
@@ -131,7 +124,7 @@ def plan(
   """
   platform = platform or jax.default_backend()
   source = rows_lib.Source(
-    samples, encoder, rows_lib.wanted_terms(encoder, options.terms), False
+    samples, encoder, kinds_lib.wanted(encoder.options, options.terms)
   )
   survey = planning.survey(source.all())
   tokens = shards * (
@@ -146,8 +139,8 @@ def plan(
 class _Run:
   """One call of `score`, with its folder open."""
 
-  def __init__(self, source, model, parts, options, mesh, say):
-    self._source, self._model = source, model
+  def __init__(self, source, kinds, model, parts, options, mesh, say):
+    self._source, self._kinds, self._model = source, kinds, model
     self._parts, self._options, self._mesh = parts, options, mesh
     self._say = say
     self._name = parts.model
@@ -168,11 +161,7 @@ class _Run:
     if not isinstance(model, nnx.Module):
       model = model()
     self._hidden_size = model.config.hidden_size
-    programs = programs_lib.Programs(
-      model,
-      self._mesh,
-      outputs=likelihood.Outputs(embeddings=self._parts.embeddings),
-    )
+    programs = programs_lib.Programs(model, self._mesh, kinds=self._kinds)
     del model  # `programs` holds its arrays
     current = planning.choose(self._parts, programs, self._options, survey)
     self._print_plan(survey, current, programs, done)
@@ -195,6 +184,7 @@ class _Run:
               self._parts,
               current.batches,
               list(self._left),
+              self._kinds,
             ),
             programs,
             self._finish,
@@ -226,7 +216,7 @@ class _Run:
   def _finish(self, window: Window) -> None:
     """Writes a window, if it is this process's to write."""
     if window.index % jax.process_count() == jax.process_index():
-      columns, status, reason = window.columns(self._name, self._parts.terms)
+      columns, status, reason = window.columns(self._name, self._parts.kinds)
       embeddings = None
       if self._parts.embeddings:
         embeddings = window.embeddings(self._hidden_size)

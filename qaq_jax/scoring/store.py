@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from qaq_jax.scoring import metrics
+from qaq_jax.scoring import kinds as kinds_lib
 from qaq_jax.scoring import parts as parts_lib
 from qaq_jax.workdir import files
 from qaq_jax.workdir import fingerprint as fingerprint_lib
@@ -33,21 +33,11 @@ from qaq_jax.workdir.files import StoreError
 STATUSES = ('ok', 'truncated', 'too_long', 'empty', 'invalid', 'non_finite')
 
 
-def score_schema(model: str, terms: Sequence[str]) -> pa.Schema:
-  """Columns of a part: `row`, sums and counts per term, status and reason."""
-  sums = [
-    pa.field(metrics.nll_column(term, model), pa.float32()) for term in terms
-  ]
-  counts = dict.fromkeys(metrics.count_column(term, model) for term in terms)
-  return pa.schema(
-    [
-      pa.field('row', pa.int64(), nullable=False),
-      *sums,
-      *(pa.field(name, pa.int32()) for name in counts),
-      pa.field(f'status_{model}', pa.string(), nullable=False),
-      pa.field(f'reason_{model}', pa.string(), nullable=False),
-    ]
-  )
+def begun_terms(directory) -> list[str] | None:
+  """Names of the kinds that a folder of scores was begun with, if it was."""
+  path = epath.Path(directory) / 'fingerprint.json'
+  found = files.read_json(path)
+  return found.get('scored_terms') if isinstance(found, dict) else None
 
 
 class ScoreStore:
@@ -68,8 +58,7 @@ class ScoreStore:
     model: str,
     fingerprint: Mapping,
     num_rows: int,
-    terms: Sequence[str] = metrics.SHARED_TERMS,
-    embeddings: bool = False,
+    kinds: Sequence[kinds_lib.ScoreKind] = kinds_lib.LIKELIHOODS,
     exclusive: bool = True,
     mirror=None,
   ):
@@ -81,8 +70,8 @@ class ScoreStore:
       fingerprint: everything that can change a number, as
         `fingerprint.written` gives it.
       num_rows: rows of the input.
-      terms: terms that are scored.
-      embeddings: whether each part comes with embeddings.
+      kinds: what is stored; with a vector among them, each part comes with
+        embeddings.
       exclusive: take the folder's lock (one process of a group does).
       mirror: the `Mirror` whose local copy the folder is in; each file is
         stored as soon as it is written.
@@ -94,9 +83,9 @@ class ScoreStore:
     self.directory = epath.Path(directory)
     self.model = model
     self.num_rows = int(num_rows)
-    self.terms = tuple(terms)
-    self.embeddings = embeddings
-    self.schema = score_schema(model, terms)
+    self.kinds = tuple(kinds)
+    self.embeddings = any(kind.sequence for kind in kinds)
+    self.schema = kinds_lib.score_schema(model, kinds)
     self.notes = []
     self._mirror = mirror
     self.directory.mkdir(parents=True, exist_ok=True)

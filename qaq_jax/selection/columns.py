@@ -13,16 +13,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from etils import epath
 
+from qaq_jax.encoding.published_ifd import FORMS
 from qaq_jax.scoring import metrics
 from qaq_jax.selection import strata
 from qaq_jax.selection.options import SelectOptions, StrataOptions
 from qaq_jax.selection.roles import MissingColumn, Roles
-
-# Where a column comes from, for the error when it is missing.
-_SOURCES = {
-  'ifd_cherry': 'score with `--config.score.ifd_cherry=True`',
-  'ifd_superfilter': 'score with `--config.score.ifd_superfilter=True`',
-}
 
 
 def _open(path: str) -> pq.ParquetFile:
@@ -238,35 +233,27 @@ class ScoreColumns(Roles):
     name = f'{form}_{model}'
     if self.has(name):
       return self._masked(model, self.raw(name))
-    alone, cond = {
-      'ifd_cherry': metrics.CHERRY_TERMS,
-      'ifd_superfilter': metrics.SUPERFILTER_TERMS,
-    }[form]
-    names = []
-    for term in (cond, alone):
-      names += [
-        metrics.nll_column(term, model),
-        metrics.count_column(term, model),
-      ]
+    alone, cond = FORMS[form].terms
+    names = [
+      f'{what}_{term}_{model}'
+      for term in (cond, alone)
+      for what in ('nll', 'n')
+    ]
     if not all(self.has(column) for column in names):
       raise MissingColumn(
-        f'The score table has no column {name!r}: {_SOURCES[form]} (model '
-        f'{model!r}).'
+        f'The score table has no column {name!r}: score with '
+        f'`--config.score.{form}=True` (model {model!r}).'
       )
     function = getattr(metrics, form)
     return self._masked(model, function(*(self.raw(n) for n in names)))
 
   def with_column(self, form: str) -> list[str]:
     """Models that have a published IFD form in this table."""
-    terms = {
-      'ifd_cherry': metrics.CHERRY_TERMS,
-      'ifd_superfilter': metrics.SUPERFILTER_TERMS,
-    }[form]
+    _, cond = FORMS[form].terms
     return [
       model
       for model in self.models
-      if self.has(f'{form}_{model}')
-      or self.has(metrics.nll_column(terms[1], model))
+      if self.has(f'{form}_{model}') or self.has(f'nll_{cond}_{model}')
     ]
 
   # Strata and ranks.

@@ -17,6 +17,7 @@ from qaq_jax.planner import (
   train_plan,
 )
 from qaq_jax.planner.footprint import Mesh
+from qaq_jax.scoring import kinds
 from qaq_jax.stages import finetune, score
 from qaq_jax.stages import surveys as surveys_lib
 from qaq_jax.workdir import files
@@ -100,7 +101,7 @@ def _score_request(config, workdir, name, surveys) -> score_plan.Request:
     max_length=m.max_length or config.score.max_length,
     survey=surveys.of(name, model),
     options=score.score_options(config),
-    embeddings=config.score.embeddings,
+    kinds=kinds.wanted(config.score, config.score.terms),
     attention=config.score.attention,
     quantized=m.quantization,
   )

@@ -4,6 +4,7 @@ Apart from the other stages because it alone loads models: selecting and
 reporting on a finished table start without flax and transformers.
 """
 
+import dataclasses
 import functools
 import pathlib
 
@@ -11,7 +12,8 @@ import jax
 import ml_collections
 
 from qaq_jax.data import samples as samples_lib
-from qaq_jax.encoding import encoder
+from qaq_jax.encoding import encoder, published_ifd
+from qaq_jax.encoding.options import EncoderOptions
 from qaq_jax.models import sharding
 from qaq_jax.models.attention import choose as attention
 from qaq_jax.runtime import processes
@@ -78,10 +80,9 @@ def open_model(
     workdir.filled(m.path), m.revision, field=field, weights=weights
   )
   lengths = {f'{field}.max_length': m.max_length or c.max_length}
-  if c.ifd_cherry:
-    lengths['config.score.cherry_limit'] = c.cherry_limit
-  if c.ifd_superfilter:
-    lengths['config.score.superfilter_limit'] = c.superfilter_limit
+  for form in published_ifd.FORMS.values():
+    if c[form.option]:
+      lengths[f'config.score.{form.limit}'] = c[form.limit]
   model.check_lengths(lengths)
   return model
 
@@ -91,20 +92,14 @@ def make_encoder(
 ) -> encoder.Encoder:
   """The encoder of model `name` of the config."""
   c, m = config.score, config.models[name]
-  return model.encoder(
-    template=m.chat_template,
-    system_prompt=m.system_prompt or c.system_prompt,
-    reverse_instruction=c.reverse_instruction,
-    max_length=m.max_length or c.max_length,
-    on_long=c.on_long,
-    author_compatible=c.author_compatible,
-    ifd_cherry=c.ifd_cherry,
-    ifd_superfilter=c.ifd_superfilter,
-    cherry_limit=c.cherry_limit,
-    superfilter_limit=c.superfilter_limit,
-    embeddings=c.embeddings,
-    date_string=c.date_string,
-  )
+  names = [f.name for f in dataclasses.fields(EncoderOptions)]
+  options = {name: c[name] for name in names if name in c}
+  options |= {
+    'template': m.chat_template,
+    'system_prompt': m.system_prompt or c.system_prompt,
+    'max_length': m.max_length or c.max_length,
+  }
+  return model.encoder(**options)
 
 
 def score_options(config: ml_collections.ConfigDict) -> scorer.ScoreOptions:

@@ -9,6 +9,7 @@ from qaq_jax.data import samples as samples_lib
 from qaq_jax.encoding import examples as examples_lib
 from qaq_jax.encoding import tokenization
 from qaq_jax.planner import lengths
+from qaq_jax.scoring import kinds
 from qaq_jax.scoring import rows as rows_lib
 from qaq_jax.selection import budget as budget_lib
 from qaq_jax.selection.rules import rule
@@ -50,8 +51,7 @@ class Surveys:
     rows = rows_lib.Source(
       self._samples,
       encoder,
-      rows_lib.wanted_terms(encoder, tuple(config.score.terms)),
-      config.score.embeddings,
+      kinds.wanted(encoder.options, config.score.terms),
     )
     return lengths.sampled(
       self._samples.num_rows, rows.encode, config.plan.survey_rows
