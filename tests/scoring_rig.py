@@ -78,8 +78,8 @@ def encoder(folder, **changes):
   )
 
 
-def model(mesh=None):
-  config = config_lib.from_hf(
+def config():
+  return config_lib.from_hf(
     {
       'model_type': 'qwen2',
       'vocab_size': 421,
@@ -95,7 +95,10 @@ def model(mesh=None):
       'hidden_act': 'silu',
     }
   )
-  made = decoder.Decoder(config, rngs=nnx.Rngs(3), mesh=mesh)
+
+
+def model(mesh=None):
+  made = decoder.Decoder(config(), rngs=nnx.Rngs(3), mesh=mesh)
   made.embedding[...] = made.embedding[...] * 6  # or it predicts nothing
   return made
 

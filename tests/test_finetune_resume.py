@@ -32,7 +32,8 @@ def _curve(folder):
 
 
 def _child(folder, *arguments, devices=1):
-  flags = f'--xla_force_host_platform_device_count={devices}'
+  count = f'--xla_force_host_platform_device_count={devices}'
+  flags = f'{os.environ["XLA_FLAGS"]} {count}'
   return subprocess.run(
     [sys.executable, ROOT / 'tests' / 'finetune_rig.py', folder, *arguments],
     cwd=ROOT,
@@ -186,6 +187,8 @@ def test_two_processes_stop_together_and_go_on(tmp_path):
     free.bind(('localhost', 0))
     port = str(free.getsockname()[1])
   path = os.pathsep.join((str(ROOT), str(ROOT / 'tests')))
+  one = '--xla_force_host_platform_device_count=1'
+  flags = f'{os.environ["XLA_FLAGS"]} {one}'
   processes = [
     subprocess.Popen(
       [sys.executable, '-c', _PROCESS, tmp_path / 'two', port, str(index)],
@@ -193,7 +196,7 @@ def test_two_processes_stop_together_and_go_on(tmp_path):
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
-      env={**os.environ, 'PYTHONPATH': path, 'XLA_FLAGS': ''},
+      env={**os.environ, 'PYTHONPATH': path, 'XLA_FLAGS': flags},
     )
     for index in range(2)
   ]

@@ -14,7 +14,12 @@ SCRIPT = pathlib.Path(__file__).parent.parent / 'benchmarks' / 'gpu.py'
 def run(folder, *flags):
   done = subprocess.run(
     [sys.executable, str(SCRIPT), f'--out={folder}', '--tiny', *flags],
-    env=os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': ''},
+    env=os.environ
+    | {
+      'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': os.environ['XLA_FLAGS']
+      + ' --xla_force_host_platform_device_count=1',
+    },
     capture_output=True,
     text=True,
     check=False,

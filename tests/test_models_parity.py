@@ -4,8 +4,8 @@ With torch, tiny checkpoints are saved by transformers and scored by both. Where
 torch is missing, the same weights are compared with the numbers that torch gave
 (tests/reference/parity.json), which the torch column checks too.
 
-Tolerances, on tokens' log-probabilities in nats: 1e-4 against transformers in
-float32; 5e-5 between meshes in float32.
+Tolerances, on tokens' log-probabilities in nats: `tolerances.decoder` of the
+largest, in float32.
 """
 
 import functools
@@ -17,8 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_models
+import tolerances
 from flax import nnx
 
+from qaq_jax.models import config as config_lib
 from qaq_jax.models import sharding
 from qaq_jax.models.hf import checkpoint
 
@@ -82,6 +84,13 @@ def our_logp(directory, tokens_BT, sizes=ONE, dtype=jnp.float32):
     return np.asarray(token_logp(*nnx.split(model), jnp.asarray(tokens_BT)))
 
 
+def assert_close(case, got, want, length=tiny_models.LENGTH):
+  """Log-probabilities of a case, relative to the largest."""
+  config = config_lib.from_hf(tiny_models.hf_config(case))
+  atol = tolerances.decoder(config, length) * tolerances.largest(want)
+  np.testing.assert_allclose(got, want, rtol=0, atol=atol)
+
+
 @functools.cache
 def unsharded(folder, case):
   return our_logp(folder(case), tiny_models.tokens(case))
@@ -91,10 +100,10 @@ def unsharded(folder, case):
 def test_matches_transformers(folder, case):
   ours = unsharded(folder, case)
   stored = np.asarray(json.loads(tiny_models.REFERENCE.read_text())[case])
-  np.testing.assert_allclose(ours[:2], stored, rtol=0, atol=1e-4)
+  assert_close(case, ours[:2], stored)
   if HAS_TORCH:
     expected = tiny_models.torch_logp(folder(case), tiny_models.tokens(case))
-    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
+    assert_close(case, ours, expected)
 
 
 @pytest.mark.parametrize('case', CASES)
@@ -109,7 +118,7 @@ def test_older_files_are_the_same_model(folder, case, tmp_path):
 @pytest.mark.parametrize('case,sizes', MIXES)
 def test_sharded_equals_unsharded(folder, case, sizes):
   ours = our_logp(folder(case), tiny_models.tokens(case), sizes)
-  np.testing.assert_allclose(ours, unsharded(folder, case), rtol=0, atol=5e-5)
+  assert_close(case, ours, unsharded(folder, case))
 
 
 @pytest.mark.parametrize('case', ['gemma3', 'llama', 'qwen2'])
@@ -119,15 +128,15 @@ def test_long_rows_match(folder, case):
   ours = our_logp(folder(case), tokens)
   # A row's first tokens don't depend on what follows them.
   short = our_logp(folder(case), tokens[:, :700])
-  np.testing.assert_allclose(ours[:, :699], short, rtol=0, atol=5e-5)
+  assert_close(case, ours[:, :699], short, 700)
   if HAS_TORCH:
     expected = tiny_models.torch_logp(folder(case), tokens)
-    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4)
+    assert_close(case, ours, expected, 2500)
   else:
     stored = np.asarray(
       json.loads(tiny_models.REFERENCE.read_text())[f'{case}_long']
     )
-    np.testing.assert_allclose(ours[0, -400:], stored, rtol=0, atol=1e-4)
+    assert_close(case, ours[0, -400:], stored, 2500)
 
 
 @pytest.mark.parametrize('case', ['gemma2', 'gpt2', 'qwen3', 'qwen3_moe'])

@@ -74,7 +74,8 @@ def start(folder, number, devices, *flags, out='work'):
   started = []
   for index in range(number):
     environment = os.environ | {
-      'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+      'XLA_FLAGS': os.environ['XLA_FLAGS']
+      + f' --xla_force_host_platform_device_count={devices}',
       'JAX_PLATFORMS': 'cpu',
       'PYTHONPATH': str(ROOT),
       'PYTHONUNBUFFERED': '1',
