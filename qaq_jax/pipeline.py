@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import jax
 import ml_collections
 
-from qaq_jax.runtime import processes, runlog
+from qaq_jax.runtime import console, processes, runlog
 from qaq_jax.stages import check as check_lib
 from qaq_jax.stages import registry
 from qaq_jax.workdir import files
@@ -48,7 +48,7 @@ def command(
   except processes.MENDABLE as e:
     sys.exit(f'qaq {name}: error: {e}')
   except KeyboardInterrupt:
-    print(f'qaq {name}: {processes.INTERRUPTED}', file=sys.stderr)
+    console.say(f'qaq {name}: {processes.INTERRUPTED}', aside=True)
     sys.exit(130)
 
 
@@ -94,12 +94,12 @@ def run(
   finally:
     if lock:
       lock.release()
-  if name == registry.RUN and jax.process_index() == 0:
+  if name == registry.RUN:
     given = given or (name, f'--workdir={workdir}', '--config=THE_SAME')
     words = _Given(name, given)
     for hint in filter(None, (stage.next for stage in stages)):
       text = hint.format(workdir=workdir, config=config, given=words)
-      print(f'\nnext: {text}')
+      console.say(f'\nnext: {text}')
   return workdir.path
 
 
@@ -172,7 +172,7 @@ def _exchange(workdir) -> None:
   """Stores what process 0 wrote, and gives it to the others."""
   if workdir.mirror and jax.process_index() == 0:
     workdir.mirror.push()
-    print(f'stored in {workdir}')
+    console.say(f'stored in {workdir}')
   processes.barrier('stored')
   if workdir.mirror and jax.process_index():
     workdir.mirror.pull()

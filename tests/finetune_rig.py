@@ -92,7 +92,6 @@ def fit(
   optimizer_options=OPTIMIZER,
   data=None,
   made=None,
-  say=lambda line: None,
   **more,
 ):
   """Trains in `folder`; returns the FitResult."""
@@ -105,7 +104,6 @@ def fit(
     folder,
     options=options,
     optimizer_options=optimizer_options,
-    say=say,
     **more,
   )
 
@@ -153,5 +151,5 @@ if __name__ == '__main__':
   if len(sys.argv) > 2:
     where, number, how = sys.argv[2].split(':')
     more = kill_at(where, int(number), getattr(signal, how))
-  result = fit(pathlib.Path(sys.argv[1]), say=print, **more)
+  result = fit(pathlib.Path(sys.argv[1]), **more)
   print('finished', result.steps, result.best_step)

@@ -195,10 +195,10 @@ def test_a_second_run_compiles_nothing(tmp_path):
   ]
 
 
-def test_the_plan_is_told(tmp_path):
-  said = []
-  rig.fit(tmp_path, options=_options(max_steps=6), say=said.append, name='x')
-  text = '\n'.join(said)
+def test_the_plan_is_told(tmp_path, capsys):
+  options = _options(max_steps=6, progress=True)
+  rig.fit(tmp_path, options=options, name='x')
+  text = capsys.readouterr().out
   for part in (
     'x: 60 examples',
     '6 updates of 8 examples, 8 per epoch',
@@ -208,9 +208,8 @@ def test_the_plan_is_told(tmp_path):
     'TFLOP/s (float32 product of matrices measured on cpu)',
   ):
     assert part in text
-  said.clear()
-  rig.fit(tmp_path, options=_options(max_steps=6), say=said.append)
-  assert 'continuing after update 6 of 6' in '\n'.join(said)
+  rig.fit(tmp_path, options=options)
+  assert 'continuing after update 6 of 6' in capsys.readouterr().out
 
 
 def test_operations_are_those_of_a_hand_count():

@@ -28,30 +28,25 @@ def new(memory):
   return lease.Lease(memory, PATH, 'memory://bucket/m')
 
 
-def silent(line):
-  del line
-
-
 def test_a_living_run_keeps_the_others_out(memory):
   a, b = new(memory), new(memory)
-  a.take(silent)
+  a.take()
   with pytest.raises(files.StoreError, match=f'pid {os.getpid()}.*--workdir'):
-    b.take(silent)
+    b.take()
   a.check()
   a.give()
   assert not memory.exists(PATH)
-  b.take(silent)
+  b.take()
   b.give()
 
 
-def test_the_lease_of_a_dead_run_is_taken_over(memory):
+def test_the_lease_of_a_dead_run_is_taken_over(memory, capsys):
   memory.pipe_file(PATH, DEAD)
-  said = []
   start = time.monotonic()
   a = new(memory)
-  a.take(said.append)
+  a.take()
   assert time.monotonic() - start > 1
-  assert 'gone, pid 1' in said[0]
+  assert 'gone, pid 1' in capsys.readouterr().out
   a.check()
   a.give()
 
@@ -66,7 +61,7 @@ def test_of_many_that_want_it_one_gets_it(memory, dead, monkeypatch):
 
   def take(one):
     try:
-      one.take(silent)
+      one.take()
     except files.StoreError:
       refused.append(one)
 
@@ -100,11 +95,11 @@ def test_who_takes_it_over_last_has_it(memory):
   """Both have seen the dead one; the first to write looks again."""
   memory.pipe_file(PATH, DEAD)
   late, early = new(Late(memory)), new(memory)
-  thread = threading.Thread(target=late.take, args=(silent,))
+  thread = threading.Thread(target=late.take)
   thread.start()
   time.sleep(0.1)
   with pytest.raises(files.StoreError, match='another run writes'):
-    early.take(silent)
+    early.take()
   thread.join()
   late.check()
   late.give()
@@ -113,7 +108,7 @@ def test_who_takes_it_over_last_has_it(memory):
 def test_a_holder_that_comes_back_finds_it_taken(memory):
   """It neither writes a life sign over the other's nor removes that."""
   a = new(memory)
-  a.take(silent)
+  a.take()
   theirs = DEAD.replace(b'gone', b'other')
   memory.pipe_file(PATH, theirs)
   time.sleep(0.6)

@@ -146,7 +146,7 @@ def test_of_two_runs_on_s3_one_may_write(bucket, tmp_path, monkeypatch):
   a, b = (mirror.Mirror(f'{bucket}/y', tmp_path / name) for name in 'ab')
   a.take_lease()
   with pytest.raises(files.StoreError, match=f'pid {os.getpid()}'):
-    b.take_lease(lambda line: None)
+    b.take_lease()
   a.give_lease()
   b.take_lease()
   b.give_lease()
@@ -273,7 +273,7 @@ def test_a_mistake_of_ours_is_shown_as_one(memory, tmp_path):
 
 def test_a_run_whose_lease_was_taken_over_writes_no_more(memory, tmp_path):
   a = mirror.Mirror('memory://bucket/m', tmp_path / 'a')
-  a.take_lease(lambda line: None)
+  a.take_lease()
   (a.path / 'one').write_text('1')
   a.push()
   theirs = b'{"holder": "other, pid 7", "id": "x", "beat": 3}'

@@ -54,7 +54,6 @@ def prepared(tmp_path, path, name='store', rows_per_part=65536, **options):
     DataSource(str(path), **options),
     tmp_path / name,
     rows_per_part,
-    log=lambda text: None,
   )
   return SampleStore.open(tmp_path / name), info
 
@@ -702,31 +701,28 @@ def test_content_hash(tmp_path):
   assert other['content_hash'] == first['content_hash']  # nothing to strip
 
 
-def test_prepare_prints_what_it_chose(tmp_path):
+def test_prepare_prints_what_it_chose(tmp_path, capsys):
   write_rows(tmp_path / 'in.jsonl', 2)
-  lines = []
-  prepare(
-    DataSource(str(tmp_path / 'in.jsonl')), tmp_path / 's', log=lines.append
-  )
+  prepare(DataSource(str(tmp_path / 'in.jsonl')), tmp_path / 's')
+  lines = capsys.readouterr().out.splitlines()
   assert "query = 'instruction'" in lines[0]
   assert "answer = 'output'" in lines[0]
   assert '2 rows (2 ok)' in lines[1]
   assert len(lines) == 2  # no word of problems where there are none
 
 
-def prepare_log(tmp_path, *rows):
+def prepare_log(tmp_path, capsys, *rows):
   path = tmp_path / 'in.jsonl'
   path.write_bytes(b''.join(_line(x) + b'\n' for x in rows))
-  lines = []
-  info = prepare(DataSource(str(path)), tmp_path / 's', log=lines.append)
+  info = prepare(DataSource(str(path)), tmp_path / 's')
   assert SampleStore.open(tmp_path / 's').info == info
-  return lines[2:], info
+  return capsys.readouterr().out.splitlines()[2:], info
 
 
-def test_prepare_says_why_rows_cannot_be_scored(tmp_path):
+def test_prepare_says_why_rows_cannot_be_scored(tmp_path, capsys):
   blank = PAIR | {'output': ''}
   rows = [PAIR] * 20 + [b'{"instruction": ', blank, b'[1]', b'{"instruction": ']
-  lines, info = prepare_log(tmp_path, *rows)
+  lines, info = prepare_log(tmp_path, capsys, *rows)
   assert [(r['rows'], r['first']) for r in info['reasons']] == [
     (2, 20),
     (1, 21),
@@ -738,18 +734,18 @@ def test_prepare_says_why_rows_cannot_be_scored(tmp_path):
   assert lines[1].startswith('  1 x empty_answer (first: row 21')
   assert 'a list at line 23' in lines[2]
   assert lines[3].startswith('! 4 of 24 rows (17%) cannot be scored')
-  again = []
   source = DataSource(str(tmp_path / 'in.jsonl'))
-  prepare(source, tmp_path / 's', log=again.append)
+  prepare(source, tmp_path / 's')
+  again = capsys.readouterr().out.splitlines()
   assert 'unchanged' in again[0] and again[1:] == lines
 
 
-def test_a_tenth_of_bad_rows_is_no_warning(tmp_path):
-  lines, _ = prepare_log(tmp_path, *[PAIR] * 9, PAIR | {'output': ''})
+def test_a_tenth_of_bad_rows_is_no_warning(tmp_path, capsys):
+  lines, _ = prepare_log(tmp_path, capsys, *[PAIR] * 9, PAIR | {'output': ''})
   assert len(lines) == 1 and lines[0].startswith('  1 x empty_answer')
 
 
-def test_reasons_are_bounded(tmp_path):
+def test_reasons_are_bounded(tmp_path, capsys):
   chats = [
     {'messages': [{'role': f'r{i}', 'content': 'x'}]} for i in range(300)
   ]
@@ -759,7 +755,7 @@ def test_reasons_are_bounded(tmp_path):
       {'role': 'assistant', 'content': 'a'},
     ]
   }
-  lines, info = prepare_log(tmp_path, good, *chats)
+  lines, info = prepare_log(tmp_path, capsys, good, *chats)
   assert len(info['reasons']) == 101
   assert sum(r['rows'] for r in info['reasons']) == 300
   assert info['reasons'][0] == {
@@ -816,7 +812,7 @@ def flip(path, at):
   path.write_bytes(data)
 
 
-def test_damaged_samples_are_found_and_written_anew(tmp_path):
+def test_damaged_samples_are_found_and_written_anew(tmp_path, capsys):
   """One flipped bit anywhere: an error that names the file, or no effect."""
   source = tmp_path / 'in.jsonl'
   write_rows(source, 40)
@@ -851,10 +847,9 @@ def test_damaged_samples_are_found_and_written_anew(tmp_path):
   ):
     with pytest.raises(DataError, match='part-000001.parquet: damaged'):
       read_all()
-  lines = []
-  again = prepare(
-    DataSource(str(source)), tmp_path / 'store', 20, log=lines.append
-  )
+  capsys.readouterr()
+  again = prepare(DataSource(str(source)), tmp_path / 'store', 20)
+  lines = capsys.readouterr().out.splitlines()
   assert 'part-000001.parquet: damaged' in lines[0]
   assert 'written anew' in lines[0] and 'unchanged' not in ' '.join(lines)
   assert again == info
@@ -965,17 +960,20 @@ def test_bad_selections_write_nothing(tmp_path):
   assert not list(tmp_path.glob('*out*'))
 
 
-def test_prepared_samples_are_kept_while_the_input_is_the_same(tmp_path):
+def test_prepared_samples_are_kept_while_the_input_is_the_same(
+  tmp_path, capsys
+):
   path = tmp_path / 'in.jsonl'
   path.write_text('{"instruction": "q", "output": "a"}\n')
-  out, lines = tmp_path / 'out', []
-  first = prepare(DataSource(str(path)), out, log=lines.append)
+  out = tmp_path / 'out'
+  first = prepare(DataSource(str(path)), out)
   stamp = (out / 'samples.json').stat().st_mtime_ns
-  again = prepare(DataSource(str(path)), out, log=lines.append)
-  assert again == first and 'unchanged' in lines[-1]
+  assert 'unchanged' not in capsys.readouterr().out
+  assert prepare(DataSource(str(path)), out) == first
+  assert 'unchanged' in capsys.readouterr().out
   assert (out / 'samples.json').stat().st_mtime_ns == stamp
   # Another option, and another content, are read anew.
   limited = DataSource(str(path), strip=False)
-  assert prepare(limited, out, log=lines.append) != first
+  assert prepare(limited, out) != first
   path.write_text('{"instruction": "q", "output": "b"}\n' * 2)
   assert prepare(DataSource(str(path)), out)['rows'] == 2

@@ -223,5 +223,46 @@ def test_the_command_line_starts_without_jax():
 
 def test_the_command_line_is_read_in_one_place():
   package = pathlib.Path(pipeline.__file__).parent
-  found = [p for p in package.rglob('*.py') if 'sys.argv' in p.read_text()]
-  assert found == [package / 'main.py']
+  found = {p.name for p in package.rglob('*.py') if 'sys.argv' in p.read_text()}
+  assert found == {'main.py', 'config.py'}  # `python -m qaq_jax.config SECTION`
+
+
+def test_what_is_said_goes_one_way():
+  """By `console.say`; bars, mains and the child of the sandbox are apart."""
+  package = pathlib.Path(pipeline.__file__).parent
+  others = {
+    path.relative_to(package).as_posix()
+    for path in package.rglob('*.py')
+    if re.search(r'(?<![\w.])print\(|\blogging\b', path.read_text())
+  }
+  assert others == {
+    'config.py',  # as a command of its own
+    'demo/defects.py',  # in programs that it writes
+    'main.py',
+    'runtime/console.py',
+    'runtime/processes.py',  # of its own end, whichever process it is
+    'sandbox/process.py',
+    'selection/__main__.py',
+  }
+
+
+def test_only_the_first_process_says_it():
+  program = (
+    'import sys\n'
+    'from qaq_jax.runtime import console\n'
+    'console.say("alone")\n'
+    'assert "jax" not in sys.modules\n'
+    'import jax\n'
+    'from jax._src import distributed\n'
+    'for index in range(2):\n'
+    '  distributed.global_state.process_id = index\n'
+    '  console.say(f"of two, {index}")\n'
+  )
+  out = subprocess.run(
+    [sys.executable, '-c', program],
+    check=True,
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+  ).stdout
+  assert out == 'alone\nof two, 0\n'

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from qaq_jax.data import mapping, unscorable
 from qaq_jax.data import records as records_lib
 from qaq_jax.data.sample_store import SampleStore, write_parts
 from qaq_jax.data.selected import write_selected
 from qaq_jax.data.types import DataError, DataSource, Sample
+from qaq_jax.runtime import console
 from qaq_jax.workdir import fingerprint
 
 __all__ = [
@@ -58,21 +59,20 @@ def prepare(
   source: DataSource,
   out_dir,
   rows_per_part: int = 65536,
-  log: Callable[[str], None] = print,
 ) -> dict:
   """Writes the samples of a source to `out_dir` as Parquet parts.
 
-  Streams in constant memory. The folder appears (or is replaced) in one step
-  when all of it is written, so a killed run leaves nothing half done and can
-  simply be started again. Samples that are there already, undamaged, of the
-  same options and of files or a commit that have not changed since, are kept.
+  Streams in constant memory; says which columns were chosen, how many rows
+  there are and why some of them cannot be scored. The folder appears (or is
+  replaced) in one step when all of it is written, so a killed run leaves
+  nothing half done and can simply be started again. Samples that are there
+  already, undamaged, of the same options and of files or a commit that have not
+  changed since, are kept.
 
   Args:
     source: what to read.
     out_dir: folder of the result, for `SampleStore.open`.
     rows_per_part: rows per Parquet file. Does not change `content_hash`.
-    log: is told which columns were chosen, how many rows there are and why
-      some of them cannot be scored.
 
   Returns:
     `rows`, `content_hash` (SHA-256 over every row's content), `columns` (role
@@ -85,12 +85,12 @@ def prepare(
   """
   resolved = records_lib.resolve(source)
   request = dataclasses.asdict(source)
-  kept = current(source, out_dir, log)
+  kept = current(source, out_dir)
   if kept:
     return kept
   columns, samples = _open_samples(source, resolved)
   shown = ', '.join(f'{r} = {c!r}' for r, c in columns.items())
-  log(f'{source.path} ({resolved["format"]}): {shown or "no rows"}')
+  console.say(f'{source.path} ({resolved["format"]}): {shown or "no rows"}')
   info = {
     'source': {
       'path': source.path,
@@ -104,26 +104,24 @@ def prepare(
   }
   info = write_parts(samples, out_dir, rows_per_part, info)
   counts = ', '.join(f'{n} {s}' for s, n in sorted(info['statuses'].items()))
-  log(f'{info["rows"]} rows ({counts or "none"})')
+  console.say(f'{info["rows"]} rows ({counts or "none"})')
   for line in unscorable.describe(info):
-    log(line)
+    console.say(line)
   return info
 
 
-def current(
-  source: DataSource, out_dir, log: Callable[[str], None] = print
-) -> dict | None:
+def current(source: DataSource, out_dir) -> dict | None:
   """What `prepare` returned, if it would write the same samples again."""
   resolved = records_lib.resolve(source)
-  kept = _kept(out_dir, dataclasses.asdict(source), resolved, log)
+  kept = _kept(out_dir, dataclasses.asdict(source), resolved)
   if kept:
-    log(f'{source.path}: unchanged, {kept["rows"]:,} rows are prepared')
+    console.say(f'{source.path}: unchanged, {kept["rows"]:,} rows are prepared')
     for line in unscorable.describe(kept):
-      log(line)
+      console.say(line)
   return kept
 
 
-def _kept(out_dir, request, resolved, log) -> dict | None:
+def _kept(out_dir, request, resolved) -> dict | None:
   """The manifest in `out_dir`, if it is of this request and unchanged input."""
   if not (resolved.get('files') or resolved.get('commit')):
     return None  # nothing tells whether the input is still the same
@@ -142,7 +140,7 @@ def _kept(out_dir, request, resolved, log) -> dict | None:
   try:
     store.check()
   except DataError as e:
-    log(f'{e}. Now written anew')
+    console.say(f'{e}. Now written anew')
     return None
   return info
 

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import tokenizers
-from absl import logging
 
 from qaq_jax.demo import mining, separation
 from qaq_jax.demo import tokenizer as tokenizer_lib
 from qaq_jax.encoding.examples import Example
+from qaq_jax.runtime import console
 from qaq_jax.workdir import files
 
 # Stands after the answer in the reverse text: scoring uses the same words
@@ -74,10 +74,9 @@ def mine_corpus(
     if mining.normalised_code(p.answer) not in codes
     and mining.normalised_query(p.query) not in queries
   ]
-  logging.info(
-    '%s; left out %d that the demo has too',
-    mining.describe(kept, site),
-    len(found) - len(kept),
+  console.say(
+    f'{mining.describe(kept, site)}; left out {len(found) - len(kept)} that '
+    'the demo has too'
   )
   held_out = [p for p in kept if p.package in held_out_names]
   return [p for p in kept if p.package not in held_out_names], held_out

@@ -17,6 +17,7 @@ from absl import app, flags
 from qaq_jax import config as config_lib
 from qaq_jax.demo import corpus, defects, mining, separation
 from qaq_jax.models.hf import checkpoint
+from qaq_jax.runtime import console
 
 _ROWS = flags.DEFINE_integer('rows', 1000, 'Pairs to measure on.')
 
@@ -51,13 +52,15 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments {argv[1:]}')
   mined = mining.mine(limits=defects.DEMO_LIMITS)
-  print(mining.describe(mined))
+  console.say(mining.describe(mined))
   pairs = mining.draw(mined, _ROWS.value)
-  print(f'{len(pairs)} pairs, each with its own and with a swapped answer')
+  console.say(
+    f'{len(pairs)} pairs, each with its own and with a swapped answer'
+  )
   for name in ('strong', 'weak'):
     result = measure(config_lib.embedded_model(name), pairs)
     figures = ', '.join(f'{k} {v:.3f}' for k, v in result.items())
-    print(f'{name}: {figures}')
+    console.say(f'{name}: {figures}')
 
 
 if __name__ == '__main__':

@@ -12,7 +12,7 @@ import pathlib
 
 import jax.numpy as jnp
 import tokenizers
-from absl import app, flags, logging
+from absl import app, flags
 from flax import nnx
 from ml_collections import config_flags
 
@@ -22,6 +22,7 @@ from qaq_jax.finetune import loop, optimizer, step
 from qaq_jax.models import config as config_lib
 from qaq_jax.models.decoder import Decoder
 from qaq_jax.models.hf import checkpoint
+from qaq_jax.runtime import console
 from qaq_jax.workdir import files
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -97,9 +98,7 @@ def train(config, workdir: str | os.PathLike) -> dict:
     rngs=nnx.Rngs(config.seed),
     dtype=jnp.dtype(config.dtype),
   )
-  logging.info(
-    '%d training, %d held-out pairs', len(train_pairs), len(measured)
-  )
+  console.say(f'{len(train_pairs)} training, {len(measured)} held-out pairs')
   optimizer_options = optimizer.OptimizerOptions(**config.optimizer)
   trainer = step.Trainer(
     model, optimizer.make(optimizer_options), step.StepOptions(remat=False)
@@ -121,7 +120,7 @@ def train(config, workdir: str | os.PathLike) -> dict:
   loaded = checkpoint.load(out, mesh=None, dtype=jnp.float32)
   result = evaluate(loaded)
   files.write_json(folder / 'result.json', result)
-  logging.info('exported to %s: %s', out, result)
+  console.say(f'exported to {out}: {result}')
   return result
 
 
@@ -129,7 +128,6 @@ def main(argv: list[str]) -> None:
   """Runs the recipe."""
   if len(argv) > 1:
     raise app.UsageError(f'unknown arguments {argv[1:]}')
-  logging.set_verbosity(logging.INFO)
   assert _WORKDIR.value is not None  # marked as required
   train(_CONFIG.value, _WORKDIR.value)
 

@@ -18,7 +18,6 @@ import os
 import pathlib
 import platform
 import sys
-from collections.abc import Callable
 from concurrent import futures
 
 import tqdm
@@ -31,6 +30,7 @@ from qaq_jax.evaluation import (
   references,
 )
 from qaq_jax.evaluation.options import Options
+from qaq_jax.runtime import console
 from qaq_jax.sandbox.process import Refused
 from qaq_jax.sandbox.sandbox import Sandbox
 from qaq_jax.workdir import journal
@@ -48,7 +48,6 @@ def run(
   samples: list[programs.Sample],
   path: str,
   options: Options,
-  say: Callable[[str], None] = print,
 ) -> dict:
   """Runs every sample that has no verdict yet, and sums up.
 
@@ -57,7 +56,6 @@ def run(
     samples: programs for them.
     path: results file, JSON lines; appended to when it is there.
     options: how.
-    say: told what is going on.
 
   Returns:
     'benchmark', 'containment', 'scores' (see `summarize`), 'failures'
@@ -69,13 +67,13 @@ def run(
       to it, or a line of it is damaged.
   """
   sandbox = Sandbox(options.limits, allow_uncontained=options.allow_uncontained)
-  say(sandbox.containment.describe())
+  console.say(sandbox.containment.describe())
   found = _Results(path, _fingerprint(benchmark, options, sandbox), benchmark)
   with contextlib.closing(found) as results:
-    return _judge(benchmark, samples, options, say, sandbox, results)
+    return _judge(benchmark, samples, options, sandbox, results)
 
 
-def _judge(benchmark, samples, options, say, sandbox, results) -> dict:
+def _judge(benchmark, samples, options, sandbox, results) -> dict:
   """`run`, with the results file open."""
   workers = options.workers or _workers(options.limits)
   timing = options.timing.scaled(judge.machine_scale())
@@ -88,7 +86,7 @@ def _judge(benchmark, samples, options, say, sandbox, results) -> dict:
     known = references.compute(benchmark, sandbox, workers, tick)
   broken = sorted({key[0] for key, r in known.items() if r.error})
   for task_id in broken:
-    say(f'{task_id}: its own reference solution fails here')
+    console.say(f'{task_id}: its own reference solution fails here')
 
   def work(sample):
     task = benchmark.tasks[sample.task_id]
@@ -109,14 +107,14 @@ def _judge(benchmark, samples, options, say, sandbox, results) -> dict:
       except Refused:
         raise  # of this machine, not of the program
       except Exception as e:  # no program may end the run of all others
-        say(f'{task.task_id}: {type(e).__name__} while it was judged')
+        console.say(f'{task.task_id}: {type(e).__name__} while it was judged')
         verdict = judge.unjudged(reference, e)
       suites[suite] = dataclasses.asdict(verdict)
     results.add(sample, suites)
 
   todo = [sample for sample in samples if sample not in results]
   if len(todo) < len(samples):
-    say(f'{len(samples) - len(todo)} samples have verdicts already')
+    console.say(f'{len(samples) - len(todo)} samples have verdicts already')
   with futures.ThreadPoolExecutor(workers) as pool:
     jobs = [pool.submit(work, sample) for sample in todo]
     try:
@@ -316,10 +314,10 @@ def main(argv: list[str] | None = None) -> None:
     result = run(benchmark, samples, output, options)
   except (ValueError, OSError, Refused) as e:
     sys.exit(f'error: {e}')
-  print(table(result['scores'], args.prompt))
+  console.say(table(result['scores'], args.prompt))
   for reason, count in result['failures'].items():
-    print(f'  {count:5} {reason}')
-  print(f'verdicts: {output}')
+    console.say(f'  {count:5} {reason}')
+  console.say(f'verdicts: {output}')
 
 
 if __name__ == '__main__':

@@ -6,7 +6,6 @@ import errno
 import math
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ from qaq_jax.finetune import (
 from qaq_jax.finetune import plan as plan_lib
 from qaq_jax.finetune import step as step_lib
 from qaq_jax.finetune.options import FREE, FitOptions, OptimizerOptions
-from qaq_jax.runtime import progress
+from qaq_jax.runtime import console, progress
 from qaq_jax.workdir import files
 
 __all__ = ['FitOptions', 'FitResult', 'NonFiniteError', 'fit']
@@ -74,7 +73,6 @@ def fit(
   fingerprint: Mapping | None = None,
   reserve: int = 0,
   name: str = '',
-  say: Callable[[str], None] = print,
 ) -> FitResult:
   """Trains to the last update, going on from the folder's checkpoint.
 
@@ -99,7 +97,6 @@ def fit(
       of the model that training starts from, LoRA options.
     reserve: bytes that the caller will write to the folder afterwards.
     name: of the run, for the bar and trackers.
-    say: prints a line.
 
   Raises:
     StoreError: the folder is in use, full, can't be written, or holds
@@ -143,8 +140,8 @@ def fit(
         x.delete()  # room for the one that is read
       state, saved = store.restore(first, like)
     plan = plan_lib.Plan(trainer, state, examples, options, first)
-    for line in plan.describe(name, room):
-      (_mute if jax.process_index() else say)(line)
+    for line in plan.describe(name, room) if options.progress else ():
+      console.say(line)
     the_curve = curve.Curve(
       workdir,
       plan.curve(name, optimizer_options),
@@ -189,10 +186,6 @@ def fit(
     best_loss=best[1],
     load_best=lambda: checkpoints.load(directory, best[0], like),
   )
-
-
-def _mute(line):
-  del line
 
 
 def _check_examples(examples, options, what):
@@ -258,8 +251,7 @@ class _Loop:
             f'{self.plan.steps:,}, which is saved in '
             f'{self.store.directory}: the same command goes on from there'
           )
-          if not jax.process_index():
-            print(message, file=sys.stderr)  # an exit status says nothing
+          console.say(message, aside=True)  # an exit status says nothing
           raise signals.Interrupted(stop, message)
 
   def _update(self, batch):

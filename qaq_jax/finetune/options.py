@@ -39,7 +39,7 @@ class FitOptions:
     save_every: updates between further checkpoints; 0: none.
     keep: how many of the latest checkpoints stay, besides the best.
     trackers: of `metrics.TRACKERS`.
-    progress: show the bar.
+    progress: whether to show a progress bar and print the plan.
   """
 
   batch_size: int = 256

@@ -8,6 +8,8 @@ from collections.abc import Generator, Iterable, Iterator
 
 import tqdm
 
+from qaq_jax.runtime import console
+
 _END = object()
 
 
@@ -19,7 +21,7 @@ def token_bar(text: str, tokens: int, show: bool) -> tqdm.tqdm:
     desc=text,
     unit='tok',
     unit_scale=True,
-    disable=not show,
+    disable=not (show and console.is_first()),
     dynamic_ncols=terminal,
     # A log file wants a line now and then, not ten a second.
     mininterval=0.5 if terminal else 30.0,

@@ -11,12 +11,12 @@ replicated, and process i writes the windows w with `w % processes == i`.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 from flax import nnx
 
-from qaq_jax.runtime import processes, progress
+from qaq_jax.runtime import console, processes, progress
 from qaq_jax.scoring import kinds as kinds_lib
 from qaq_jax.scoring import loop, planning, store
 from qaq_jax.scoring import programs as programs_lib
@@ -43,7 +43,6 @@ def score(
   options: ScoreOptions = _DEFAULTS,
   mesh: jax.sharding.Mesh | None = None,
   mirror=None,
-  say: Callable[[str], None] = print,
 ) -> dict:
   """Scores every row with one model, continuing what is in `out_dir`.
 
@@ -59,7 +58,6 @@ def score(
     options: how to score.
     mesh: the mesh that the model lives on; None is one device.
     mirror: of the work directory, where that is in an object store.
-    say: prints a line of the plan.
 
   Returns:
     A JSON-serialisable summary: `rows`, `statuses`, `sequences`, `tokens`,
@@ -91,10 +89,8 @@ def score(
     exclusive=jax.process_index() == 0,
     mirror=mirror,
   ) as parts:
-    if jax.process_index() or not options.progress:
-      say = _mute
     source = rows_lib.Source(samples, encoder, kinds)
-    return _Run(source, kinds, model, parts, options, mesh, say).run()
+    return _Run(source, kinds, model, parts, options, mesh).run()
 
 
 def plan(
@@ -105,7 +101,6 @@ def plan(
   options: ScoreOptions = _DEFAULTS,
   shards: int = 1,
   platform: str | None = None,
-  say: Callable[[str], None] = print,
 ) -> dict:
   """Surveys the rows and prints the plan, without a model.
 
@@ -117,7 +112,6 @@ def plan(
       not yet checked against the compiled program's memory.
     shards: devices that a batch is split over.
     platform: 'cpu', 'gpu' or 'tpu'; None is this machine's.
-    say: prints a line.
 
   Returns:
     The survey, with the shapes under `batches`.
@@ -132,19 +126,22 @@ def plan(
   )
   batches = planning.plan_batches(survey, options, tokens, shards, platform)
   for line in planning.describe(name, survey, batches, tokens):
-    say(line)
+    console.say(line)
   return {**survey, 'batches': batches.to_json()}
 
 
 class _Run:
   """One call of `score`, with its folder open."""
 
-  def __init__(self, source, kinds, model, parts, options, mesh, say):
+  def __init__(self, source, kinds, model, parts, options, mesh):
     self._source, self._kinds, self._model = source, kinds, model
     self._parts, self._options, self._mesh = parts, options, mesh
-    self._say = say
     self._name = parts.model
     self._left = []  # windows to score
+
+  def _say(self, line):
+    if self._options.progress:
+      console.say(line)
 
   def run(self) -> dict:
     for note in self._parts.notes:
@@ -173,7 +170,7 @@ class _Run:
       ),
       rows=survey['rows'],
       rows_done=sum(len(self._parts.window(w)) for w in done),
-      show=self._say is not _mute,
+      show=self._options.progress,
     )
     try:
       while self._left:
@@ -287,7 +284,3 @@ class _Run:
       'windows_reused': len(done),
       **{name: run.get(name) for name in names},
     }
-
-
-def _mute(line):
-  del line

@@ -2,6 +2,7 @@
 
 import ml_collections
 
+from qaq_jax.runtime import console
 from qaq_jax.selection import analyses
 from qaq_jax.stages import artifacts
 from qaq_jax.workdir import files
@@ -12,9 +13,9 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   """Rank correlations of scores and overlaps of rules."""
   table = artifacts.score_columns(config, workdir)
   correlations = analyses.correlations(table)
-  print('Spearman rank correlations:')
+  console.say('Spearman rank correlations:')
   for c in correlations:
-    print(
+    console.say(
       f'  RMI ({c["model"]}) with {c["score"]} ({c["other"]}): '
       f'{c["spearman"]:+.4f}'
     )
@@ -27,11 +28,11 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   )
   rows = {name: selection.rows for name, selection in found.items()}
   shared = analyses.overlap(rows, of='first')
-  print(
+  console.say(
     f'Overlap at {share:.0%}: of the rows that the rule on the left keeps, '
     'those that the rule above keeps too:'
   )
-  print(analyses.format_overlap(list(rows), shared))
+  console.say(analyses.format_overlap(list(rows), shared))
   result = {
     'spearman': correlations,
     'overlap': {
@@ -43,5 +44,5 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
     },
   }
   files.write_json(workdir.analyses, result)
-  print(f'wrote {workdir.analyses}')
+  console.say(f'wrote {workdir.analyses}')
   return {'spearman': correlations}

@@ -4,6 +4,7 @@ import json
 
 import ml_collections
 
+from qaq_jax.runtime import console
 from qaq_jax.selection import analyses
 from qaq_jax.selection import audit as audit_lib
 from qaq_jax.selection.rules import rule
@@ -46,10 +47,10 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
     options=lambda name: artifacts.rule_options(config, workdir, name),
   )
   chosen = {name: selection.rows for name, selection in found.items()}
-  print(f'share of each {label!r} kept at {share:.0%}')
-  print(audit_lib.format_audit(chosen, labels))
+  console.say(f'share of each {label!r} kept at {share:.0%}')
+  console.say(audit_lib.format_audit(chosen, labels))
   if left_out:
-    print(f'not in the table, for want of scores: {", ".join(left_out)}')
+    console.say(f'not in the table, for want of scores: {", ".join(left_out)}')
   return {
     'let_through': audit_lib.let_through(chosen, labels),
     'left_out': left_out,

@@ -16,6 +16,7 @@ import numpy as np
 
 from qaq_jax.evaluation import comparison
 from qaq_jax.finetune import identity
+from qaq_jax.runtime import console
 from qaq_jax.scoring import parts, scorer
 from qaq_jax.selection import budget as budget_lib
 from qaq_jax.selection import select as select_lib
@@ -81,7 +82,7 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
     )
   cells = _Cells(config, workdir)
   total = sum(line.seeds for line in lines)
-  print(
+  console.say(
     f'{total} cells of {len(lines)} lines; '
     f'start {cells.job.model.source.path}; '
     f'judged by {len(cells.tokens):,} held-out answers, '
@@ -117,8 +118,8 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
     },
   )
   files.write_atomic(workdir.compare / 'results.md', f'{table}\n'.encode())
-  print(table)
-  print(f'wrote {path} and {path.with_suffix(".md")}')
+  console.say(table)
+  console.say(f'wrote {path} and {path.with_suffix(".md")}')
   return {'start': float(start.by_seed.mean()), 'lines': records}
 
 
@@ -199,10 +200,9 @@ class _Cells:
       files.write_json(folder / 'fingerprint.json', fingerprint)
       shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
     loss = sum(result['nll']) / self.tokens.sum()
-    print(
+    console.say(
       f'{label}: {result["rows"]:,} rows, {result["steps"]:,} updates, '
       f'{result["seconds"]:.0f} s, held-out loss {loss:.4f}  ({name})',
-      flush=True,
     )
     return result | {'scores': self._evaluate(folder)}
 
@@ -253,7 +253,7 @@ class _Cells:
     }
 
   def _train(self, chosen, seed, folder, label, fingerprint) -> dict:
-    print(f'{label}: training', flush=True)
+    console.say(f'{label}: training')
     examples = self.job.examples(chosen, 'training')
     seed += self._config.seed
     trainer, state = self.job.start(seed)

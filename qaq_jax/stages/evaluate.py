@@ -18,7 +18,7 @@ from qaq_jax.encoding import chat, prompts
 from qaq_jax.evaluation import benchmarks, harness, judge, postprocess, programs
 from qaq_jax.generation import generate, stopping
 from qaq_jax.models import sharding
-from qaq_jax.runtime import processes
+from qaq_jax.runtime import console, processes
 from qaq_jax.sandbox.process import Limits
 from qaq_jax.stages import model as model_lib
 from qaq_jax.workdir import files
@@ -62,7 +62,7 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
 def _execute(c, workdir, job, read, made):
   """Runs the programs, where that is allowed; returns the summary."""
   if not c.allow_code_execution:
-    print(_how_to_go_on(workdir, read))
+    console.say(_how_to_go_on(workdir, read))
     return {'executed': False, 'samples': _counts(made)}
   results = {}
   for benchmark in read:
@@ -86,7 +86,7 @@ def _execute(c, workdir, job, read, made):
       'benchmarks': results,
     },
   )
-  print(f'{job.name}\n{harness.table(scores, c.prompt)}')
+  console.say(f'{job.name}\n{harness.table(scores, c.prompt)}')
   return {'executed': True, 'prompt': c.prompt, 'scores': scores}
 
 

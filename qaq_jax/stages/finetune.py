@@ -24,6 +24,7 @@ from qaq_jax.finetune import lora as lora_lib
 from qaq_jax.generation import generate
 from qaq_jax.models import sharding
 from qaq_jax.models.hf import checkpoint, export
+from qaq_jax.runtime import console
 from qaq_jax.stages import model as model_lib
 from qaq_jax.stages import options, training_data
 from qaq_jax.workdir import files
@@ -48,8 +49,7 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   job = Job(config, workdir)
   data, origin = training_data.training_samples(config, workdir)
   train, validation = training_data.split(config, workdir, data)
-  if jax.process_index() == 0:
-    print(f'fine-tuning {job.model.source.path} on {origin}')
+  console.say(f'fine-tuning {job.model.source.path} on {origin}')
   train = job.examples(train, 'training')
   held_out = job.examples(validation, 'validation') if validation else []
   usable = {example.row for example in held_out}
@@ -60,11 +60,10 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
     trainer, state, train, folder, validation=held_out, shown=shown
   )
   if result.best_loss is not None and result.best_step != result.steps:
-    if jax.process_index() == 0:
-      print(
-        f'best validation loss {result.best_loss:.4f} after update '
-        f'{result.best_step:,}: that checkpoint is exported'
-      )
+    console.say(
+      f'best validation loss {result.best_loss:.4f} after update '
+      f'{result.best_step:,}: that checkpoint is exported'
+    )
     state = result.load_best()
   else:
     state = result.state
@@ -81,7 +80,7 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   }
   if jax.process_index() == 0:
     files.write_json(folder / 'result.json', summary)
-    print('wrote ' + ' and '.join(map(str, exported)))
+  console.say('wrote ' + ' and '.join(map(str, exported)))
   return summary
 
 
@@ -112,9 +111,8 @@ class Job:
     rendered = examples_lib.make_examples(
       data, self.encoder, training_options(self._c)
     )
-    if jax.process_index() == 0:
-      for line in rendered.describe():
-        print(f'{what}: {line}')
+    for line in rendered.describe():
+      console.say(f'{what}: {line}')
     if not rendered.examples:
       raise ValueError(
         f'no {what} sample can be used: {dict(rendered.skipped)}; '
@@ -200,7 +198,6 @@ class Job:
       sample_fn=self._writer(trainer, shown) if shown else None,
       fingerprint=self.fingerprint,
       reserve=self._export_bytes,
-      say=(lambda line: None) if quiet else print,
     )
 
   def _writer(self, trainer, shown):

@@ -3,6 +3,7 @@
 import ml_collections
 
 from qaq_jax.demo import defects
+from qaq_jax.runtime import console
 from qaq_jax.workdir.layout import WorkDir
 
 
@@ -16,9 +17,11 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
     held_out=config.mine.held_out,
     held_out_path=workdir.held_out,
   )
-  print(f'mined {info["source"]}')
+  console.say(f'mined {info["source"]}')
   planted = ', '.join(f'{n} {name}' for name, n in info['defects'].items())
-  print(f'kept {info["rows"]} pairs (hash {info["content_hash"]}): {planted}')
+  console.say(
+    f'kept {info["rows"]} pairs (hash {info["content_hash"]}): {planted}'
+  )
   if info['held_out']:
-    print(f'held out {info["held_out"]} other pairs: {workdir.held_out}')
+    console.say(f'held out {info["held_out"]} other pairs: {workdir.held_out}')
   return info

@@ -17,6 +17,7 @@ from qaq_jax.planner import (
   train_plan,
 )
 from qaq_jax.planner.footprint import Mesh
+from qaq_jax.runtime import console
 from qaq_jax.scoring import kinds
 from qaq_jax.stages import finetune, score
 from qaq_jax.stages import surveys as surveys_lib
@@ -47,7 +48,7 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
     )
   assumed = predict.Assumptions(c.utilisation, c.bandwidth, c.links)
   where = topology.describe(c.topology)
-  print(text.header(where))
+  console.say(text.header(where))
   mesh = _mesh(config.score.mesh, where)
   result = {'topology': where.name, 'score': {}}
   scored = [] if 'score' not in config.stages else list(config.models)
@@ -62,12 +63,12 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
     p['chip_hours'] for p in result['score'].values() if 'chip_hours' in p
   ]
   if len(hours) == len(scored) > 1:
-    print(f'scoring with all models: {sum(hours):,.2f} chip-hours')
+    console.say(f'scoring with all models: {sum(hours):,.2f} chip-hours')
   if 'finetune' in config.stages:
     there = where
     if c.finetune_topology and c.finetune_topology != c.topology:
       there = topology.describe(c.finetune_topology)
-      print(text.header(there))
+      console.say(text.header(there))
     mesh = _mesh(config.finetune.mesh, there)
     found = train_plan.plan(
       _train_request(config, workdir, mesh, surveys), there, mesh, assumed
@@ -75,16 +76,16 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
     result['finetune'] = found | {'topology': there.name}
     _say('finetune', found)
   files.write_json(workdir.plan, result)
-  print(f'wrote {workdir.plan}')
+  console.say(f'wrote {workdir.plan}')
   return result
 
 
 def _say(what, found):
-  print()
+  console.say()
   first, *rest = text.describe(found)
-  print(f'{what}: {first}')
+  console.say(f'{what}: {first}')
   for line in rest:
-    print(line)
+    console.say(line)
 
 
 def _mesh(config, where) -> Mesh:

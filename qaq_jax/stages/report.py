@@ -5,6 +5,7 @@ import os
 import ml_collections
 
 from qaq_jax import report as report_lib
+from qaq_jax.runtime import console
 from qaq_jax.stages import artifacts
 from qaq_jax.workdir.layout import WorkDir
 
@@ -28,5 +29,5 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
       if not isinstance(value, dict)
     },
   )
-  print(f'wrote {path}')
+  console.say(f'wrote {path}')
   return {'path': str(path)}

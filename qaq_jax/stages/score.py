@@ -16,7 +16,7 @@ from qaq_jax.encoding import encoder, published_ifd
 from qaq_jax.encoding.options import EncoderOptions
 from qaq_jax.models import sharding
 from qaq_jax.models.attention import choose as attention
-from qaq_jax.runtime import processes
+from qaq_jax.runtime import console, processes
 from qaq_jax.scoring import join, parts, scorer
 from qaq_jax.selection import derived
 from qaq_jax.stages import artifacts
@@ -147,8 +147,8 @@ class _Scoring:
       f'{info["bos"]}; attention: {self._attention}',
       *info['notes'],
     ]
-    for line in lines if jax.process_index() == 0 else ():
-      print(f'{self._name}: {line}')
+    for line in lines:
+      console.say(f'{self._name}: {line}')
     return scorer.score(
       store,
       self._encoder,
@@ -223,4 +223,4 @@ def _join(config, workdir, store):
     ),
     metadata={SAMPLES_KEY: store.content_hash},
   )
-  print(f'wrote {workdir.scores}: {store.num_rows:,} rows')
+  console.say(f'wrote {workdir.scores}: {store.num_rows:,} rows')

@@ -3,6 +3,7 @@
 import ml_collections
 
 from qaq_jax.data import samples
+from qaq_jax.runtime import console
 from qaq_jax.selection import request, summary
 from qaq_jax.selection.sql import engine
 from qaq_jax.stages import artifacts
@@ -32,12 +33,14 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
     'scores': workdir.fingerprints(),
   }
   files.write_json(workdir.selection, report)
-  print(summary.format_selection(selection.report))
+  console.say(summary.format_selection(selection.report))
   if not len(selection.rows):
-    print('! Nothing was kept.')
-  print(f'wrote {path} and {workdir.selection}')
+    console.say('! Nothing was kept.')
+  console.say(f'wrote {path} and {workdir.selection}')
   if before and before['rows_sha256'] != report['rows_sha256']:
-    print(f'(before: {before["rule"]}, {before["counts"]["kept"]} rows)')
+    console.say(f'(before: {before["rule"]}, {before["counts"]["kept"]} rows)')
     if workdir.report.exists():
-      print(f'{workdir.report} shows that one still: qaq report makes it anew')
+      console.say(
+        f'{workdir.report} shows that one still: qaq report makes it anew'
+      )
   return {'rule': config.select.rule, 'kept': len(selection.rows)}

@@ -9,6 +9,7 @@ from qaq_jax.data import samples as samples_lib
 from qaq_jax.encoding import examples as examples_lib
 from qaq_jax.encoding import tokenization
 from qaq_jax.planner import lengths
+from qaq_jax.runtime import console
 from qaq_jax.scoring import kinds
 from qaq_jax.scoring import rows as rows_lib
 from qaq_jax.selection import budget as budget_lib
@@ -41,12 +42,12 @@ class Surveys:
     if known:
       return known
     if not config.data.path:
-      print(f'{name}: no lengths and no hours: config.data.path is empty')
+      console.say(f'{name}: no lengths and no hours: config.data.path is empty')
       return None
     try:
       encoder = score.make_encoder(config, name, model)
     except tokenization.TokenizerError as e:
-      print(f'{name}: no lengths and no hours: {e}')
+      console.say(f'{name}: no lengths and no hours: {e}')
       return None
     rows = rows_lib.Source(
       self._samples,
@@ -65,12 +66,12 @@ class Surveys:
     """
     config = self._config
     if not self._data_of_training():
-      print('finetune: no hours: config.data.path is empty')
+      console.say('finetune: no hours: config.data.path is empty')
       return None, None
     try:
       encoder = finetune.make_encoder(config, model)
     except tokenization.TokenizerError as e:
-      print(f'finetune: no hours: {e}')
+      console.say(f'finetune: no hours: {e}')
       return None, None
     store = self._training_samples
     read = lengths.blocks(store.num_rows, config.plan.survey_rows)
@@ -80,13 +81,13 @@ class Surveys:
       finetune.training_options(config.finetune),
     ).examples
     if not examples:
-      print('finetune: no hours: none of the samples can be trained on')
+      console.say('finetune: no hours: none of the samples can be trained on')
       return None, None
     mean = sum(len(e.ids) for e in examples) / len(examples)
     share = len(examples) / sum(stop - start for start, stop in read)
     samples = _taken(config, share * store.num_rows, mean)
     if samples is None:
-      print(
+      console.say(
         'finetune: no hours: how many rows pass select.budget.threshold is '
         'known once they are scored'
       )

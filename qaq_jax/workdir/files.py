@@ -8,7 +8,6 @@ import contextlib
 import errno
 import hashlib
 import json
-import logging
 import os
 import pathlib
 import shutil
@@ -16,6 +15,8 @@ import socket
 from collections.abc import Iterator, Mapping
 
 from etils import epath
+
+from qaq_jax.runtime import console
 
 TEMPORARY = '.tmp-'  # in the name of every file that isn't whole yet
 SEAL = 'sha256'  # key of a JSON object's own checksum
@@ -239,7 +240,7 @@ class Lock:
           f'another process writes to {path} ({holder}); wait for it, '
           f'stop it, or {back}'
         ) from e
-      logging.warning('%s: this file system has no locks (%s)', name, e)
+      console.say(f'{name}: this file system has no locks ({e})', aside=True)
     file.seek(0)
     file.truncate()
     file.write(f'pid {os.getpid()} on {socket.gethostname()}\n')

@@ -17,6 +17,7 @@ import threading
 import time
 import uuid
 
+from qaq_jax.runtime import console
 from qaq_jax.workdir import files
 
 NAME = '.lease'
@@ -69,11 +70,8 @@ class Lease:
         'nobody else writes there'
       )
 
-  def take(self, say) -> None:
+  def take(self) -> None:
     """Creates the object, or takes it over from a holder that is gone.
-
-    Args:
-      say: prints a line.
 
     Raises:
       StoreError: another run holds it; names its host and process.
@@ -83,7 +81,7 @@ class Lease:
       now = self._read()
       if now is not None and seen is None:
         seen, since = now, time.monotonic()
-        say(
+        console.say(
           f'{self._url}: waiting up to {LOST_SECONDS:.0f} s to see whether '
           f'{json.loads(now)["holder"]} still writes there'
         )

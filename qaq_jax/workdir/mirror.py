@@ -201,14 +201,14 @@ class Mirror:
         yield name, path
 
   @_named
-  def take_lease(self, say=print) -> None:
+  def take_lease(self) -> None:
     """Makes this process's run the only one that writes to the store.
 
     Raises:
       StoreError: another run does; names its host and process.
     """
     taken = lease.Lease(self._fs, self._remote(lease.NAME), self.url)
-    taken.take(say)
+    taken.take()
     self._lease = taken
 
   def _check_lease(self):
