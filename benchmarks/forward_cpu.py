@@ -15,13 +15,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from qaq_jax.models import config as config_lib
 from qaq_jax.models import sharding
 from qaq_jax.models.attention import choose as attention
 from qaq_jax.models.hf import checkpoint
+from qaq_jax.models.hf.read_config import read_config
 
 SHAPES = ((8, 104), (4, 256), (2, 512), (1, 1000), (1, 104))
-CONFIG = config_lib.from_hf(
+CONFIG = read_config(
   {
     'model_type': 'qwen2',
     'vocab_size': 49152,

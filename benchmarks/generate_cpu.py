@@ -30,8 +30,8 @@ import torch
 import transformers
 
 from qaq_jax.generation.generate import GREEDY, Generator, Sampling
-from qaq_jax.models import config as config_lib
 from qaq_jax.models.hf import checkpoint
+from qaq_jax.models.hf.read_config import read_config
 
 SAMPLED = Sampling(temperature=0.8, top_p=0.95)
 
@@ -39,7 +39,7 @@ SAMPLED = Sampling(temperature=0.8, top_p=0.95)
 def folders(scratch: pathlib.Path) -> dict[str, pathlib.Path]:
   """Returns the checkpoints by name."""
   model = checkpoint.random_init(
-    config_lib.from_hf(score_cpu.CONFIG), mesh=None, seed=0
+    read_config(score_cpu.CONFIG), mesh=None, seed=0
   )
   checkpoint.save_hf(model, scratch / 'qwen2', dtype=jnp.float32)
   demo = importlib.resources.files('qaq_jax.demo') / 'models' / 'strong'

@@ -206,15 +206,15 @@ def case_ours(args):
   import numpy as np
 
   from qaq_jax.encoding.sequences import Sequence
-  from qaq_jax.models import config as model_config
   from qaq_jax.models.hf import checkpoint
+  from qaq_jax.models.hf.read_config import read_config
   from qaq_jax.scoring import batching
   from qaq_jax.scoring import programs as programs_lib
 
   cache = pathlib.Path(args.out) / 'jax_cache'
   jax.config.update('jax_compilation_cache_dir', str(cache))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
-  config = model_config.from_hf(hf_config(args.model, args.tiny))
+  config = read_config(hf_config(args.model, args.tiny))
   made = sequences(config.vocab_size, args.rows)
   operations, tokens = counted(config, made)
   model = checkpoint.random_init(
@@ -337,7 +337,7 @@ def case_torch(args):
   import torch
   import transformers
 
-  from qaq_jax.models import config as model_config
+  from qaq_jax.models.hf.read_config import read_config
 
   device = 'cpu' if args.tiny else 'cuda'
   values = hf_config(args.model, args.tiny)
@@ -348,7 +348,7 @@ def case_torch(args):
       config, dtype=torch.bfloat16, attn_implementation='sdpa'
     ).eval()
   made = sequences(values['vocab_size'], args.rows)
-  operations, tokens = counted(model_config.from_hf(values), made)
+  operations, tokens = counted(read_config(values), made)
   passes = made
   if args.side == 'torch4':  # a pass ends with its one scored span
     passes = [

@@ -47,9 +47,9 @@ def measure(rows: int) -> None:
   from qaq_jax.data import samples as samples_lib
   from qaq_jax.data.types import DataSource
   from qaq_jax.encoding import encoder as encoder_lib
-  from qaq_jax.models import config as config_lib
   from qaq_jax.models import sharding
   from qaq_jax.models.hf import checkpoint
+  from qaq_jax.models.hf.read_config import read_config
   from qaq_jax.scoring import join, scorer
 
   folder = pathlib.Path(tempfile.mkdtemp(prefix='memory_'))
@@ -89,7 +89,7 @@ def measure(rows: int) -> None:
       )
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   model = checkpoint.random_init(
-    config_lib.from_hf(
+    read_config(
       {
         'model_type': 'qwen2',
         'vocab_size': 128,

@@ -19,8 +19,8 @@ import numpy as np
 
 from qaq_jax import config as config_lib
 from qaq_jax.finetune import mfu
-from qaq_jax.models import config as model_config
 from qaq_jax.models.hf import checkpoint
+from qaq_jax.models.hf.read_config import read_config
 from qaq_jax.planner import predict
 from qaq_jax.planner.footprint import Mesh
 from qaq_jax.runtime import chips
@@ -92,7 +92,7 @@ def main():
       config_lib.embedded_model('strong'), mesh=None
     ),
     'Qwen2 shape, 48M': checkpoint.random_init(
-      model_config.from_hf(_48M), mesh=None, dtype=jnp.float32
+      read_config(_48M), mesh=None, dtype=jnp.float32
     ),
   }
   print('| model | rows x tokens | scored | predicted | measured | ratio |')

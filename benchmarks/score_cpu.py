@@ -39,9 +39,9 @@ from flax import nnx
 from qaq_jax.data import samples as samples_lib
 from qaq_jax.data.types import DataSource
 from qaq_jax.encoding import encoder as encoder_lib
-from qaq_jax.models import config as config_lib
 from qaq_jax.models import sharding
 from qaq_jax.models.hf import checkpoint
+from qaq_jax.models.hf.read_config import read_config
 from qaq_jax.scoring import kinds, parts, scorer
 
 CONFIG = {
@@ -235,7 +235,7 @@ def main():
   encoder = encoder_lib.Encoder(folder / 'tokenizer', template='plain')
   encoded = encoder.encode(list(samples.iter_rows(0, samples.num_rows)))
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
-  model = checkpoint.random_init(config_lib.from_hf(CONFIG), mesh=mesh, seed=0)
+  model = checkpoint.random_init(read_config(CONFIG), mesh=mesh, seed=0)
   operations = useful_operations(encoded, model)
   ours = Ours(
     folder,

@@ -29,8 +29,8 @@ import transformers
 
 from qaq_jax.finetune import optimizer as optimizer_lib
 from qaq_jax.finetune import step as step_lib
-from qaq_jax.models import config as config_lib
 from qaq_jax.models.hf import checkpoint
+from qaq_jax.models.hf.read_config import read_config
 
 DEMO = pathlib.Path(__file__).parent.parent / 'qaq_jax/demo/models/strong'
 RATE = 1e-4
@@ -158,7 +158,7 @@ def main():
   )
   chosen = [int(n) for n in args.cases.split(',') if n] or range(len(CASES))
   with tempfile.TemporaryDirectory() as folder:
-    config = config_lib.from_hf(score_cpu.CONFIG)
+    config = read_config(score_cpu.CONFIG)
     folders = {'demo': DEMO, '48m': pathlib.Path(folder)}
     checkpoint.save_hf(
       checkpoint.random_init(config, mesh=None), folder, dtype=jnp.float32

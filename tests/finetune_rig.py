@@ -18,8 +18,8 @@ from flax import nnx
 
 from qaq_jax.encoding.examples import Example
 from qaq_jax.finetune import checkpoints, loop, optimizer, step
-from qaq_jax.models import config as config_lib
 from qaq_jax.models import decoder, sharding
+from qaq_jax.models.hf.read_config import read_config
 
 VOCAB = 40
 OPTIONS = loop.FitOptions(
@@ -37,7 +37,7 @@ OPTIMIZER = optimizer.OptimizerOptions(learning_rate=0.02, warmup_ratio=0.1)
 
 
 def model(mesh=None, dtype='float32'):
-  config = config_lib.from_hf(
+  config = read_config(
     {
       'model_type': 'qwen3',
       'vocab_size': VOCAB,

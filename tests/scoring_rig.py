@@ -22,8 +22,8 @@ from flax import nnx
 from qaq_jax.data import samples as samples_lib
 from qaq_jax.data.types import DataSource
 from qaq_jax.encoding import encoder as encoder_lib
-from qaq_jax.models import config as config_lib
 from qaq_jax.models import decoder, sharding
+from qaq_jax.models.hf.read_config import read_config
 from qaq_jax.scoring import scorer
 
 WORDS = ('add', 'sum', 'i', 'for', '(x)', '= 10', 'return', 'What?', 'name\n')
@@ -79,7 +79,7 @@ def encoder(folder, **changes):
 
 
 def config():
-  return config_lib.from_hf(
+  return read_config(
     {
       'model_type': 'qwen2',
       'vocab_size': 421,

@@ -10,11 +10,11 @@ import pytest
 import tiny_models
 
 from qaq_jax.finetune import optimizer, step
-from qaq_jax.models import config as config_lib
 from qaq_jax.models import sharding
 from qaq_jax.models.attention import choose as attention
 from qaq_jax.models.attention import tpu, xla
 from qaq_jax.models.hf import checkpoint
+from qaq_jax.models.hf.read_config import read_config
 from qaq_jax.planner import collectives, topology
 from qaq_jax.scoring import programs as programs_lib
 
@@ -65,7 +65,7 @@ def test_a_named_one_is_refused_and_never_replaced(name, case, words):
 
 
 def test_a_decoder_refuses_what_its_devices_cannot_do():
-  config = config_lib.from_hf(tiny_models.hf_config('qwen2'))
+  config = read_config(tiny_models.hf_config('qwen2'))
   with pytest.raises(ValueError, match='it is for tpu, this is cpu'):
     checkpoint.abstract(config, mesh=None, attention='splash')
 
@@ -138,7 +138,7 @@ def test_splash_in_bfloat16_is_as_exact_as_xla():
 def model_config(**changes):
   """14 query and 2 key/value heads, as in Qwen2.5-0.5B."""
   return dataclasses.replace(
-    config_lib.from_hf(
+    read_config(
       tiny_models.hf_config('qwen2')
       | {
         'hidden_size': 256,
@@ -194,7 +194,7 @@ def test_every_topology_compiles_scoring_and_training(name, mesh, case):
   config = (
     model_config()
     if case == 'qwen2'
-    else config_lib.from_hf(tiny_models.hf_config(case))
+    else read_config(tiny_models.hf_config(case))
   )
   text = scoring_program(name, config, **mesh).as_text()
   assert 'splash' in text

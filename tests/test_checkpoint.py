@@ -14,10 +14,10 @@ import tiny_models
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from qaq_jax.models import config as config_lib
 from qaq_jax.models import sharding
 from qaq_jax.models.hf import checkpoint, tensors
-from qaq_jax.models.hf import weights as weights_lib
+from qaq_jax.models.hf.families import family_of
+from qaq_jax.models.hf.read_config import read_config
 from qaq_jax.models.params import is_expert, param_specs
 
 
@@ -242,12 +242,12 @@ class Recorder:
 @pytest.mark.parametrize('case', ['gpt2', 'qwen2', 'qwen3_moe'])
 def test_a_block_reads_its_own_bytes_only(case):
   """Any block of any parameter: the right numbers, and no others read."""
-  config = config_lib.from_hf(tiny_models.hf_config(case))
+  config = read_config(tiny_models.hf_config(case))
   weights = tiny_models.weights(case)
   rng = np.random.default_rng(0)
   seen = set()
   for path, spec in param_specs(config).items():
-    template, transform = weights_lib.tensor_of(config, path)
+    template, transform = family_of(config).tensor(path)
     seen.add(transform.name)
     shape = spec.shape[1:] if path[0] == 'stacks' else spec.shape
     shape = shape[1:] if is_expert(path[-1]) else shape
@@ -269,7 +269,7 @@ def test_a_block_reads_its_own_bytes_only(case):
 
 def test_extra_memory_is_one_stacked_parameter(tmp_path):
   """Host memory beyond the model itself, while reading, by tracemalloc."""
-  config = config_lib.from_hf(
+  config = read_config(
     tiny_models.hf_config('llama')
     | {
       'num_hidden_layers': 12,
@@ -295,7 +295,7 @@ def test_extra_memory_is_one_stacked_parameter(tmp_path):
 
 @pytest.mark.parametrize('case', ['gpt2', 'gemma3', 'qwen2', 'qwen3_moe'])
 def test_save_and_load_round_trip(case, tmp_path):
-  config = config_lib.from_hf(tiny_models.hf_config(case))
+  config = read_config(tiny_models.hf_config(case))
   model = checkpoint.random_init(
     config, mesh=sharding.make_mesh(2, 2, 2), seed=1
   )

@@ -10,16 +10,16 @@ import pytest
 import tiny_models
 from flax import nnx
 
-from qaq_jax.models import config as config_lib
 from qaq_jax.models import sharding
 from qaq_jax.models.attention import choose as attention
 from qaq_jax.models.attention import xla
 from qaq_jax.models.hf import checkpoint
+from qaq_jax.models.hf.read_config import read_config
 
 
 @functools.cache
 def build(case: str, seed: int = 0, **changes):
-  config = config_lib.from_hf(tiny_models.hf_config(case))
+  config = read_config(tiny_models.hf_config(case))
   config = dataclasses.replace(config, **changes)
   return checkpoint.random_init(config, mesh=None, seed=seed)
 
@@ -45,7 +45,7 @@ def test_causality_by_gradients(case):
 
 def test_window_by_gradients():
   """One layer with a window of 29 sees 29 tokens, itself included."""
-  config = config_lib.from_hf(
+  config = read_config(
     tiny_models.hf_config('mistral') | {'num_hidden_layers': 1}
   )
   graphdef, params = nnx.split(checkpoint.random_init(config, mesh=None))
@@ -116,7 +116,7 @@ def test_padding_of_the_vocabulary_never_counts():
 
 def test_compilation_does_not_grow_with_depth():
   def size(layers):
-    config = config_lib.from_hf(
+    config = read_config(
       tiny_models.hf_config('qwen3') | {'num_hidden_layers': layers}
     )
     graphdef, params = nnx.split(checkpoint.abstract(config, mesh=None))
@@ -129,7 +129,7 @@ def test_compilation_does_not_grow_with_depth():
 
 def test_temporary_memory_leaves_the_parameters_alone():
   """No copy of the stacked parameters, no [heads, length, length] scores."""
-  config = config_lib.from_hf(
+  config = read_config(
     tiny_models.hf_config('qwen3')
     | {'num_hidden_layers': 24, 'hidden_size': 256, 'intermediate_size': 1024}
   )
@@ -185,7 +185,7 @@ def test_random_weights_do_not_depend_on_the_mesh():
 
 
 def test_meshes_that_do_not_fit():
-  qwen2 = config_lib.from_hf(tiny_models.hf_config('qwen2'))
+  qwen2 = read_config(tiny_models.hf_config('qwen2'))
   with pytest.raises(
     ValueError, match=r"14 query heads.*'tensor' of size 4.*\[1, 2, 7, 14\]"
   ):

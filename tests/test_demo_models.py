@@ -16,8 +16,8 @@ from qaq_jax.data import samples
 from qaq_jax.demo import corpus, measure, mining, separation
 from qaq_jax.demo import tokenizer as tokenizer_lib
 from qaq_jax.encoding import encoder as encoder_lib
-from qaq_jax.models import config as config_lib
 from qaq_jax.models.decoder import Decoder
+from qaq_jax.models.hf.read_config import read_config
 
 
 @pytest.fixture(scope='module')
@@ -118,7 +118,7 @@ def test_swap_by_length_moves_everyone_to_a_neighbour():
 
 
 def test_separation_scores_the_query_tokens_only(tokenizer):
-  config = config_lib.from_hf(
+  config = read_config(
     {
       'model_type': 'qwen3',
       'vocab_size': len(tokenizer),

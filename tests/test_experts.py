@@ -9,9 +9,9 @@ import pytest
 import tiny_models
 from flax import nnx
 
-from qaq_jax.models import config as config_lib
 from qaq_jax.models import experts, grouped, sharding
 from qaq_jax.models.hf import checkpoint
+from qaq_jax.models.hf.read_config import read_config
 from qaq_jax.planner import topology
 
 RULES = sharding.ShardingRules()
@@ -27,7 +27,7 @@ SIZES = {  # rows per group, of 40 rows
 
 
 def config_of(case):
-  return config_lib.from_hf(tiny_models.hf_config(case))
+  return read_config(tiny_models.hf_config(case))
 
 
 def normal(seed, *shape):

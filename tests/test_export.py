@@ -14,8 +14,8 @@ from safetensors.numpy import load_file
 
 from qaq_jax.encoding import chat
 from qaq_jax.finetune import lora
-from qaq_jax.models import config as config_lib
 from qaq_jax.models.hf import checkpoint, export, source
+from qaq_jax.models.hf.read_config import read_config
 
 IDS = np.arange(24, dtype=np.int32).reshape(2, 12) * 7
 
@@ -24,7 +24,7 @@ def start(tmp_path, case='qwen2', **tokenizer):
   """A start with tokenizer, and its decoder in float32."""
   config = tiny_models.hf_config(case) | {'vocab_size': 448}
   folder = tiny_tokenizers.make(tmp_path, 'qwen', **tokenizer)
-  model = checkpoint.random_init(config_lib.from_hf(config), mesh=None)
+  model = checkpoint.random_init(read_config(config), mesh=None)
   checkpoint.save_hf(model, folder, dtype=jnp.float32)
   return source.resolve(folder), checkpoint.load(folder, mesh=None)
 

@@ -13,8 +13,8 @@ import tiny_tokenizers
 
 from qaq_jax import config as config_lib
 from qaq_jax import pipeline
-from qaq_jax.models import config as model_config
 from qaq_jax.models.hf import checkpoint
+from qaq_jax.models.hf.read_config import read_config
 from qaq_jax.stages import finetune as finetune_lib
 
 WORDS = ['add', 'numbers', 'print', 'user', 'code', 'two', 'hello', 'world']
@@ -48,9 +48,7 @@ def inputs(tmp_path_factory):
   for number, name in enumerate(('strong', 'weak')):
     config = tiny_models.hf_config('qwen2') | {'vocab_size': 448}
     directory = pathlib.Path(tiny_tokenizers.make(folder / name, 'qwen'))
-    model = checkpoint.random_init(
-      model_config.from_hf(config), mesh=None, seed=number
-    )
+    model = checkpoint.random_init(read_config(config), mesh=None, seed=number)
     checkpoint.save_hf(model, directory, dtype=jnp.float32)
     out[name] = str(directory)
   return out

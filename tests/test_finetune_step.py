@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 
 from qaq_jax.finetune import optimizer as optimizer_lib
 from qaq_jax.finetune import step as step_lib
-from qaq_jax.models import config as config_lib
 from qaq_jax.models import embedding, sharding
 from qaq_jax.models.hf import checkpoint
+from qaq_jax.models.hf.read_config import read_config
 
 RATES = (1e-2, 3e-3, 1e-2)
 # Epsilon far above rounding: Adam makes the sign of a gradient that is zero
@@ -69,7 +69,7 @@ def load(folder, case, mesh=None, **kwargs):
 
 
 def random_model(case='qwen2', mesh=None, dtype=jnp.float32):
-  config = config_lib.from_hf(tiny_models.hf_config(case))
+  config = read_config(tiny_models.hf_config(case))
   return checkpoint.random_init(config, mesh=mesh, dtype=dtype)
 
 
@@ -364,7 +364,7 @@ def test_gradient_of_a_frequent_token_is_summed_in_float32():
 
 def test_logits_are_never_whole():
   """Temporary memory of loss and gradient stays far below [B, T, V]."""
-  config = config_lib.from_hf(
+  config = read_config(
     tiny_models.hf_config('qwen3') | {'vocab_size': 20000, 'hidden_size': 32}
   )
   rows, length = 8, 256

@@ -21,9 +21,9 @@ from safetensors.numpy import load_file, save_file
 from qaq_jax.encoding import tokenization
 from qaq_jax.generation.generate import Generator, Sampling
 from qaq_jax.models import cache as cache_lib
-from qaq_jax.models import config as config_lib
 from qaq_jax.models import sharding, unrolled
 from qaq_jax.models.hf import checkpoint
+from qaq_jax.models.hf.read_config import read_config
 
 SLOW = ('gemma', 'llama_linear', 'qwen2_yarn')  # each has a near relative
 CASES = [
@@ -160,7 +160,7 @@ def test_neighbours_and_padding_change_nothing(folder, case):
 def test_cached_steps_of_stacked_layers(case):
   """A decoder that is not unrolled too has the hidden states of the whole."""
   model = checkpoint.random_init(
-    config_lib.from_hf(tiny_models.hf_config(case)), mesh=None
+    read_config(tiny_models.hf_config(case)), mesh=None
   )
   text_BT = jnp.asarray(tiny_models.tokens(case)[:2, :70])
   graphdef, params = nnx.split(model)
@@ -289,7 +289,7 @@ def talker(tmp_path_factory):
   """A tokenizer and a random model that writes its tokens."""
   folder = tiny_tokenizers.make(tmp_path_factory.mktemp('talker'), 'qwen')
   tokenizer = tokenization.load(folder)
-  config = config_lib.from_hf(
+  config = read_config(
     tiny_models.hf_config('llama') | {'vocab_size': len(tokenizer.hf)}
   )
   return tokenizer, checkpoint.random_init(config, mesh=None, seed=1)

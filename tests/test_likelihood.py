@@ -21,9 +21,9 @@ import tolerances
 from flax import nnx
 from scipy import special
 
-from qaq_jax.models import config as config_lib
 from qaq_jax.models import decoder, sharding
 from qaq_jax.models.hf import checkpoint
+from qaq_jax.models.hf.read_config import read_config
 from qaq_jax.scoring import head as head_lib
 from qaq_jax.scoring import kinds, likelihood
 
@@ -47,7 +47,7 @@ def tiny_config(**changes):
     tie_word_embeddings=True,
     hidden_act='silu',
   )
-  return config_lib.from_hf(hf | changes)
+  return read_config(hf | changes)
 
 
 def tolerance(config, length=96):

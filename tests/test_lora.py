@@ -19,9 +19,9 @@ from test_finetune_step import (
 
 from qaq_jax.finetune import lora
 from qaq_jax.finetune import step as step_lib
-from qaq_jax.models import config as config_lib
 from qaq_jax.models import sharding
 from qaq_jax.models.hf import checkpoint
+from qaq_jax.models.hf.read_config import read_config
 
 TARGETS = {
   'qwen2': ('q', 'k', 'v', 'o', 'gate', 'up', 'down'),
@@ -155,7 +155,7 @@ def test_only_adapters_are_trained_and_kept():
 
 def test_frozen_weights_get_no_gradient():
   """The step's temporary memory is far below the weights."""
-  config = config_lib.from_hf(
+  config = read_config(
     tiny_models.hf_config('qwen3')
     | {'vocab_size': 8192, 'hidden_size': 256, 'intermediate_size': 1024}
   )

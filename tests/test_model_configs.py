@@ -14,6 +14,7 @@ from flax import nnx
 from qaq_jax.models import config as config_lib
 from qaq_jax.models import flops
 from qaq_jax.models.hf import checkpoint, write_config
+from qaq_jax.models.hf.read_config import read_config
 from qaq_jax.models.rope import Rope
 
 FIXTURES = pathlib.Path(__file__).parent / 'fixtures' / 'hf_configs'
@@ -48,7 +49,7 @@ PUBLISHED = {
 
 def load(name: str) -> config_lib.ModelConfig:
   path = FIXTURES / f'{name}.json'
-  return config_lib.from_hf(json.loads(path.read_text()), str(path))
+  return read_config(json.loads(path.read_text()), str(path))
 
 
 def test_every_fixture_has_a_published_count():
@@ -101,7 +102,7 @@ def test_details_of_published_models():
 
 def without(case, *keys, **changes):
   config = tiny_models.hf_config(case) | changes
-  return config_lib.from_hf(
+  return read_config(
     {k: v for k, v in config.items() if k not in (*keys, 'layer_types')}
   )
 
@@ -145,9 +146,9 @@ def test_an_absent_key_is_the_familys_default_and_null_is_not():
 
 @pytest.mark.parametrize('case', sorted(tiny_models.CASES))
 def test_written_configs_read_back(case):
-  config = config_lib.from_hf(tiny_models.hf_config(case))
+  config = read_config(tiny_models.hf_config(case))
   written = write_config.write_config(config, np.float32)
-  assert config_lib.from_hf(json.loads(json.dumps(written))) == config
+  assert read_config(json.loads(json.dumps(written))) == config
 
 
 @pytest.mark.parametrize(
@@ -180,7 +181,7 @@ def test_wrong_configs_name_key_and_file(change, message):
     'hidden_size': 48,
   }
   with pytest.raises(ValueError, match=message):
-    config_lib.from_hf(config | change, 'my.json')
+    read_config(config | change, 'my.json')
 
 
 @pytest.mark.parametrize(
@@ -214,19 +215,19 @@ def test_wrong_configs_name_key_and_file(change, message):
 )
 def test_wrong_experts_are_told(case, change, message):
   with pytest.raises(ValueError, match=message):
-    config_lib.from_hf(tiny_models.hf_config(case) | change, 'my.json')
+    read_config(tiny_models.hf_config(case) | change, 'my.json')
 
 
 def test_experts_under_the_newer_key():
   config = tiny_models.hf_config('qwen3_moe')
   newer = config | {'num_local_experts': config['num_experts']}
   del newer['num_experts']
-  assert config_lib.from_hf(newer) == config_lib.from_hf(config)
+  assert read_config(newer) == read_config(config)
 
 
 def test_layers_are_grouped_into_few_scans():
   full, slide = config_lib.LayerKind(), config_lib.LayerKind(window=4)
-  base = config_lib.from_hf(tiny_models.hf_config('llama'))
+  base = read_config(tiny_models.hf_config('llama'))
 
   def shape(layers):
     config = dataclasses.replace(base, layers=tuple(layers))

@@ -20,7 +20,7 @@ from qaq_jax.models.hf import source, tensors
 COMMIT = '1f' * 20
 CLIENT = """
 import json, sys
-from qaq_jax.models import source
+from qaq_jax.models.hf import source
 for name, revision in json.loads(sys.argv[1]):
   try:
     found = source.resolve(name, revision)

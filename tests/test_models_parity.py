@@ -20,9 +20,9 @@ import tiny_models
 import tolerances
 from flax import nnx
 
-from qaq_jax.models import config as config_lib
 from qaq_jax.models import sharding
 from qaq_jax.models.hf import checkpoint
+from qaq_jax.models.hf.read_config import read_config
 
 try:
   import torch  # noqa: F401
@@ -86,7 +86,7 @@ def our_logp(directory, tokens_BT, sizes=ONE, dtype=jnp.float32):
 
 def assert_close(case, got, want, length=tiny_models.LENGTH):
   """Log-probabilities of a case, relative to the largest."""
-  config = config_lib.from_hf(tiny_models.hf_config(case))
+  config = read_config(tiny_models.hf_config(case))
   atol = tolerances.decoder(config, length) * tolerances.largest(want)
   np.testing.assert_allclose(got, want, rtol=0, atol=atol)
 

@@ -16,8 +16,8 @@ import tiny_tokenizers
 from qaq_jax import config as config_lib
 from qaq_jax import pipeline
 from qaq_jax.data import samples
-from qaq_jax.models import config as model_config
 from qaq_jax.models.hf import checkpoint
+from qaq_jax.models.hf.read_config import read_config
 from qaq_jax.selection.rules import eligible
 from qaq_jax.selection.rules import rule as rule_lib
 from qaq_jax.stages import artifacts
@@ -44,7 +44,7 @@ def make_model(folder: pathlib.Path, seed: int) -> pathlib.Path:
   folder = pathlib.Path(tiny_tokenizers.make(folder, 'qwen'))
   vocab = json.loads((folder / 'tokenizer.json').read_text())
   size = len(vocab['model']['vocab']) + len(vocab['added_tokens'])
-  config = model_config.from_hf(
+  config = read_config(
     {
       'model_type': 'qwen3',
       'vocab_size': size,

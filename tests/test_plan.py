@@ -15,9 +15,9 @@ from qaq_jax.data import samples as samples_lib
 from qaq_jax.encoding import examples
 from qaq_jax.finetune import lora as lora_lib
 from qaq_jax.finetune import optimizer, step
-from qaq_jax.models import config as model_config
 from qaq_jax.models import sharding
 from qaq_jax.models.hf import checkpoint
+from qaq_jax.models.hf.read_config import read_config
 from qaq_jax.planner import (
   collectives,
   footprint,
@@ -39,7 +39,7 @@ ASSUMED = predict.Assumptions()
 
 def hf_config(name):
   text = (FIXTURES / f'{name.replace("/", "--")}.json').read_text()
-  return model_config.from_hf(json.loads(text))
+  return read_config(json.loads(text))
 
 
 def request(name, **changes):
@@ -61,7 +61,7 @@ def request(name, **changes):
 def tiny():
   """A model of two layers, in Qwen2's shape."""
   values = json.loads((FIXTURES / 'Qwen--Qwen2.5-Coder-0.5B.json').read_text())
-  return model_config.from_hf(
+  return read_config(
     values
     | {
       'hidden_size': 128,

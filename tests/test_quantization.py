@@ -9,9 +9,9 @@ import pytest
 import tiny_models
 from flax import nnx
 
-from qaq_jax.models import config as config_lib
 from qaq_jax.models import quantization, quantized, sharding
 from qaq_jax.models.hf import checkpoint
+from qaq_jax.models.hf.read_config import read_config
 from qaq_jax.planner import topology
 from qaq_jax.scoring import programs as programs_lib
 
@@ -23,7 +23,7 @@ CASES = [
 
 
 def model_config(case):
-  return config_lib.from_hf(tiny_models.hf_config(case))
+  return read_config(tiny_models.hf_config(case))
 
 
 def logp(model, case='qwen2'):

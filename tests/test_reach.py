@@ -19,8 +19,8 @@ from qaq_jax import config as config_lib
 from qaq_jax import pipeline
 from qaq_jax.data.types import Sample
 from qaq_jax.encoding import encoder, reach, tokenization
-from qaq_jax.models import config as model_config
 from qaq_jax.models.hf import checkpoint
+from qaq_jax.models.hf.read_config import read_config
 
 FIXTURES = pathlib.Path(__file__).parent / 'fixtures' / 'benchmarks'
 STYLES = sorted(tiny_tokenizers.STYLES)
@@ -191,7 +191,7 @@ def models(tmp_path_factory):
       add(made, special=['[PAD]', '<|reserved|>'])  # never embedded
     config = tiny_models.hf_config('qwen2') | {'vocab_size': size}
     checkpoint.save_hf(
-      checkpoint.random_init(model_config.from_hf(config), mesh=None),
+      checkpoint.random_init(read_config(config), mesh=None),
       made,
       dtype=jnp.float32,
     )

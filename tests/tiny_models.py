@@ -15,8 +15,8 @@ import zlib
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from qaq_jax.models import config as config_lib
 from qaq_jax.models.hf import checkpoint
+from qaq_jax.models.hf.read_config import read_config
 
 ROWS, LENGTH = 8, 300
 LONG = ('gemma3', 'llama', 'qwen2')  # also scored on 2,500 tokens
@@ -238,7 +238,7 @@ def hf_config(case: str) -> dict:
 
 def weights(case: str) -> dict[str, np.ndarray]:
   """Returns a case's tensors by their Hugging Face names."""
-  config = config_lib.from_hf(hf_config(case))
+  config = read_config(hf_config(case))
   out = {}
   for name, shape in sorted(checkpoint.expected_tensors(config).items()):
     rng = np.random.default_rng(zlib.crc32(f'{case}/{name}'.encode()))

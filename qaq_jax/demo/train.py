@@ -19,9 +19,9 @@ from ml_collections import config_flags
 from qaq_jax.demo import corpus, separation
 from qaq_jax.demo import tokenizer as tokenizer_lib
 from qaq_jax.finetune import loop, optimizer, step
-from qaq_jax.models import config as config_lib
 from qaq_jax.models.decoder import Decoder
 from qaq_jax.models.hf import checkpoint
+from qaq_jax.models.hf.read_config import read_config
 from qaq_jax.runtime import console
 from qaq_jax.workdir import files
 
@@ -94,7 +94,7 @@ def train(config, workdir: str | os.PathLike) -> dict:
     )
 
   model = Decoder(
-    config_lib.from_hf(model_config(config.model, tokenizer, 1024)),
+    read_config(model_config(config.model, tokenizer, 1024)),
     rngs=nnx.Rngs(config.seed),
     dtype=jnp.dtype(config.dtype),
   )

@@ -1,13 +1,6 @@
-"""ModelConfig: everything that shapes the computation, for every family.
-
-`from_hf` reads a Hugging Face config.json of either generation:
-`rope_parameters` (transformers 5) or `rope_theta` with `rope_scaling` (4),
-whose kind is called `rope_type` or `type`. Keys that would change a number and
-that we can't honour are errors, never ignored.
-"""
+"""ModelConfig: everything that shapes the computation, for every family."""
 
 import dataclasses
-from collections.abc import Mapping
 
 from qaq_jax.models.rope import Rope
 
@@ -158,19 +151,3 @@ class ModelConfig:
       out += [range(first + i, last, period) for i in range(period)]
       first = last
     return tuple(out)
-
-
-def from_hf(config: Mapping, origin: str = 'config.json') -> ModelConfig:
-  """Returns the ModelConfig of a parsed config.json.
-
-  Args:
-    config: the parsed file.
-    origin: file name for error messages.
-
-  Raises:
-    ValueError: an unsupported family (the supported ones are listed), a
-      missing key, or a value that we can't honour; names the key and the file.
-  """
-  from qaq_jax.models.hf import read_config  # which reads into the types above
-
-  return read_config.read_config(config, origin)

@@ -13,8 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-ROPE_KINDS = ('default', 'linear', 'llama3', 'yarn')
-
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
@@ -22,7 +20,7 @@ class Rope:
 
   Attributes:
     theta: base of the geometric series of wavelengths.
-    kind: one of ROPE_KINDS.
+    kind: 'default', 'linear', 'llama3' or 'yarn'.
     factor: how many times longer the context became (linear, llama3, yarn).
     original_max_positions: context length before scaling (llama3, yarn).
     low_freq_factor: llama3: wavelengths above original/this are stretched.

@@ -17,11 +17,12 @@ import numpy as np
 from flax import nnx
 
 from qaq_jax.models import quantization
-from qaq_jax.models.config import ModelConfig, from_hf
+from qaq_jax.models.config import ModelConfig
 from qaq_jax.models.decoder import Decoder
+from qaq_jax.models.hf import read_config as read_config_lib
 from qaq_jax.models.hf import source as source_lib
 from qaq_jax.models.hf import stacking, tensors
-from qaq_jax.models.hf import weights as weights_lib
+from qaq_jax.models.hf.families import family_of
 from qaq_jax.models.hf.source import ModelSource, fingerprint, resolve
 from qaq_jax.models.hf.stacking import expected_tensors
 from qaq_jax.models.hf.write_checkpoint import save_hf
@@ -88,7 +89,7 @@ def _as_source(source) -> ModelSource:
 def read_config(source: ModelSource | str | os.PathLike) -> ModelConfig:
   """Returns the ModelConfig of a source or folder."""
   source = _as_source(source)
-  return from_hf(
+  return read_config_lib.read_config(
     source_lib.read_json(source), str(source.directory / 'config.json')
   )
 
@@ -127,7 +128,7 @@ def load(
     attention=attention,
     quantized=quantized,
   )
-  files = tensors.Tensors(source.directory, weights_lib.FAMILIES[config.family])
+  files = tensors.Tensors(source.directory, family_of(config))
   _check(config, files)
   values = {}
   variables = dict(nnx.to_flat_state(nnx.state(model)))
@@ -152,7 +153,7 @@ def load(
 
 def _check(config: ModelConfig, files: tensors.Tensors) -> None:
   expected = expected_tensors(config)
-  weights = weights_lib.FAMILIES[config.family].weights
+  weights = family_of(config).weights
   head, embedding = weights['head'][0], weights['embedding'][0]
   if config.tie_embeddings and head in files and embedding in files:
     if not files.equal(head, embedding):
@@ -166,7 +167,7 @@ def _check(config: ModelConfig, files: tensors.Tensors) -> None:
 
 def _read(config, path, like: jax.ShapeDtypeStruct, files: tensors.Tensors):
   """Reads one parameter into its sharding."""
-  template, transform = weights_lib.tensor_of(config, path)
+  template, transform = family_of(config).tensor(path)
   layers = stacking.layers_of(config, path)
   experts = stacking.experts_of(config, path)
   sharding = like.sharding or jax.sharding.SingleDeviceSharding(

@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from qaq_jax.models.decoder import Decoder
 from qaq_jax.models.hf import checkpoint
-from qaq_jax.models.hf import weights as weights_lib
+from qaq_jax.models.hf.families import family_of
 from qaq_jax.models.hf.source import ALLOWED, ModelSource
 from qaq_jax.runtime import processes
 from qaq_jax.workdir import files
@@ -97,19 +97,18 @@ def save_adapter(
       PEFT adapts as a whole: use the merged export.
   """
   config = model.config
-  if config.family == 'gpt2':
+  family = family_of(config)
+  if family.has_fused_heads:
     raise ValueError(
-      'gpt2 keeps query, key and value in one matrix, of which PEFT knows '
-      'one adapter and not three: use the merged model'
+      f'{config.family} keeps query, key and value in one matrix, of which '
+      'PEFT knows one adapter and not three: use the merged model'
     )
   weights, modules = {}, set()
   for path, variable in nnx.to_flat_state(nnx.state(model)):
     target, _, which = path[-1].partition('_lora_')
     if not which:
       continue
-    template, _ = weights_lib.tensor_of(
-      config, (*path[:-1], f'{target}_kernel')
-    )
+    template, _ = family.tensor((*path[:-1], f'{target}_kernel'))
     name = template.removesuffix('.weight')
     modules.add(name.rsplit('.', 1)[-1])
     stacked = _on_host(variable.get_value())

@@ -1,64 +1,42 @@
 """Reads config.json of every supported family into a ModelConfig.
 
-Where a key is optional here, real files leave it out and the value is that of
-the family's own configuration class; all else must be in the file.
+Files of either generation are read: `rope_parameters` (transformers 5) or
+`rope_theta` with `rope_scaling` (4), whose kind is called `rope_type` or
+`type`. Where a key is optional, real files leave it out and the value is that
+of the family's own configuration class; all else must be in the file. Keys that
+would change a number and that we can't honour are errors, never ignored.
 """
 
 from collections.abc import Mapping
 
 from qaq_jax.models.config import ModelConfig
-from qaq_jax.models.hf import expert_families, families
+from qaq_jax.models.hf.families import FAMILIES
 from qaq_jax.models.hf.reader import Reader
 
-_GEMMA3_DEFAULTS = {
-  'vocab_size': 262_208,
-  'num_attention_heads': 8,
-  'num_key_value_heads': 4,
-  'head_dim': 256,
-  'max_position_embeddings': 131_072,
-  'rms_norm_eps': 1e-6,
-  'query_pre_attn_scalar': 256,
-  'sliding_window': 4096,
-}
-
-# What a key that is not in the file at all means; null in the file stays null
-# (no window; as many key-value heads as query heads).
-_ABSENT = {
-  'gemma': {'num_key_value_heads': 16},
-  'gemma2': {'num_key_value_heads': 4, 'sliding_window': 4096},
-  'gemma3_text': {'num_key_value_heads': 4, 'sliding_window': 4096},
-  'mistral': {'num_key_value_heads': 8, 'sliding_window': 4096},
-  'mixtral': {'num_key_value_heads': 8},
-  'qwen2': {'num_key_value_heads': 32, 'sliding_window': 4096},
-  'qwen3': {'num_key_value_heads': 32, 'sliding_window': 4096},
-  'qwen3_moe': {'num_key_value_heads': 4, 'sliding_window': 4096},
-  'starcoder2': {'num_key_value_heads': 2},
-}
+# Of a file as a whole, where the rest is in a section.
+_OUTER = ('eos_token_id', 'bos_token_id', 'pad_token_id', 'quantization_config')
 
 
-def read_config(config: Mapping, origin: str) -> ModelConfig:
-  """See `config.from_hf`."""
-  family = config.get('model_type')
-  if family == 'gemma3' and isinstance(config.get('text_config'), Mapping):
-    # The picture half of Gemma 3 is left aside; its text model is complete.
-    # Its section leaves out what equals the configuration class.
-    outer, config = config, _GEMMA3_DEFAULTS | dict(config['text_config'])
-    config['model_type'] = family = 'gemma3_text'
-    for key in (
-      'eos_token_id',
-      'bos_token_id',
-      'pad_token_id',
-      'quantization_config',
-    ):
-      if key not in config and key in outer:
-        config[key] = outer[key]
-  if family not in FAMILIES:
+def read_config(config: Mapping, origin: str = 'config.json') -> ModelConfig:
+  """Returns the ModelConfig of a parsed config.json.
+
+  Args:
+    config: the parsed file.
+    origin: file name for error messages.
+
+  Raises:
+    ValueError: an unsupported family (the supported ones are listed), a
+      missing key, or a value that we can't honour; names the key and the file.
+  """
+  config = _without_wrapper(config)
+  name = config.get('model_type')
+  if name not in FAMILIES:
     raise ValueError(
-      f"{origin}: 'model_type' is {family!r}, which is not supported;"
+      f"{origin}: 'model_type' is {name!r}, which is not supported;"
       f' supported families: {", ".join(sorted(FAMILIES))}'
     )
-  config = _ABSENT.get(family, {}) | dict(config)
-  reader = Reader(config, origin)
+  family = FAMILIES[name]
+  reader = Reader({**family.absent, **config}, origin)
   if config.get('quantization_config') is not None:
     method = dict(config['quantization_config']).get('quant_method', 'unknown')
     raise reader.error(
@@ -66,9 +44,25 @@ def read_config(config: Mapping, origin: str) -> ModelConfig:
       f'says the weights are quantised ({method}): use the original'
       ' checkpoint in bfloat16, float16 or float32 instead',
     )
-  result = FAMILIES[family](reader)
+  result = family.read(reader)
   _check(result, reader)
   return result
+
+
+def _without_wrapper(config: Mapping) -> Mapping:
+  """The language model's section of a multimodal file; others as they are."""
+  section = config.get('text_config')
+  for family in FAMILIES.values():
+    if family.wrapper == config.get('model_type') and isinstance(
+      section, Mapping
+    ):
+      return {
+        **{key: config[key] for key in _OUTER if key in config},
+        **family.section_absent,
+        **section,
+        'model_type': family.model_type,
+      }
+  return config
 
 
 def _check(config: ModelConfig, reader: Reader) -> None:
@@ -87,18 +81,3 @@ def _check(config: ModelConfig, reader: Reader) -> None:
   ):
     if size < 1:
       raise reader.error(name, f'is {size}, expected at least 1')
-
-
-FAMILIES = {
-  'gemma': families.gemma,
-  'gemma2': families.gemma2,
-  'gemma3_text': families.gemma3,
-  'gpt2': families.gpt2,
-  'llama': families.llama,
-  'mistral': families.mistral,
-  'mixtral': expert_families.mixtral,
-  'qwen2': families.qwen2,
-  'qwen3': families.qwen3,
-  'qwen3_moe': expert_families.qwen3_moe,
-  'starcoder2': families.starcoder2,
-}

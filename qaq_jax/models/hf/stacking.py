@@ -3,7 +3,7 @@
 import itertools
 
 from qaq_jax.models.config import ModelConfig
-from qaq_jax.models.hf import weights
+from qaq_jax.models.hf.families import family_of
 from qaq_jax.models.params import is_expert, param_specs
 
 
@@ -21,7 +21,7 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
   """Returns the shape of every tensor of the checkpoint by its name."""
   expected = {}
   for path, spec in param_specs(config).items():
-    template, transform = weights.tensor_of(config, path)
+    template, transform = family_of(config).tensor(path)
     layers, experts = layers_of(config, path), experts_of(config, path)
     shape = spec.shape if layers is None else spec.shape[1:]
     shape = shape if experts is None else shape[1:]
@@ -41,7 +41,7 @@ def sources(
   """
   found = {}
   for path in param_specs(config):
-    template, transform = weights.tensor_of(config, path)
+    template, transform = family_of(config).tensor(path)
     layers, experts = layers_of(config, path), experts_of(config, path)
     for (i, layer), expert in itertools.product(
       enumerate(layers or (0,)), experts or (None,)

@@ -7,8 +7,8 @@ import pathlib
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from qaq_jax.models.hf.families.family import Family
 from qaq_jax.models.hf.transforms import bounds
-from qaq_jax.models.hf.weights import Family
 
 INDEX = 'model.safetensors.index.json'
 SINGLE = 'model.safetensors'

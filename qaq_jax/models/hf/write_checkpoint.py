@@ -17,9 +17,9 @@ from qaq_jax.models.hf import (
   stacking,
   tensors,
   transforms,
-  weights,
   write_config,
 )
+from qaq_jax.models.hf.families import family_of
 from qaq_jax.workdir import files
 
 
@@ -125,7 +125,7 @@ def _export(config, host, parts, dtype):
   arrays = []
   for _, path, layer, expert in parts:
     value = host.get(path, layer)
-    _, transform = weights.tensor_of(config, path)
+    _, transform = family_of(config).tensor(path)
     array = transform.write(value if expert is None else value[expert])
     if transform is transforms.VOCAB:
       array = array[: config.vocab_size]
