@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import json
 import pathlib
 from collections.abc import Iterable
@@ -26,22 +25,15 @@ import numpy as np
 import tokenizers
 import transformers
 
+from qaq_jax.encoding import tokenizer_files
+
 # Begins the piece that a Unigram vocabulary has in place of a marker.
 NO_TEXT = '\U0010ffff'
 # Characters given to the Rust tokenizer at once: its results take some hundred
 # bytes per token before they become int32.
 _CHUNK = 1 << 20
-_FILES = (
-  'tokenizer.json',
-  'tokenizer_config.json',
-  'special_tokens_map.json',
-  'added_tokens.json',
-  'vocab.json',
-  'merges.txt',
-  'tokenizer.model',
-  'chat_template.jinja',
-  'chat_template.json',
-)
+# Plain text of which every tokenizer makes several tokens.
+_PROBE = 'def add(a, b): return a + b  # The sum of 2 numbers'
 
 
 class TokenizerError(ValueError):
@@ -141,7 +133,8 @@ def load(directory) -> Tokenizer:
   name (there are such checkpoints) would change ids.
 
   Raises:
-    TokenizerError: there is none, or only in a form that needs a package.
+    TokenizerError: there is none, one without a vocabulary, or only in a form
+      that needs a package.
   """
   directory = pathlib.Path(directory)
   if not directory.is_dir():
@@ -156,24 +149,21 @@ def load(directory) -> Tokenizer:
       str(directory), local_files_only=True, trust_remote_code=False
     )
   except Exception as e:  # noqa: BLE001 many kinds, all with one cure
-    raise TokenizerError(
-      f'{directory}: no tokenizer could be loaded from it: {e}\nA folder '
-      'needs tokenizer.json (best), or the vocabulary files and a '
-      'tokenizer_config.json that names tokenizer_class; a SentencePiece or '
-      'tiktoken file needs the package of that name'
-    ) from e
+    raise TokenizerError(tokenizer_files.refusal(directory, str(e))) from e
   if not hasattr(hf, 'backend_tokenizer'):
     raise TokenizerError(
       f'{directory}: {type(hf).__name__} is not a fast tokenizer; convert it '
       'to tokenizer.json'
     )
+  if not _is_usable(hf.backend_tokenizer):
+    # transformers makes one out of nothing where files are missing.
+    why = f'of {_PROBE!r} it makes no two different tokens'
+    raise TokenizerError(tokenizer_files.refusal(directory, why))
   spec = json.loads(hf.backend_tokenizer.to_str())
   spec['truncation'] = spec['padding'] = None
   ids = {t['content']: t['id'] for t in spec['added_tokens']}
   plain = _without_markers(spec)
   backend = hf.backend_tokenizer
-  backend.no_truncation()
-  backend.no_padding()
   with_added = backend.encode('a', add_special_tokens=True).ids
   without = backend.encode('a', add_special_tokens=False).ids
   prefix = with_added[: len(with_added) - len(without)]
@@ -196,12 +186,20 @@ def load(directory) -> Tokenizer:
     decoder=start.tokenizer
     if _same(spec, _without_strip(spec))
     else (tokenizers.Tokenizer.from_str(json.dumps(_without_strip(spec)))),
-    files={
-      name: hashlib.sha256((directory / name).read_bytes()).hexdigest()
-      for name in _FILES
-      if (directory / name).is_file()
-    },
+    files=tokenizer_files.hashes(directory),
   )
+
+
+def _is_usable(backend: tokenizers.Tokenizer) -> bool:
+  """Whether text becomes more than nothing, or one token over and over."""
+  backend.no_truncation()
+  backend.no_padding()
+  try:
+    ids = backend.encode(_PROBE, add_special_tokens=False).ids
+  except Exception:  # noqa: BLE001 a vocabulary without what it needs
+    return False
+  own = backend.get_vocab_size(with_added_tokens=False)
+  return own > 0 and len(set(ids)) > 1
 
 
 def _is_text(token: dict) -> bool:

@@ -131,6 +131,13 @@ def _download(repo: str, revision: str | None, weights: bool) -> pathlib.Path:
 def _checked(source: ModelSource, weights: bool) -> ModelSource:
   """Refuses early what can't be loaded."""
   if not (source.directory / 'config.json').exists():
+    if (source.directory / 'adapter_config.json').exists():
+      raise tensors.CheckpointError(
+        f'{source.path} is an adapter, not a model: it has adapter_config.json '
+        'and no config.json. Merge it into its base model (in peft: '
+        'merge_and_unload, then save_pretrained) and name that folder; what '
+        'qaq finetune writes is merged in the folder model beside it'
+      )
     raise tensors.CheckpointError(
       f'{source.path}: no config.json in {source.directory}'
     )
