@@ -1,5 +1,6 @@
 """The harness on tiny tasks of our own, in the published files' formats."""
 
+import dataclasses
 import json
 import math
 import os
@@ -251,6 +252,30 @@ def test_every_test_can_be_run(box):
   kills = 'import os\ndef tally(word): os._exit(0)'
   verdicts = _judge(box, 'humaneval_plus', 1, kills, all_tests=True)
   assert [v.failed for v in verdicts.values()] == [[0, 1], [0, 1]]
+
+
+def test_a_load_that_hangs_later_is_the_last_one(box, monkeypatch):
+  """Where all tests are run, each crash is followed by another load."""
+  benchmark = _read('humaneval_plus')
+  task = list(benchmark.tasks.values())[1]
+  task = dataclasses.replace(task, suites={'base': task.suites['base'] * 20})
+  reference = judge.run_reference(box, 'humaneval', task, 'base')
+  timing = judge.Timing(floor=5.0, total=30.0, load=0.5)
+  until = time.time() + 1.0
+  program = (
+    f'import os, time\nwhile time.time() > {until}: pass\n'
+    'def tally(word):\n'
+    f'  while time.time() <= {until}: pass\n  os._exit(0)'
+  )
+  starts, start = [], box.start
+  monkeypatch.setattr(box, 'start', lambda: starts.append(0) or start())
+  verdict = judge.judge(
+    box, 'humaneval', task, 'base', program, reference, timing, all_tests=True
+  )
+  assert verdict.status != judge.PASS
+  assert verdict.failed == list(range(verdict.tests))
+  assert verdict.tests == 40
+  assert len(starts) <= 2  # of 40 that hang, each as long as a load may take
 
 
 def test_time_limits_are_those_of_the_reference_and_of_the_machine():

@@ -220,6 +220,7 @@ class _Run:
         self.status, self.reason = TIMEOUT, 'all tests together'
 
   def _go(self, process, program, all_tests):
+    self.loaded = False  # a fresh process whose load fails is the last one
     try:
       _load(process, program, self.timing.load)
     finally:
