@@ -1,6 +1,6 @@
 """Measures the demo's models on pairs that they never saw.
 
-  python -m qaq_jax.demo.measure [--rows=1000]
+  python -m qaq_jax.demo.measure [--rows=1000] [--models=FOLDER]
 
 Pairs of the demo's own packages, which are not in the training corpus: how
 well RMI separates a query's own answer from another answer of about the same
@@ -14,12 +14,16 @@ import jax.numpy as jnp
 import tokenizers
 from absl import app, flags
 
-from qaq_jax import config as config_lib
 from qaq_jax.demo import corpus, defects, mining, separation
 from qaq_jax.models.hf import checkpoint
 from qaq_jax.runtime import console
 
 _ROWS = flags.DEFINE_integer('rows', 1000, 'Pairs to measure on.')
+_MODELS = flags.DEFINE_string(
+  'models',
+  str(pathlib.Path(__file__).parent / 'models'),
+  'Folder with the models strong and weak.',
+)
 
 
 def measure(
@@ -58,7 +62,7 @@ def main(argv: list[str]) -> None:
     f'{len(pairs)} pairs, each with its own and with a swapped answer'
   )
   for name in ('strong', 'weak'):
-    result = measure(config_lib.embedded_model(name), pairs)
+    result = measure(pathlib.Path(_MODELS.value) / name, pairs)
     figures = ', '.join(f'{k} {v:.3f}' for k, v in result.items())
     console.say(f'{name}: {figures}')
 
