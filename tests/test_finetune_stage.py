@@ -13,9 +13,9 @@ import tiny_tokenizers
 
 from qaq_jax import config as config_lib
 from qaq_jax import pipeline
+from qaq_jax.finetune import job as job_lib
 from qaq_jax.models.hf import checkpoint
 from qaq_jax.models.hf.read_config import read_config
-from qaq_jax.stages import finetune as finetune_lib
 
 WORDS = ['add', 'numbers', 'print', 'user', 'code', 'two', 'hello', 'world']
 
@@ -219,7 +219,7 @@ def test_compare_makes_each_cell_once_and_goes_on(
   work = shutil.copytree(scored, tmp_path / 'work')
   c = compare_config(inputs)
   fits = []
-  fit = finetune_lib.Job.fit
+  fit = job_lib.Job.fit
 
   def counted(self, *args, **kwargs):
     if len(fits) == 2 and stop:
@@ -227,7 +227,7 @@ def test_compare_makes_each_cell_once_and_goes_on(
     fits.append(kwargs['seed'])
     return fit(self, *args, **kwargs)
 
-  monkeypatch.setattr(finetune_lib.Job, 'fit', counted)
+  monkeypatch.setattr(job_lib.Job, 'fit', counted)
   stop = True
   with pytest.raises(KeyboardInterrupt):
     pipeline.run('compare', c, str(work))

@@ -368,7 +368,7 @@ def test_what_is_trained_on_follows_from_the_budget(
     for e in examples.make_examples(
       store.iter_rows(),
       job_encoder,
-      finetune.training_options(config.finetune),
+      finetune.job_options(config).training,
     ).examples
   ]
   assert result['tokens'] == pytest.approx(samples * np.mean(lengths_), abs=1)

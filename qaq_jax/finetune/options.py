@@ -159,6 +159,7 @@ class JobOptions:
     dtype: of the computation; the masters are float32.
     attention: 'auto', or the name of an implementation.
     export_dtype: of the exported weights.
+    looks: samples generated from validation at each look.
   """
 
   training: TrainingOptions = TrainingOptions()
@@ -169,3 +170,9 @@ class JobOptions:
   dtype: str = 'bfloat16'
   attention: str = 'auto'
   export_dtype: str = 'bfloat16'
+  looks: int = 2
+
+  @property
+  def adapters(self) -> LoraOptions | None:
+    """`lora`, or None where all parameters are trained."""
+    return self.lora if self.lora.rank else None

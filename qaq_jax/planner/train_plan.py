@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from qaq_jax.finetune import batches, optimizer, step
 from qaq_jax.finetune import lora as lora_lib
-from qaq_jax.finetune.options import FitOptions
+from qaq_jax.finetune.options import JobOptions
 from qaq_jax.models import flops, sharding
 from qaq_jax.models.config import ModelConfig
 from qaq_jax.models.hf import checkpoint
@@ -27,38 +27,28 @@ class Request:
   Attributes:
     name: of the model that it starts from.
     config: its sizes.
-    dtype: of the computation.
+    options: how it is trained.
     layout: shapes of micro-batches; `shards` is the mesh's.
-    optimizer_options: of the optimiser.
-    remat: whether layers are computed again.
-    lora: adapters, or None for all parameters.
     samples: to train on; None: not known.
     tokens: of these samples together.
-    epochs: over them.
-    attention: implementation.
   """
 
   name: str
   config: ModelConfig
-  dtype: str
+  options: JobOptions
   layout: batches.Layout
-  optimizer_options: optimizer.OptimizerOptions
-  remat: bool
-  lora: lora_lib.LoraOptions | None = None
   samples: int | None = None
   tokens: int | None = None
-  epochs: int = FitOptions.epochs
-  attention: str = 'auto'
 
   @property
   def itemsize(self) -> int:
     """Bytes of a number of the computation."""
-    return jnp.dtype(self.dtype).itemsize
+    return jnp.dtype(self.options.dtype).itemsize
 
   def estimate(self, mesh: Mesh, tokens: int) -> int:
     """Bytes per device by the formula."""
     return footprint.training_bytes(
-      self.config, mesh, tokens, self.itemsize, self.lora
+      self.config, mesh, tokens, self.itemsize, self.options.adapters
     )
 
 
@@ -73,7 +63,7 @@ def plan(
     'model': request.name,
     'family': config.family,
     **footprint.parameters(config),
-    'dtype': request.dtype,
+    'dtype': request.options.dtype,
     'mesh': mesh.shape,
     'compiled': bool(topology.devices),
     'limit_bytes': limit,
@@ -94,17 +84,17 @@ def plan(
     topology.chip,
     shape,
     assumed,
-    request.remat,
+    request.options.step.remat,
     found['wire_bytes'],
-    request.dtype,
-    request.lora,
+    request.options.dtype,
+    request.options.adapters,
   )
   rate = shape[0] * shape[1] / made.seconds
   useful = flops.training_flops(
     config,
     shape[0] * shape[1],
     shape[0] * shape[1] ** 2,
-    footprint.adapters(config, request.lora),
+    footprint.adapters(config, request.options.adapters),
   )
   result |= {
     'tokens_per_second': rate,
@@ -113,11 +103,11 @@ def plan(
     'assumed': dataclasses.asdict(assumed),
   }
   if request.tokens:
-    hours = request.tokens * request.epochs / rate / 3600
+    hours = request.tokens * request.options.fit.epochs / rate / 3600
     result |= {
       'samples': request.samples,
       'tokens': request.tokens,
-      'epochs': request.epochs,
+      'epochs': request.options.fit.epochs,
       'hours': hours,
       'chip_hours': hours * mesh.number,
     }
@@ -127,20 +117,17 @@ def plan(
 def _compiled(request, topology, mesh, shape):
   device_mesh = sharding.make_mesh(**mesh.shape, devices=topology.devices)
   start = time.perf_counter()
+  options, adapters = request.options, request.options.adapters
   model = checkpoint.abstract(
     request.config,
     mesh=device_mesh,
-    dtype=jnp.dtype(request.dtype),
-    param_dtype=jnp.dtype(request.dtype) if request.lora else jnp.float32,
-    attention=request.attention,
+    dtype=jnp.dtype(options.dtype),
+    param_dtype=jnp.dtype(options.dtype) if adapters else jnp.float32,
+    attention=options.attention,
   )
-  if request.lora:
-    model = lora_lib.add(model, request.lora)
-  trainer = step.Trainer(
-    model,
-    optimizer.make(request.optimizer_options),
-    step.StepOptions(remat=request.remat),
-  )
+  if adapters:
+    model = lora_lib.add(model, adapters)
+  trainer = step.Trainer(model, optimizer.make(options.optimizer), options.step)
   try:
     programs = trainer.compile(*shape)
   except Exception as e:
@@ -176,7 +163,7 @@ def _device_bytes(tree) -> int:
 
 
 def _estimated(request, topology, mesh, shape):
-  config, lora = request.config, request.lora
+  config, lora = request.config, request.options.adapters
   frozen = footprint.param_bytes(config, mesh, request.itemsize) if lora else 0
   # Gathered twice, and where all is trained two more for the gradient. Rough:
   # it is scattered once, and sums over `data` are not counted.

@@ -14,6 +14,7 @@ from qaq_jax.selection import columns
 from qaq_jax.selection import select as select_lib
 from qaq_jax.selection.rules import external, rule
 from qaq_jax.selection.sql import engine
+from qaq_jax.stages import options as options_lib
 from qaq_jax.workdir import files, fingerprint
 from qaq_jax.workdir.layout import SAMPLES_KEY, WorkDir
 
@@ -29,17 +30,8 @@ def data_source(config, workdir: WorkDir, path: str = '') -> samples.DataSource:
     path: of other data that is read by the same rules; '' = the config's own.
   """
   c = config.data
-  return samples.DataSource(
-    path=workdir.filled(path or c.path),
-    format=c.format,
-    split=c.split,
-    name=c.name,
-    revision=c.revision,
-    columns=c.columns.to_dict(),
-    turns=c.turns,
-    strip=c.strip,
-    limit=c.limit,
-  )
+  path = workdir.filled(path or c.path)
+  return options_lib.of(samples.DataSource, c, path=path)
 
 
 def open_samples(config, workdir: WorkDir) -> samples.SampleStore:

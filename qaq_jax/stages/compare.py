@@ -21,7 +21,7 @@ from qaq_jax.scoring import parts, scorer
 from qaq_jax.selection import budget as budget_lib
 from qaq_jax.selection import select as select_lib
 from qaq_jax.selection.rules import rule
-from qaq_jax.stages import artifacts, finetune, training_data
+from qaq_jax.stages import artifacts, evaluate, finetune, training_data
 from qaq_jax.workdir import files
 from qaq_jax.workdir import fingerprint as fingerprint_lib
 from qaq_jax.workdir.layout import WorkDir
@@ -131,7 +131,7 @@ class _Cells:
     self._workdir = workdir
     self._store = artifacts.open_samples(config, workdir)
     self._table = artifacts.score_columns(config, workdir)
-    self.job = finetune.Job(config, workdir)
+    self.job = finetune.make_job(config, workdir)
     if not config.compare.held_out:
       raise ValueError(
         'config.compare.held_out is empty: name a file of samples to judge '
@@ -147,6 +147,11 @@ class _Cells:
     ):
       pass  # before the first cell, not at the one that has chosen the row
     self._rows, self.tokens = self._usable()
+    self._benchmarks = (
+      evaluate.read_benchmarks(config, workdir)
+      if config.compare.evaluate
+      else []
+    )
 
   def _usable(self):
     """Rows of the held-out samples that can be judged, and their tokens."""
@@ -210,12 +215,13 @@ class _Cells:
     """Benchmark -> its pass@1 record, of the cell's model."""
     if not self._config.compare.evaluate:
       return {}
-    from qaq_jax.stages import evaluate
-
-    config = self._config.copy_and_resolve_references()
-    with config.unlocked():
-      config.evaluate.path = str(folder / 'model')
-    scores = evaluate.run(config, WorkDir(folder))['scores']
+    scores = evaluate.of_model(
+      self._config,
+      str(folder / 'model'),
+      '',
+      self._benchmarks,
+      folder / 'evaluate',
+    )['scores']
     return {name: found['pass@1'] for name, found in scores.items()}
 
   def _select(self, line, seed) -> np.ndarray:

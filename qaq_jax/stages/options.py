@@ -116,7 +116,6 @@ class Finetune:
     validation: held-out samples, in any format; '' = validation_rows of the
       data.
     validation_rows: drawn by the seed; 0 = no validation.
-    looks: samples generated from validation at each look.
   """
 
   folder: str = 'finetune'
@@ -128,7 +127,6 @@ class Finetune:
   data: str = 'selected'
   validation: str = ''
   validation_rows: int = 0
-  looks: int = 2
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,19 +7,20 @@ topology.
 
 import ml_collections
 
-from qaq_jax.finetune import batches, optimizer
+from qaq_jax.finetune import batches
 from qaq_jax.models import sharding
 from qaq_jax.planner import (
-  predict,
   score_plan,
   text,
   topology,
   train_plan,
 )
 from qaq_jax.planner.footprint import Mesh
+from qaq_jax.planner.options import Assumptions
 from qaq_jax.runtime import console
 from qaq_jax.scoring import kinds
-from qaq_jax.stages import finetune, score
+from qaq_jax.scoring.options import ScoreOptions
+from qaq_jax.stages import finetune, options, score
 from qaq_jax.stages import surveys as surveys_lib
 from qaq_jax.workdir import files
 from qaq_jax.workdir.layout import WorkDir
@@ -46,7 +47,7 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
       'config.plan.topology is empty: say --topology=NAME, as in '
       + ', '.join(topology.EXAMPLES)
     )
-  assumed = predict.Assumptions(c.utilisation, c.bandwidth, c.links)
+  assumed = options.of(Assumptions, c)
   where = topology.describe(c.topology)
   console.say(text.header(where))
   mesh = _mesh(config.score.mesh, where)
@@ -101,7 +102,7 @@ def _score_request(config, workdir, name, surveys) -> score_plan.Request:
     dtype=m.dtype,
     max_length=m.max_length or config.score.max_length,
     survey=surveys.of(name, model),
-    options=score.score_options(config),
+    options=options.of(ScoreOptions, config.score),
     kinds=kinds.wanted(config.score, config.score.terms),
     attention=config.score.attention,
     quantized=m.quantization,
@@ -109,25 +110,17 @@ def _score_request(config, workdir, name, surveys) -> score_plan.Request:
 
 
 def _train_request(config, workdir, mesh, surveys) -> train_plan.Request:
-  c = config.finetune
   model = finetune.open_model(config, workdir, weights=False)
+  model.check_lengths(
+    {'config.finetune.max_length': config.finetune.max_length}
+  )
   samples, tokens = surveys.training(model)
+  how = finetune.job_options(config)
   return train_plan.Request(
     name=finetune.start_of(config)['path'],
     config=model.config,
-    dtype=c.dtype,
-    layout=batches.Layout(
-      max_length=c.max_length,
-      packing=c.packing,
-      tokens_per_device=c.tokens_per_device,
-      shards=mesh.rows,
-      batch_size=c.batch_size,
-    ),
-    optimizer_options=optimizer.OptimizerOptions(**c.optimizer.to_dict()),
-    remat=c.remat,
-    lora=finetune.lora_options(config),
+    options=how,
+    layout=batches.Layout.of(how.fit, mesh.rows),
     samples=samples,
     tokens=tokens,
-    epochs=c.epochs,
-    attention=c.attention,
   )

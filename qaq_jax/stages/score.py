@@ -4,7 +4,6 @@ Apart from the other stages because it alone loads models: selecting and
 reporting on a finished table start without flax and transformers.
 """
 
-import dataclasses
 import functools
 import pathlib
 
@@ -18,8 +17,9 @@ from qaq_jax.models import sharding
 from qaq_jax.models.attention import choose as attention
 from qaq_jax.runtime import console, processes
 from qaq_jax.scoring import join, parts, scorer
+from qaq_jax.scoring.options import ScoreOptions
 from qaq_jax.selection import derived
-from qaq_jax.stages import artifacts
+from qaq_jax.stages import artifacts, options
 from qaq_jax.stages import model as model_lib
 from qaq_jax.workdir.layout import SAMPLES_KEY, WorkDir
 
@@ -92,25 +92,14 @@ def make_encoder(
 ) -> encoder.Encoder:
   """The encoder of model `name` of the config."""
   c, m = config.score, config.models[name]
-  names = [f.name for f in dataclasses.fields(EncoderOptions)]
-  options = {name: c[name] for name in names if name in c}
-  options |= {
-    'template': m.chat_template,
-    'system_prompt': m.system_prompt or c.system_prompt,
-    'max_length': m.max_length or c.max_length,
-  }
-  return model.encoder(**options)
-
-
-def score_options(config: ml_collections.ConfigDict) -> scorer.ScoreOptions:
-  """How to score, as `config.score` says."""
-  c = config.score
-  return scorer.ScoreOptions(
-    terms=tuple(c.terms),
-    tokens_per_batch=c.tokens_per_batch,
-    max_shapes=c.max_shapes,
-    rows_per_part=c.rows_per_part,
-    length_multiple=c.length_multiple,
+  return model.encoder(
+    options=options.of(
+      EncoderOptions,
+      c,
+      template=m.chat_template,
+      system_prompt=m.system_prompt or c.system_prompt,
+      max_length=m.max_length or c.max_length,
+    )
   )
 
 
@@ -120,7 +109,7 @@ class _Scoring:
   def __init__(self, config, name, mesh, workdir):
     self._c, self._m = config.score, config.models[name]
     self._name, self._mesh = name, mesh
-    self._options = score_options(config)
+    self._options = options.of(ScoreOptions, config.score)
     self._model = open_model(config, workdir, name)
     self._encoder = make_encoder(config, name, self._model)
     self._attention = attention.choose(

@@ -78,7 +78,7 @@ class Surveys:
     examples = examples_lib.make_examples(
       (s for block in read for s in store.iter_rows(*block)),
       encoder,
-      finetune.training_options(config.finetune),
+      finetune.job_options(config).training,
     ).examples
     if not examples:
       console.say('finetune: no hours: none of the samples can be trained on')
