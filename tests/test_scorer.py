@@ -39,7 +39,7 @@ _RELATIVE = tolerances.decoder(rig.config(), 200)
 TOLERANCE = dict(
   rtol=_RELATIVE, atol=_RELATIVE * math.log(rig.config().vocab_size)
 )
-NLL = [k.column_of('m') for k in kinds.LIKELIHOODS]
+NLL = [f'{k.column}_m' for k in kinds.LIKELIHOODS]
 EXACT = ['row', 'n_q_m', 'n_q_given_a_m', 'n_a_m', 'status_m', 'reason_m']
 
 _COMPILED = []
@@ -144,7 +144,7 @@ def test_equals_four_separate_plain_passes(folder, table):
     got = table[f'nll_{term}_m'][row].as_py()
     np.testing.assert_allclose(got, want, **TOLERANCE)
     (kind,) = (k for k in kinds.LIKELIHOODS if k.name == term)
-    assert table[kind.count_of('m')][row].as_py() == count
+    assert table[f'{kind.count}_m'][row].as_py() == count
 
 
 def test_other_batches_and_order_give_the_same_numbers(folder, table, tmp_path):

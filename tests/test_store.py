@@ -43,10 +43,10 @@ def columns_of(rows, model='m', stored=kinds.LIKELIHOODS):
   for i, kind in enumerate(k for k in stored if k.column):
     values = np.arange(rows.start, rows.stop) * 1.25 + i
     mask = np.arange(rows.start, rows.stop) == 3
-    out[kind.column_of(model)] = np.ma.array(
+    out[f'{kind.column}_{model}'] = np.ma.array(
       values.astype(np.float32), mask=mask
     )
-    out[kind.count_of(model)] = np.ma.array(
+    out[f'{kind.count}_{model}'] = np.ma.array(
       np.full(len(rows), 5 if 'q' in kind.name[:1] else 7, np.int32), mask=mask
     )
   return out

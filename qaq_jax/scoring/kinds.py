@@ -94,14 +94,6 @@ class ScoreKind:
     name = self.name if self.parameters else self.reduce.__name__
     return f'{name}_{"BD" if self.sequence else "BS"}'
 
-  def column_of(self, model: str) -> str:
-    """Its column for a model."""
-    return f'{self.column}_{model}'
-
-  def count_of(self, model: str) -> str:
-    """The column with its number of tokens, for a model."""
-    return f'{self.count}_{model}'
-
 
 def likelihood(
   name: str, what: str, *, count: str = '', option: str = ''
@@ -208,11 +200,11 @@ def fingerprint(kinds: Iterable[ScoreKind]) -> dict:
   }
 
 
-def columns(model: str, kinds: Iterable[ScoreKind]) -> dict[str, type]:
-  """Columns of the kinds for a model, in order: name -> dtype."""
+def columns(kinds: Iterable[ScoreKind]) -> dict[str, type]:
+  """Columns of the kinds, in order: name without model -> dtype."""
   kinds = [k for k in kinds if k.column]
-  return {k.column_of(model): k.dtype for k in kinds} | {
-    k.count_of(model): np.int32 for k in kinds if k.count
+  return {k.column: k.dtype for k in kinds} | {
+    k.count: np.int32 for k in kinds if k.count
   }
 
 
@@ -222,8 +214,8 @@ def score_schema(model: str, kinds: Iterable[ScoreKind]) -> pa.Schema:
     [
       pa.field('row', pa.int64(), nullable=False),
       *(
-        pa.field(name, pa.from_numpy_dtype(dtype))
-        for name, dtype in columns(model, kinds).items()
+        pa.field(f'{name}_{model}', pa.from_numpy_dtype(dtype))
+        for name, dtype in columns(kinds).items()
       ),
       pa.field(f'status_{model}', pa.string(), nullable=False),
       pa.field(f'reason_{model}', pa.string(), nullable=False),

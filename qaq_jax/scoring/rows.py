@@ -13,14 +13,17 @@ class Source:
 
   def __init__(self, samples, encoder, kinds: Sequence[kinds_lib.ScoreKind]):
     self._samples, self._encoder = samples, encoder
-    self._kinds = kinds
-    all_kinds = kinds_lib.offered(encoder.options)
-    self._whole = {k.tokens for k in kinds} == {k.tokens for k in all_kinds}
+    self._spans = {k.tokens for k in kinds}
+    self._sequences = {k.sequence for k in kinds}
+    offered = {k.tokens for k in kinds_lib.offered(encoder.options)}
+    self._trim = self._spans != offered
 
   def encode(self, start: int, stop: int) -> list:
     """Encodes rows `start` to `stop - 1`."""
     rows = self._encoder.encode(list(self._samples.iter_rows(start, stop)))
-    return rows if self._whole else [trim(row, self._kinds) for row in rows]
+    if not self._trim:
+      return rows
+    return [trim(row, self._spans, self._sequences) for row in rows]
 
   def all(self) -> Iterable[list]:
     """All rows, a list at a time."""

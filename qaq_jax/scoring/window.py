@@ -2,7 +2,8 @@
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -12,31 +13,32 @@ from qaq_jax.scoring.kinds import ScoreKind
 
 
 def trim(
-  encoded: sequences_lib.Encoded, kinds: Sequence[ScoreKind]
+  encoded: sequences_lib.Encoded,
+  spans: Collection[str],
+  sequences: Collection[str] = (),
 ) -> sequences_lib.Encoded:
-  """Drops what the kinds don't need.
+  """Drops what no kind of score reads.
 
   RMI alone, for one, needs no answer behind the query of the forward sequence.
 
   Args:
     encoded: a row.
-    kinds: what is wanted of it.
+    spans: that are read.
+    sequences: that are read as a whole.
 
   Returns:
-    The row with the spans that the kinds read alone, sequences cut behind
-    their last one where none reads them whole, and none that nothing reads.
+    The row with these spans alone, sequences cut behind their last one where
+    they are not read as a whole, and none that nothing reads.
   """
-  tokens = {k.tokens for k in kinds}
-  whole = {k.sequence for k in kinds}
   kept = []
   for sequence in encoded.sequences:
-    spans = tuple(s for s in sequence.spans if s[0] in tokens)
+    read = tuple(s for s in sequence.spans if s[0] in spans)
     ids = sequence.ids
-    if sequence.kind not in whole:
-      if not spans:
+    if sequence.kind not in sequences:
+      if not read:
         continue
-      ids = ids[: spans[-1][2]]
-    kept.append(dataclasses.replace(sequence, ids=ids, spans=spans))
+      ids = ids[: read[-1][2]]
+    kept.append(dataclasses.replace(sequence, ids=ids, spans=read))
   return dataclasses.replace(encoded, sequences=tuple(kept))
 
 
@@ -63,9 +65,13 @@ class Window:
     self.pending = len(self.batches)
     self._found = {}  # (row, kind) -> (number, tokens)
     self._embeddings = {}  # row -> [D]
-    self._readers = collections.defaultdict(list)  # span or sequence -> kinds
+    self._numbers = {kind.result for kind in self.kinds if kind.column}
+    # Span or whole sequence -> (kind, result) of those that read it.
+    self._readers = collections.defaultdict(list)
     for kind in self.kinds:
-      self._readers[kind.sequence or kind.tokens].append(kind)
+      self._readers[kind.sequence or kind.tokens].append(
+        (kind.name, kind.result)
+      )
 
   def sequence(self, row: int, slot: int) -> sequences_lib.Sequence:
     """The sequence that a row of a batch holds."""
@@ -73,6 +79,7 @@ class Window:
 
   def add(self, batch, results: Mapping[str, np.ndarray]) -> None:
     """Takes what the scoring program gave for one batch."""
+    numbers = {name: results[name].tolist() for name in self._numbers}
     for b, (row, slot) in enumerate(
       zip(batch.row_B.tolist(), batch.slot_B.tolist(), strict=True)
     ):
@@ -80,13 +87,12 @@ class Window:
         continue
       sequence = self.sequence(row, slot)
       for s, (span, start, stop) in enumerate(sequence.spans):
-        for kind in self._readers[span]:
-          if (row, kind.name) in self._found:
-            raise ValueError(f'row {row}: term {kind.name} was scored twice')
-          value = results[kind.result][b, s].item()
-          self._found[row, kind.name] = value, stop - start
-      for kind in self._readers[sequence.kind]:
-        self._embeddings[row] = results[kind.result][b]
+        for name, result in self._readers[span]:
+          if (row, name) in self._found:
+            raise ValueError(f'row {row}: term {name} was scored twice')
+          self._found[row, name] = numbers[result][b][s], stop - start
+      for _, result in self._readers[sequence.kind]:
+        self._embeddings[row] = results[result][b]
     self.pending -= 1
 
   def columns(self, model: str, stored: Sequence[ScoreKind]):
@@ -106,8 +112,10 @@ class Window:
     """
     columns = {
       name: np.ma.masked_all(len(self.rows), dtype)
-      for name, dtype in kinds_lib.columns(model, stored).items()
+      for name, dtype in kinds_lib.columns(stored).items()
     }
+    # Masked arrays take a microsecond for each item, plain ones none.
+    cells = {name: (c.data, c.mask) for name, c in columns.items()}
     status, reason = [], []
     for i, encoded in enumerate(self.encoded):
       found = [
@@ -116,7 +124,7 @@ class Window:
         if (encoded.row, kind.name) in self._found
       ]
       self._check(encoded, found)
-      broken = [k.tokens for k, value, _ in found if not np.isfinite(value)]
+      broken = [k.tokens for k, value, _ in found if not math.isfinite(value)]
       if broken:
         status.append('non_finite')
         shown = ', '.join(dict.fromkeys(broken))
@@ -126,9 +134,11 @@ class Window:
       status.append(encoded.status)
       reason.append(_reason(encoded))
       for kind, value, count in found:
-        columns[kind.column_of(model)][i] = value
-        if kind.count:
-          columns[kind.count_of(model)][i] = count
+        for name, number in ((kind.column, value), (kind.count, count)):
+          if name:
+            data, mask = cells[name]
+            data[i], mask[i] = number, False
+    columns = {f'{name}_{model}': c for name, c in columns.items()}
     return columns, status, reason
 
   def embeddings(self, size: int) -> np.ndarray:
@@ -141,14 +151,14 @@ class Window:
   def _check(self, encoded, found):
     """Refuses a row with a term too few, or over other tokens than its like."""
     wanted = {
-      kind.name
+      name
       for sequence in encoded.sequences
       for span, _, _ in sequence.spans
-      for kind in self._readers[span]
+      for name, _ in self._readers[span]
     }
-    missing = sorted(wanted - {kind.name for kind, _, _ in found})
-    if missing:
-      raise ValueError(f'row {encoded.row}: {missing} was not scored')
+    wanted -= {kind.name for kind, _, _ in found}
+    if wanted:
+      raise ValueError(f'row {encoded.row}: {sorted(wanted)} was not scored')
     counts = {}
     for kind, _, count in found:
       if kind.count and counts.setdefault(kind.count, count) != count:
