@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import re
 import subprocess
 import sys
@@ -45,6 +44,11 @@ folder = pathlib.Path(tiny_tokenizers.make(pathlib.Path('.'), 'qwen'))
 folder.rename('model')
 checkpoint.save_hf(model, pathlib.Path('model'))
 """
+
+
+def _qaq(stage):
+  words = ['-m', 'qaq_jax.main', stage]
+  return [*words, '--config=recipe.py', '--workdir=work']
 
 
 def blocks():
@@ -103,8 +107,7 @@ def worked(tmp_path_factory):
     return done.stdout
 
   run('-c', MODEL)
-  out = run(*'-m qaq_jax.main run --config=recipe.py --workdir=work'.split())
-  return tree, out, run
+  return tree, run(*_qaq('run')), run
 
 
 def test_the_examples_run_together(worked):
@@ -138,8 +141,5 @@ def test_they_are_listed(worked):
 def test_both_engines_choose_the_same(worked):
   tree, _, run = worked
   before = (tree / 'work/selected.jsonl').read_bytes()
-  run(
-    *'-m qaq_jax.main select --config=recipe.py --workdir=work'.split(),
-    '--config.select.engine=duckdb',
-  )
+  run(*_qaq('select'), '--config.select.engine=duckdb')
   assert (tree / 'work/selected.jsonl').read_bytes() == before
