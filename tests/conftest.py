@@ -7,6 +7,7 @@ import gc
 import os
 import pathlib
 import resource
+import sys
 
 import pytest
 
@@ -36,6 +37,14 @@ def pytest_collection_finish():
   gc.collect()
   gc.freeze()
   gc.set_threshold(50_000)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item, nextitem):
+  """Drops a file's programs behind its last test: the next has others."""
+  if (nextitem is None or nextitem.path != item.path) and 'jax' in sys.modules:
+    sys.modules['jax'].clear_caches()
+    gc.collect()
 
 
 def pytest_sessionfinish(session):

@@ -14,6 +14,7 @@ import sys
 
 import jax
 import numpy as np
+import tolerances
 from flax import nnx
 
 from qaq_jax.encoding.examples import Example
@@ -56,6 +57,11 @@ def model(mesh=None, dtype='float32'):
     }
   )
   return decoder.Decoder(config, rngs=nnx.Rngs(0), mesh=mesh, dtype=dtype)
+
+
+def curve_limit():
+  """Of losses and norms, relative: every update adds its gradient's error."""
+  return 24 * tolerances.decoder(model().config, 32, gradient=True)
 
 
 def mesh(data=1, fsdp=1, tensor=1):

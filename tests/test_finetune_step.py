@@ -1,8 +1,7 @@
 """An update equals torch's, however the batch is cut up and wherever it runs.
 
-Tolerances, all in float32: against torch 2e-5 of a tensor's largest gradient
-and 2e-3 of the rate in updated weights; between layouts (meshes, micro-batches,
-packing, rematerialisation) 5e-6 and 2e-3.
+Tolerances, all in float32: of a tensor's largest gradient, that of its decoder
+(`tolerances`); of updated weights, what such an error can do to Adam.
 """
 
 import functools
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_models
+import tolerances
 from safetensors.numpy import load_file
 
 from qaq_jax.finetune import optimizer as optimizer_lib
@@ -81,9 +81,38 @@ def trainer_of(model, options=OPTIONS, remat=False, **kwargs):
   )
 
 
+def loss_limit(case, length=20):
+  """Of a loss, relative: nothing in its sum cancels."""
+  config = read_config(tiny_models.hf_config(case))
+  return tolerances.decoder(config, length)
+
+
+def gradient_limit(case, length=20):
+  """Of a gradient and its norm, relative to the largest entry."""
+  config = read_config(tiny_models.hf_config(case))
+  return tolerances.decoder(config, length, gradient=True)
+
+
+def weight_limit(gradient, limit, rates):
+  """Of weights after updates by clipped gradients that are off by `limit`.
+
+  Adam moves a weight by rate * m / (sqrt(v) + eps): by at most error / eps
+  more than it should.
+  """
+  norm = np.sqrt(sum(np.sum(np.square(g)) for g in gradient.values()))
+  most = max(tolerances.largest(g) for g in gradient.values())
+  error = limit * most * min(OPTIONS.clip / norm, 1)
+  return sum(rates) * error / OPTIONS.eps
+
+
 def assert_trees_close(got, want, limit):
-  """Within `limit` of the largest entry of each array."""
+  """Within `limit` of the largest entry of each array.
+
+  An array that is zero but for rounding (GPT-2's key biases) is a sum of terms
+  like the others' that cancel: its error is relative to those.
+  """
   assert set(got) == set(want)
+  most = max(tolerances.largest(x) for x in want.values())
   for name, x in want.items():
     x = np.asarray(x, np.float32)
     np.testing.assert_allclose(
@@ -91,7 +120,7 @@ def assert_trees_close(got, want, limit):
       x,
       rtol=0,
       err_msg=name,
-      atol=limit * np.abs(x).max() + 1e-7,
+      atol=limit * tolerances.largest(x) + tolerances.chain(1) * most,
     )
 
 
@@ -180,21 +209,25 @@ def test_updates_equal_torch(case, tmp_path):
   state = trainer.state
   sums = trainer.gradient(state, batch)
   mean = jax.tree.map(lambda g: g / sums.weight, sums.gradient)
+  limit = gradient_limit(case, 40)
   assert_trees_close(
-    exported(trainer, state, mean, tmp_path / 'gradient'), gradient, 2e-5
+    exported(trainer, state, mean, tmp_path / 'gradient'), gradient, limit
   )
   np.testing.assert_allclose(
-    sums.weight, batch['weights'][:, 1:].sum(), rtol=1e-6
+    sums.weight,
+    batch['weights'][:, 1:].sum(),
+    rtol=tolerances.chain(batch['weights'].size),
   )
   for rate, want in zip(RATES, metrics, strict=True):
     state, got = trainer.apply(state, trainer.gradient(state, batch), rate)
-    np.testing.assert_allclose((got['loss'], got['grad_norm']), want, rtol=2e-5)
+    np.testing.assert_allclose(
+      (got['loss'], got['grad_norm']), want, rtol=limit
+    )
   got = exported(trainer, state, state.params, tmp_path / 'updated')
   assert set(got) == set(weights)
+  atol = weight_limit(gradient, limit, RATES)
   for name, want in weights.items():
-    np.testing.assert_allclose(
-      got[name], want, rtol=0, atol=2e-3 * max(RATES), err_msg=name
-    )
+    np.testing.assert_allclose(got[name], want, rtol=0, atol=atol, err_msg=name)
 
 
 @functools.cache
@@ -237,14 +270,16 @@ def run(case, sizes):
 def test_meshes_give_the_update_of_one_device(case, sizes):
   want, want_losses, want_params = alone(case)
   sums, losses, params = run(case, sizes)
-  np.testing.assert_allclose(sums.loss, want.loss, rtol=5e-6)
-  np.testing.assert_allclose(sums.weight, want.weight, rtol=1e-6)
-  assert_trees_close(sums.gradient, want.gradient, 5e-6)
-  np.testing.assert_allclose(losses, want_losses, rtol=5e-6)
+  limit = gradient_limit(case)
+  np.testing.assert_allclose(sums.loss, want.loss, rtol=loss_limit(case))
+  np.testing.assert_allclose(
+    sums.weight, want.weight, rtol=tolerances.chain(8 * 20)
+  )
+  assert_trees_close(sums.gradient, want.gradient, limit)
+  np.testing.assert_allclose(losses, want_losses, rtol=limit)
+  atol = weight_limit(want.gradient, limit, RATES)
   for name, x in want_params.items():
-    np.testing.assert_allclose(
-      params[name], x, rtol=0, atol=2e-3 * max(RATES), err_msg=name
-    )
+    np.testing.assert_allclose(params[name], x, rtol=0, atol=atol, err_msg=name)
 
 
 def test_micro_batches_add_up():
@@ -258,16 +293,18 @@ def test_micro_batches_add_up():
       sums = trainer.gradient(trainer.state, part)
     else:
       sums = trainer.add_gradient(trainer.state, part, sums)
-  np.testing.assert_allclose(sums.loss, whole.loss, rtol=1e-6)
-  assert_trees_close(sums.gradient, whole.gradient, 5e-6)
+  limit = gradient_limit('qwen2')
+  np.testing.assert_allclose(sums.loss, whole.loss, rtol=loss_limit('qwen2'))
+  assert_trees_close(sums.gradient, whole.gradient, limit)
   state, metrics = trainer.apply(trainer.state, sums, 1e-2)
   other = trainer_of(random_model())
   want, want_metrics = other.update(other.state, batch, 1e-2)
   for name in ('loss', 'grad_norm', 'weight'):
-    np.testing.assert_allclose(metrics[name], want_metrics[name], rtol=1e-5)
+    np.testing.assert_allclose(metrics[name], want_metrics[name], rtol=limit)
+  atol = weight_limit(whole.gradient, limit, (1e-2,))
   for name, x in want.params.items():
     np.testing.assert_allclose(
-      state.params[name], x, rtol=0, atol=2e-5, err_msg=name
+      state.params[name], x, rtol=0, atol=atol, err_msg=name
     )
 
 
@@ -297,12 +334,13 @@ def test_packed_equals_unpacked(case):
   got = trainer.gradient(trainer.state, packed)
   want = trainer.gradient(trainer.state, apart)
   # A segment's first token is nobody's target, whatever its weight.
+  rtol = tolerances.chain(24)
   np.testing.assert_allclose(
-    got.weight, sum(w[1:].sum() for w in weights), rtol=1e-6
+    got.weight, sum(w[1:].sum() for w in weights), rtol=rtol
   )
-  np.testing.assert_allclose(got.loss, want.loss, rtol=5e-6)
-  np.testing.assert_allclose(got.weight, want.weight, rtol=1e-6)
-  assert_trees_close(got.gradient, want.gradient, 5e-6)
+  np.testing.assert_allclose(got.loss, want.loss, rtol=loss_limit(case, 24))
+  np.testing.assert_allclose(got.weight, want.weight, rtol=rtol)
+  assert_trees_close(got.gradient, want.gradient, gradient_limit(case, 24))
   if case == 'llama':  # its head is its own
     packed['weights'][packed['segment_ids'] == 1] = 0
     only = trainer.gradient(trainer.state, packed).gradient['embedding']
@@ -317,8 +355,8 @@ def test_remat_gives_the_same():
   )
   want = plain.gradient(plain.state, batch)
   got = remat.gradient(remat.state, batch)
-  np.testing.assert_allclose(got.loss, want.loss, rtol=1e-6)
-  assert_trees_close(got.gradient, want.gradient, 5e-6)
+  np.testing.assert_allclose(got.loss, want.loss, rtol=loss_limit('gemma2'))
+  assert_trees_close(got.gradient, want.gradient, gradient_limit('gemma2'))
 
 
 def test_bfloat16_computes_from_float32_masters():
@@ -395,8 +433,11 @@ def test_evaluate_gives_the_sums_of_the_loss():
   trainer = trainer_of(random_model('gemma2'), head_rows=16)
   sums = trainer.gradient(trainer.state, batch)
   got = trainer.evaluate(trainer.state, batch)
-  np.testing.assert_allclose(got['loss_sum'], sums.loss, rtol=1e-6)
-  np.testing.assert_allclose(got['weight_sum'], sums.weight, rtol=1e-6)
+  rtol = loss_limit('gemma2')
+  np.testing.assert_allclose(got['loss_sum'], sums.loss, rtol=rtol)
+  np.testing.assert_allclose(
+    got['weight_sum'], sums.weight, rtol=tolerances.chain(8 * 20)
+  )
 
 
 def test_model_stays_usable():

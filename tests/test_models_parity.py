@@ -86,9 +86,8 @@ def our_logp(directory, tokens_BT, sizes=ONE, dtype=jnp.float32):
 
 def assert_close(case, got, want, length=tiny_models.LENGTH):
   """Log-probabilities of a case, relative to the largest."""
-  config = read_config(tiny_models.hf_config(case))
-  atol = tolerances.decoder(config, length) * tolerances.largest(want)
-  np.testing.assert_allclose(got, want, rtol=0, atol=atol)
+  near = tolerances.near(read_config(tiny_models.hf_config(case)), length, want)
+  np.testing.assert_allclose(got, want, **near)
 
 
 @functools.cache

@@ -1,5 +1,7 @@
 """The tolerances of whole models lie far below what a fault would do."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,15 +21,20 @@ def exact(tmp_path_factory):
   folder = tmp_path_factory.mktemp('model') / 'm'
   model = checkpoint.load(tiny_models.write('qwen2', folder), mesh=None)
   tokens = jnp.asarray(tiny_models.tokens('qwen2')[2:4, :LENGTH])
-  logp = logp_of(nnx.state(model), model, tokens)
+  logp = logp_of(model, tokens)
   limit = tolerances.decoder(model.config, LENGTH) * tolerances.largest(logp)
   return model, tokens, logp, limit
 
 
-def logp_of(params, model, tokens):
-  model = nnx.merge(nnx.graphdef(model), params)
+@functools.partial(jax.jit, static_argnums=0)
+def program(graphdef, params, tokens):
+  model = nnx.merge(graphdef, params)
   logp = jax.nn.log_softmax(model.logits(model(tokens)))[:, :-1]
-  return np.asarray(jnp.take_along_axis(logp, tokens[:, 1:, None], 2)[..., 0])
+  return jnp.take_along_axis(logp, tokens[:, 1:, None], 2)[..., 0]
+
+
+def logp_of(model, tokens):
+  return np.asarray(program(*nnx.split(model), tokens))
 
 
 def test_bfloat16_in_one_kernel_is_seen(exact):
@@ -36,7 +43,7 @@ def test_bfloat16_in_one_kernel_is_seen(exact):
     broken = nnx.clone(model)
     kernel = getattr(broken.stacks[0], name)
     kernel[...] = kernel[...].astype(jnp.bfloat16).astype(jnp.float32)
-    error = np.abs(logp_of(nnx.state(broken), model, tokens) - logp)
+    error = np.abs(logp_of(broken, tokens) - logp)
     assert error.max() > 10 * limit, name
     assert np.median(error) > limit, name
 
@@ -44,7 +51,7 @@ def test_bfloat16_in_one_kernel_is_seen(exact):
 def test_a_lost_or_wrong_token_is_seen(exact):
   model, tokens, logp, limit = exact
   other = tokens.at[:, 20].set((tokens[:, 20] + 1) % 211)
-  error = np.abs(logp_of(nnx.state(model), model, other) - logp)
+  error = np.abs(logp_of(model, other) - logp)
   assert not error[:, :19].any()
   # Of the twenty tokens after it, every one.
   assert error[:, 20:].min() > limit and np.median(error[:, 20:]) > 100 * limit

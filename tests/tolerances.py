@@ -31,6 +31,7 @@ as large as the numbers themselves (`test_tolerances`).
 
 import math
 
+import jax
 import numpy as np
 
 FLOAT32 = 2.0**-24  # unit roundoff
@@ -74,6 +75,29 @@ def terms(config, length: int) -> int:
 def decoder(config, length: int, *, gradient: bool = False) -> float:
   """`chain` of a decoder's log-probabilities, or of their gradients."""
   return chain(terms(config, length) * (3 if gradient else 1))
+
+
+def near(config, length: int, want, *, gradient: bool = False) -> dict:
+  """For assert_allclose: a decoder's numbers, relative to their largest."""
+  atol = decoder(config, length, gradient=gradient) * largest(want)
+  return {'rtol': 0, 'atol': atol}
+
+
+def assert_gradients_close(config, length: int, got, want) -> None:
+  """Trees of a decoder's gradients, each array relative to its largest.
+
+  One that is nearly zero (a router's, GPT-2's key biases) is a sum of terms
+  like the others' that cancel: its error is relative to those.
+  """
+  limit = decoder(config, length, gradient=True)
+  most = max(largest(x) for x in jax.tree.leaves(want))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(
+      a, b, rtol=0, atol=limit * largest(b) + chain(1) * most
+    ),
+    got,
+    want,
+  )
 
 
 def largest(x) -> float:
