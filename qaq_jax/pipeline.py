@@ -95,29 +95,13 @@ def run(
     if lock:
       lock.release()
   if name == registry.RUN:
-    given = given or (name, f'--workdir={workdir}', '--config=THE_SAME')
-    words = _Given(name, given)
+    words = list(given or (name, f'--workdir={workdir}', '--config=THE_SAME'))
+    words.remove(name)
     for hint in filter(None, (stage.next for stage in stages)):
-      text = hint.format(workdir=workdir, config=config, given=words)
+      same = shlex.join(words)
+      text = hint.format(workdir=workdir, config=config, given=same)
       console.say(f'\nnext: {text}')
   return workdir.path
-
-
-class _Given:
-  """A command's arguments in a hint; `{given:-select}` less a section's."""
-
-  def __init__(self, name: str, words: Sequence[str]):
-    self._words = list(words)
-    self._words.remove(name)
-
-  def __format__(self, less: str):
-    kept, leave = [], False
-    for word in self._words:
-      if word.startswith('-'):  # else it belongs to the word before
-        leave = bool(less) and word.startswith(f'--config.{less[1:]}.')
-      if not leave:
-        kept.append(word)
-    return shlex.join(kept)
 
 
 def _keep_programs() -> None:

@@ -57,7 +57,7 @@ registry.add(
     module='both',
     together=True,
     flags=(registry.Flag('pod', 'plan.topology', 'Any pod.'),),
-    next='once more: qaq both {given:-select} --config.plan.bandwidth=0.5',
+    next='once more: qaq both {given} --config.plan.bandwidth=0.5',
   )
 )
 registry.add(
@@ -110,22 +110,17 @@ def test_a_stage_is_added_in_one_place(toys):
   assert not code and '\n  both     data -> both-N\n' in out
 
   words = ['--config=recipe.py', '--pod=a:1', '--config.data.path=two words']
-  own = [
-    '--config.select.engine=duckdb',
-    '--config.data.limit',
-    '7',
-    '--workdir=w',
-  ]
+  own = ['--config.data.limit', '7', '--workdir=w']
   code, out, err = toys('run', *words, *own)
   assert not code, err
   work = toys.folder / 'w'
   assert (work / 'both-0').read_text() == 'two words, a:1'
   assert (work / 'one').read_text() == "['both-0']\n"
 
-  # The hint holds as it is printed: with all that was given but one section.
+  # The hint holds as it is printed: with all that was given.
   [hint] = re.findall('^next: once more: qaq (.*)', out, re.MULTILINE)
-  kept = ['both', *words, '--config.data.limit', '7', '--workdir=w']
-  assert shlex.split(hint) == [*kept, '--config.plan.bandwidth=0.5']
+  added = '--config.plan.bandwidth=0.5'
+  assert shlex.split(hint) == ['both', *words, *own, added]
   (work / 'both-0').unlink()
   code, _, err = toys(*shlex.split(hint))
   assert not code, err

@@ -48,8 +48,7 @@ class Stage:
     workdir: the work directory where none is given; '' asks for one.
     flags: the words of the command line that it adds.
     next: what to do after `qaq run`, with `{workdir}`, `{config.FIELD}` and
-      `{given}`, the command's arguments; `{given:-select}` are those without
-      the fields of the section select.
+      `{given}`, the command's arguments.
   """
 
   name: str
@@ -179,11 +178,10 @@ for _stage in (
   Stage(
     'report',
     says='report/index.html',
-    # One rule's options are refused by another: less the section, hence.
     next="""open {workdir}/report/index.html
       read docs/selection.md, or list the rules: python -m qaq_jax.selection
-      choose again, without a model:
-      qaq select {given:-select} --config.select.rule=RULE
+      choose again, without a model; put another rule in:
+      qaq select {given} --config.select.rule={config.select.rule}
       look at single samples: notebooks/probe_rmi.ipynb
       train on what was chosen:
       qaq finetune {given}""",
