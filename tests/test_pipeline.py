@@ -263,10 +263,10 @@ def short_queries():
     keeps='the shortest queries',
     source='a test',
     score='query tokens',
-    models=eligible.strong,
+    models=eligible.played('strong'),
     needs=('n_q_{strong}',),
     highest=False,
-    sql=rule_lib.Sql('n_q_strong::DOUBLE'),
+    sql=rule_lib.Sql('n_q_strong'),
   )
   def _short_queries(columns, options, context):
     return rule_lib.Candidates(columns.length(columns.model('strong'), 'q'))

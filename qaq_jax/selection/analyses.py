@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from qaq_jax.selection import audit, strata
 from qaq_jax.selection import budget as budget_lib
 from qaq_jax.selection import columns as columns_lib
 from qaq_jax.selection import select as select_lib
-from qaq_jax.selection import strata
 from qaq_jax.selection.rules import rule as rule_lib
 
 
@@ -151,16 +151,8 @@ def overlap(rows_by_rule: Mapping[str, np.ndarray], of: str = 'union'):
 
 def format_overlap(names: Sequence[str], matrix) -> str:
   """An overlap matrix as text, a line per rule, in percent."""
-  first = max(map(len, names), default=0)
-  widths = [max(len(name), 5) for name in names]
-
-  def line(name, cells):
-    cells = zip(cells, widths, strict=True)
-    return name.ljust(first) + ''.join('  ' + c.rjust(w) for c, w in cells)
-
-  rows = [line('', names)]
-  for name, values in zip(names, matrix, strict=True):
-    rows.append(
-      line(name, ['-' if not np.isfinite(v) else f'{v:.0%}' for v in values])
-    )
-  return '\n'.join(rows)
+  lines = [
+    [name, *('-' if not np.isfinite(v) else f'{v:.0%}' for v in values)]
+    for name, values in zip(names, matrix, strict=True)
+  ]
+  return audit.aligned([['', *names], *lines], 5)

@@ -38,21 +38,26 @@ def format_audit(
   chosen: Mapping[str, np.ndarray], labels: Sequence[str]
 ) -> str:
   """`let_through` as text: a line per rule, a column per kind, in percent."""
-  table = let_through(chosen, labels)
   totals = collections.Counter(labels).most_common()
-  first = max(map(len, (*table, 'rows in the data'))) + 2
-  widths = [max(len(str(kind)), 7) + 2 for kind, _ in totals]
+  lines = [['rows in the data', *(n for _, n in totals)]]
+  for rule, shares in let_through(chosen, labels).items():
+    lines.append([rule, *(f'{share:.1%}' for share in shares.values())])
+  return aligned([['', *(kind for kind, _ in totals)], *lines], 7)
 
-  def line(name, cells):
-    cells = zip(cells, widths, strict=True)
-    return name.ljust(first) + ''.join(str(c).rjust(w) for c, w in cells)
 
-  lines = [
-    line('', [kind for kind, _ in totals]),
-    line('rows in the data', [n for _, n in totals]),
-  ]
-  lines += [
-    line(rule, [f'{share:.1%}' for share in shares.values()])
-    for rule, shares in table.items()
-  ]
-  return '\n'.join(lines)
+def aligned(lines: Sequence[Sequence], least: int) -> str:
+  """Lines of a table as text: names on the left, cells on the right.
+
+  Args:
+    lines: of the same number of cells; the first is the header.
+    least: characters of a column, where its header is shorter.
+  """
+  first = max(len(name) for name, *_ in lines)
+  widths = [max(len(str(name)), least) for name in lines[0][1:]]
+  return '\n'.join(
+    name.ljust(first)
+    + ''.join(
+      '  ' + str(c).rjust(w) for c, w in zip(cells, widths, strict=True)
+    )
+    for name, *cells in lines
+  )

@@ -33,19 +33,19 @@ class Request:
     Raises:
       ValueError: an unknown rule, option or budget, or a seed out of range.
     """
-    rule = rule_lib.get_rule(rule)
+    made = rule_lib.get_rule(rule)
     budget = budget_lib.Budget.of(budget)
     default = not budget.given()
-    budget = rule.budget if default else budget
-    if budget.threshold is not None and not rule.threshold:
+    budget = made.budget if default else budget
+    if budget.threshold is not None and not made.threshold:
       raise ValueError(
-        f'The rule {rule.name!r} has no score to compare with '
+        f'The rule {rule!r} has no score to compare with '
         f'select.budget.threshold={budget.threshold:g}: set share, rows or '
         'tokens.'
       )
     budget_lib.check_seed(int(seed))
-    options = rule_lib.resolve_options(rule, options)
-    return cls(rule, options, budget, default, int(seed))
+    options = rule_lib.resolve_options(made, options)
+    return cls(made, options, budget, default, int(seed))
 
 
 def no_tokens(row: int, model: str) -> ValueError:

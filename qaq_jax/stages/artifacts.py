@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from qaq_jax.data import samples
 from qaq_jax.selection import columns
 from qaq_jax.selection import select as select_lib
+from qaq_jax.selection.options import SelectOptions
 from qaq_jax.selection.rules import external, rule
 from qaq_jax.selection.sql import engine
 from qaq_jax.stages import options as options_lib
@@ -150,29 +151,15 @@ def check_selection(config, workdir: WorkDir, selection) -> None:
 
 def rule_options(config, workdir: WorkDir, name: str) -> dict:
   """The options of a rule that `config.select` sets, and what it reads."""
-  made = rule.get_rule(name)
-  options = {
-    k: v for k, v in given_options(config).items() if k in made.options
-  }
-  resolved, inputs = (
-    rule.resolve_options(made, options),
-    Inputs(config, workdir),
-  )
-  return options | {
-    k: read(inputs, resolved) for k, read in made.inputs.items()
-  }
+  made, given = rule.get_rule(name), given_options(config)
+  given = {k: v for k, v in given.items() if k in made.options}
+  options, inputs = rule.resolve_options(made, given), Inputs(config, workdir)
+  return options | {k: read(inputs, options) for k, read in made.inputs.items()}
 
 
 def given_options(config) -> dict:
   """Options of single rules that `config.select` sets."""
-  fixed = (
-    'rule',
-    'output',
-    'budget',
-    'include_truncated',
-    'engine',
-    'memory_gb',
-  )
+  fixed = {'budget', *(f.name for f in dataclasses.fields(SelectOptions))}
   return {
     name: value
     for name, value in config.select.items()

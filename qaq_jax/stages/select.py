@@ -18,7 +18,7 @@ def check(config: ml_collections.ConfigDict) -> None:
     c.rule, c.budget.to_dict(), config.seed, artifacts.given_options(config)
   )
   if c.engine == 'duckdb':
-    engine.check_rule(asked.rule)
+    engine.sql_of(asked.rule)
 
 
 def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:

@@ -6,16 +6,9 @@ from qaq_jax.selection.roles import ROLES
 MODEL = ('strong', 'whose score: a role or a model name')
 
 
-def strong(columns, options):
-  """The strong model."""
-  del options
-  return (columns.model('strong'),)
-
-
-def strong_and_weak(columns, options):
-  """Both role models."""
-  del options
-  return columns.model('strong'), columns.model('weak')
+def played(*roles: str):
+  """The models of these roles, each of which somebody must play."""
+  return lambda columns, options: tuple(map(columns.model, roles))
 
 
 def present_roles(columns, options):

@@ -7,11 +7,7 @@ and the weak model. Rules that need both see only rows usable under both.
 import numpy as np
 
 from qaq_jax.selection import budget as budget_lib
-from qaq_jax.selection.rules.eligible import (
-  present_roles,
-  strong,
-  strong_and_weak,
-)
+from qaq_jax.selection.rules import eligible
 from qaq_jax.selection.rules.rule import Candidates, Sql, register
 from qaq_jax.selection.sql import expressions
 
@@ -20,11 +16,11 @@ _METHOD = {'source': 'QAQ, arXiv 2603.12165'}
 _STRONG = _METHOD | {
   'needs': (_RMI.format('{strong}'),),
   'score': 'r_s',
-  'models': strong,
+  'models': eligible.played('strong'),
 }
 _BOTH = _METHOD | {
   'needs': (_RMI.format('{strong}'), _RMI.format('{weak}')),
-  'models': strong_and_weak,
+  'models': eligible.played('strong', 'weak'),
   'on_grid': True,
 }
 _DIFF = _BOTH | {
@@ -40,10 +36,10 @@ _SUM = _BOTH | {
 _NO_SCORE = {
   'source': '-',
   'score': '-',
-  'models': present_roles,
+  'models': eligible.present_roles,
   'threshold': False,
   'stream': 2,
-  'sql': Sql('0.0::DOUBLE'),
+  'sql': Sql('0'),
 }
 
 

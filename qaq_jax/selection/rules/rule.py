@@ -75,7 +75,7 @@ class Sql:
   `rank_<role>`, and `diff` and `total` where these are both.
 
   Attributes:
-    score: a DOUBLE, null (never NaN) where a row has none.
+    score: a number; null or not finite where a row has none.
     ranks: roles whose ranks of RMI are read, 'strong' before 'weak'.
     order: what the budget goes by, always higher first, where that is not the
       score; see `Candidates.order_N`.
@@ -162,9 +162,8 @@ def register(name, **fields):
         f'{function.__module__} otherwise.'
       )
     for other in RULES.values():
-      if rule.stream == other.stream != budget_lib.TIES and (
-        function is not other.function
-      ):
+      same = rule.stream == other.stream != budget_lib.TIES
+      if same and function is not other.function:
         raise ValueError(
           f'The rules {name!r} and {other.name!r} both draw by stream '
           f'{rule.stream}: their draws would repeat each other.'
@@ -216,37 +215,26 @@ def resolve_options(rule: Rule, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def describe_rules(width: int = 100) -> str:
   """A table of all rules: name, what it keeps, budget, columns, source."""
+  indent = ' ' * 17
   lines = []
+
+  def add(text, hanging='', **options):
+    options = {'initial_indent': indent} | options
+    lines.extend(
+      textwrap.wrap(text, width, subsequent_indent=indent + hanging, **options)
+    )
+
   for rule in RULES.values():
-    budget = rule.budget.given()
-    amount = (
-      ' '.join(f'{name} {value:g}' for name, value in budget.items())
-      or 'all that qualify'
-    )
-    head = f'{rule.name:16} '
-    indent = ' ' * len(head)
-    lines += textwrap.wrap(
-      f'{head}{rule.keeps}', width, subsequent_indent=indent
-    )
-    detail = f'[{rule.source}; default budget: {amount}]'
-    lines += textwrap.wrap(
-      detail, width, initial_indent=indent, subsequent_indent=indent
-    )
+    budget = [
+      f'{name} {value:g}' for name, value in rule.budget.given().items()
+    ]
+    amount = ' '.join(budget) or 'all that qualify'
+    add(f'{rule.name:16} {rule.keeps}', initial_indent='')
+    add(f'[{rule.source}; default budget: {amount}]')
     if rule.needs:
-      lines += textwrap.wrap(
-        'needs ' + '; '.join(rule.needs),
-        width,
-        initial_indent=indent,
-        subsequent_indent=indent + '  ',
-        break_on_hyphens=False,
-      )
+      add('needs ' + '; '.join(rule.needs), '  ', break_on_hyphens=False)
     for name, (default, meaning) in rule.options.items():
-      lines += textwrap.wrap(
-        f'select.{name}={default!r}: {meaning}',
-        width,
-        initial_indent=indent,
-        subsequent_indent=indent + '  ',
-      )
+      add(f'select.{name}={default!r}: {meaning}', '  ')
   return '\n'.join(lines)
 
 

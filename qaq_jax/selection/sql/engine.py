@@ -67,13 +67,12 @@ def select(
     ModuleNotFoundError: duckdb is not installed; says how to get it.
   """
   asked = request.Request.of(rule, budget, seed, options)
-  made = asked.rule
-  check_rule(made)
+  sql = sql_of(asked.rule)
   strata.check_by(by)
   with _connect(memory_gb, threads, temporary) as connection:
     table, names = ranks.join(connection, tables)
     cast = Roles(names, roles)
-    models = made.models(cast, asked.options)
+    models = asked.rule.models(cast, asked.options)
     counted = () if asked.budget.tokens is None else (cast.token_model(),)
     # The tables' columns go by role; a model that has none gets a number.
     players = dict(cast.roles)
@@ -84,15 +83,15 @@ def select(
     under = [role_of[model] for model in models]
     # The report shows the first model's strata, whatever the rule goes by.
     shown = under[:1] if by == 'own' or by in cast.roles else []
-    needed = dict.fromkeys((*made.sql.ranks, *shown))
-    for role in (*made.sql.ranks, *((by,) if needed and by != 'own' else ())):
+    needed = tuple(dict.fromkeys((*sql.ranks, *shown)))
+    for role in (*sql.ranks, *((by,) if needed and by != 'own' else ())):
       cast.model(role)  # told if nobody plays it
     ranks.view(connection, table, players, include_truncated)
     ranks.rank(connection, players, under, needed, int(num_strata), by)
-    ranked = Ranked(connection, made.sql.score, asked.seed)
-    dropped = ranked.drop(made.sql, asked.options)
+    ranked = Ranked(connection, sql.score, asked.seed)
+    dropped = ranked.drop(sql, asked.options)
     eligible, candidates = ranked.counts()
-    cut = _cut(ranked, asked, eligible, counted, role_of)
+    cut = _cut(ranked, asked, sql, eligible, counted, role_of)
     rows = connection.execute('SELECT row FROM chosen ORDER BY row')
     rows = rows.fetchnumpy()['row'].astype(np.int64)
     measured = Facts(
@@ -104,21 +103,26 @@ def select(
       eligible=eligible,
       candidates=candidates,
       dropped=dropped,
-      cut=None if made.sql.order else cut,
+      cut=None if sql.order else cut,
       engine='duckdb',
-      **facts.measure(ranked, made.sql.score, models, under, shown),
+      **facts.measure(ranked, models, under, shown),
     )
   return Selection(rows, summary.build(asked, measured, rows))
 
 
-def check_rule(rule: rule_lib.Rule) -> None:
-  """Refuses a rule without SQL; names the engine that has it."""
+def sql_of(rule: rule_lib.Rule) -> rule_lib.Sql:
+  """The rule in SQL.
+
+  Raises:
+    ValueError: it has none; names the engine that has the rule.
+  """
   if rule.sql is None:
     able = ', '.join(r.name for r in rule_lib.RULES.values() if r.sql)
     raise ValueError(
       f'select.engine=duckdb has no rule {rule.name!r}; it has {able}: use '
       'select.engine=memory'
     )
+  return rule.sql
 
 
 @contextlib.contextmanager
@@ -159,13 +163,18 @@ class Ranked:
     connection: of DuckDB, with the table.
     score: the rule's score in SQL; rows that have none are no candidates.
     seed: of the hash.
+
+  Attributes:
+    score: the same as a finite DOUBLE, or null.
   """
 
   def __init__(self, connection, score: str, seed: int):
-    self._connection, self._score, self._seed = connection, score, seed
+    self._connection, self._seed = connection, seed
+    score = f'({score})::DOUBLE'
+    self.score = f'CASE WHEN isfinite({score}) THEN {score} END'
     connection.execute('ALTER TABLE ranked ADD COLUMN candidate BOOLEAN')
     connection.execute(
-      f'UPDATE ranked SET candidate = eligible AND {score} IS NOT NULL'
+      f'UPDATE ranked SET candidate = eligible AND {self.score} IS NOT NULL'
     )
 
   def all(self, query: str) -> list[tuple]:
@@ -193,7 +202,7 @@ class Ranked:
     tests = sql.dropped(options, self) if sql.dropped else {}
     lost = {why: self.lose(test) for why, test in tests.items()}
     lost['no value'] = self.one(
-      f'SELECT count(*) FROM ranked WHERE eligible AND {self._score} IS NULL'
+      f'SELECT count(*) FROM ranked WHERE eligible AND {self.score} IS NULL'
     )[0]
     return {why: number for why, number in lost.items() if number}
 
@@ -241,15 +250,15 @@ class Ranked:
         FROM ranked WHERE candidate) WHERE spent <= {most}""")
 
 
-def _cut(ranked, asked, eligible, counted, role_of):
+def _cut(ranked, asked, sql, eligible, counted, role_of):
   """Makes the table `chosen`; returns the score of the line, and ties."""
   rule, budget = asked.rule, asked.budget
-  score = rule.sql.score
-  order = rule.sql.order or (score if rule.highest else f'-({score})')
+  score = ranked.score
+  order = sql.order or (score if rule.highest else f'-({score})')
   if budget.threshold is not None:
     line = rule_lib.threshold_of_score(rule, budget.threshold)
     beyond = '>' if rule.highest else '<'
-    ranked.lose(f'NOT ({score} {beyond} {expressions.number(line)})')
+    ranked.lose(f'NOT (({score}) {beyond} {expressions.number(line)})')
   if budget.tokens is None:
     ranked.take('chosen', order, budget.limit(eligible), rule.stream)
   else:

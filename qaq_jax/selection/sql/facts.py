@@ -7,13 +7,12 @@ from collections.abc import Sequence
 
 
 def measure(
-  ranked, score: str, models: Sequence[str], roles: Sequence[str], shown
+  ranked, models: Sequence[str], roles: Sequence[str], shown: Sequence[str]
 ) -> dict:
   """Measures what `engine.select` has chosen.
 
   Args:
     ranked: `engine.Ranked`, with the table `chosen` there too.
-    score: the rule's score in SQL.
     models: under which rows had to be usable.
     roles: of these models, in the tables.
     shown: the role of the first, if it has strata.
@@ -21,6 +20,7 @@ def measure(
   Returns:
     Fields of `selection.facts.Facts`.
   """
+  score = ranked.score
   low, high, mean = ranked.one(
     f'SELECT min({score}), max({score}), avg({score}) FROM ranked '
     'JOIN chosen USING (row)'
@@ -41,7 +41,7 @@ def measure(
     },
     'tokens': _tokens(ranked, models[0], roles[0]) if models else None,
     'strata_of': models[0] if shown else None,
-    'per_stratum': _per_stratum(ranked, score, *shown) if shown else [],
+    'per_stratum': _per_stratum(ranked, *shown) if shown else [],
   }
 
 
@@ -66,7 +66,7 @@ def _tokens(ranked, model, role):
   }
 
 
-def _per_stratum(ranked, score, role):
+def _per_stratum(ranked, role):
   names = (
     'stratum',
     'log_ppl_q_low',
@@ -87,7 +87,7 @@ def _per_stratum(ranked, score, role):
       WHERE eligible AND stratum_{role} IS NOT NULL)
     SELECT stratum_{role}, min(by_ppl_{role}), max(by_ppl_{role}),
       count(*), count(*) FILTER (kept),
-      min({score}) FILTER (kept), max({score}) FILTER (kept),
+      min({ranked.score}) FILTER (kept), max({ranked.score}) FILTER (kept),
       avg(n_q_{role}), avg(n_q_{role}) FILTER (kept),
       avg(n_a_{role}), avg(n_a_{role}) FILTER (kept)
     FROM marked GROUP BY 1 ORDER BY 1""")
