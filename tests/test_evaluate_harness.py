@@ -238,6 +238,21 @@ def test_failures_are_told_apart(box):
     assert verdict.tests == 2
 
 
+@pytest.mark.parametrize('name', ['humaneval', 'mbpp_original'])
+def test_reasons_are_harmless_to_a_terminal(box, name):
+  for program in (
+    'def {0}(*a): raise RuntimeError("\x1b[2J" + "x" * 999)',
+    'raise RuntimeError("\x1b[2J")',
+  ):
+    task = next(iter(_read(name).tasks.values()))
+    program = program.replace('{0}', task.entry_point)
+    for verdict in _judge(box, name, 0, program).values():
+      assert verdict.status == judge.FAIL
+      assert 'RuntimeError: ?[2J' in verdict.reason
+      assert verdict.reason.isprintable()
+      assert len(verdict.reason) <= 300
+
+
 def test_every_test_can_be_run(box):
   """After a failed test, and after one that ended the process."""
   program = (

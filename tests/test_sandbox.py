@@ -365,6 +365,44 @@ def test_no_reading_of_answers(sandbox, tmp_path, monkeypatch):
   assert 'root:' not in seen
 
 
+def test_of_library_folders_the_libraries_alone_are_read(
+  sandbox, tmp_path, monkeypatch
+):
+  folder = tmp_path / 'a [b]'
+  folder.mkdir()
+  for name in ('a.source', 'libx.so', 'liby.so.1'):
+    (folder / name).write_text(name)
+  program = (
+    'def f(folder):\n  seen = []\n'
+    '  for name in ("a.source", "libx.so", "liby.so.1"):\n'
+    '    try:\n      with open(f"{folder}/{name}") as g:\n'
+    '        seen.append(g.read())\n    except OSError: pass\n  return seen'
+  )
+  monkeypatch.chdir(folder)
+  for value, seen in (
+    (f'{folder}::/nowhere', ['libx.so', 'liby.so.1']),
+    ('.', []),
+    (f'../{folder.name}', []),
+    (str(tmp_path), []),
+  ):
+    monkeypatch.setenv('LD_LIBRARY_PATH', value)
+    process_lib._readable.cache_clear()
+    try:
+      assert _run(sandbox, program, str(folder)) == seen
+    finally:
+      process_lib._readable.cache_clear()
+
+
+def test_the_probe_leaves_no_folder_where_a_layer_is_refused(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr('tempfile.tempdir', str(tmp_path))
+  monkeypatch.setattr(sandbox_lib, '_PROBE', 'import nowhere')
+  with pytest.raises(Refused, match='does not work'):
+    sandbox_lib.measure('none', False)
+  assert os.listdir(tmp_path) == []
+
+
 def test_no_signal_to_others(sandbox):
   with subprocess.Popen(
     [sys.executable, '-c', 'input()'], stdin=subprocess.PIPE

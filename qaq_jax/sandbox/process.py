@@ -9,6 +9,7 @@ import functools
 import json
 import os
 import pathlib
+import re
 import select
 import signal
 import struct
@@ -19,6 +20,7 @@ import tempfile
 import time
 
 _HERE = pathlib.Path(__file__).parent
+_LIBRARY = re.compile(r'\.so(\.\d+)*$')
 _HEADER = struct.Struct('>I')
 _MB = 1 << 20
 # Until a process says that it is contained, and to send an order.
@@ -332,10 +334,17 @@ def _readable():
   prefixes = {sys.base_prefix, sys.base_exec_prefix, '/usr', '/'}
   paths = [os.path.join(p, lib) for p in prefixes for lib in ('lib', 'lib64')]
   paths += _import_path()
-  paths += os.environ.get('LD_LIBRARY_PATH', '').split(':')
+  # Of these the libraries alone: they may be folders of any other kind.
+  for folder in os.environ.get('LD_LIBRARY_PATH', '').split(':'):
+    if os.path.isabs(folder) and os.path.isdir(folder):
+      paths += [f.path for f in os.scandir(folder) if _is_library(f)]
   paths += ['/etc/ld.so.cache', '/etc/alternatives', '/usr/share/zoneinfo']
   paths += [os.path.realpath(path) for path in paths if path]
   return sorted({p for p in paths if p.startswith('/') and os.path.exists(p)})
+
+
+def _is_library(entry):
+  return bool(_LIBRARY.search(entry.name)) and entry.is_file()
 
 
 def _environment():

@@ -13,7 +13,6 @@ import functools
 import os
 import pathlib
 import platform
-import shutil
 import socket
 import tempfile
 
@@ -116,13 +115,13 @@ def measure(layer: str, seccomp: bool) -> Containment:
     Refused: this machine does not have that layer.
   """
   limits = Limits(memory_mb=512, tmp_mb=1, cpu_seconds=30)
-  folder = tempfile.mkdtemp(prefix='qaq_probe_')
-  outside = os.path.join(folder, 'outside')
-  pathlib.Path(outside).write_text('')
   with (
+    tempfile.TemporaryDirectory(prefix='qaq_probe_') as folder,
     socket.create_server(('127.0.0.1', 0)) as server,
     Process(limits, layer, seccomp=seccomp) as process,
   ):
+    outside = os.path.join(folder, 'outside')
+    pathlib.Path(outside).write_text('')
     process.send({'load': _PROBE})
     if 'loaded' not in process.receive(START_SECONDS):
       raise Refused('Python does not work inside of the sandbox')
@@ -138,7 +137,6 @@ def measure(layer: str, seccomp: bool) -> Containment:
     ):
       process.send({'function': name, 'calls': [['list', [argument]]]})
       held[name] = 'error' in process.receive(START_SECONDS)
-  shutil.rmtree(folder)
   return Containment(layer=layer, seccomp=seccomp, reasons={}, **held)
 
 
