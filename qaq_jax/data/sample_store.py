@@ -91,6 +91,7 @@ class SampleStore:
   directory: pathlib.Path
   info: dict  # the manifest, see `prepare`
   stamp: tuple = ()  # identity of the manifest's file when it was read
+  checked: set[str] = dataclasses.field(default_factory=set, compare=False)
 
   @classmethod
   def open(cls, directory) -> SampleStore:
@@ -112,12 +113,14 @@ class SampleStore:
       raise _damaged(directory / MANIFEST, e) from e
     if not isinstance(info, dict):
       raise _damaged(directory / MANIFEST, 'no JSON object')
+    if files.SEAL in info and info != files.seal(info):
+      raise _damaged(directory / MANIFEST, 'not what was written')
     if info.get('version') != VERSION:
       raise DataError(
         f'{directory}: samples of layout version {info.get("version")}, this '
         f'program reads {VERSION}; run the prepare stage again'
       )
-    if info != files.seal(info):
+    if files.SEAL not in info:
       raise _damaged(directory / MANIFEST, 'not what was written')
     for part in info['parts']:
       if not (directory / part['file']).is_file():
@@ -133,9 +136,23 @@ class SampleStore:
       DataError: a part is damaged; the message names it.
     """
     for part in self.info['parts']:
-      path = self.directory / part['file']
-      if _sha256(path) != part['sha256']:
-        raise _damaged(path, 'other bytes than were written')
+      self._check_part(part)
+
+  def _check_part(self, part):
+    """Reads a part once and compares its bytes with those once written."""
+    path = self.directory / part['file']
+    if part['file'] in self.checked:
+      return
+    try:
+      found = _sha256(path)
+    except OSError as e:
+      self._check_unchanged()
+      files.check_readable(path, e)
+      raise _damaged(path, e) from e
+    if found != part['sha256']:
+      self._check_unchanged()
+      raise _damaged(path, 'other bytes than were written')
+    self.checked.add(part['file'])
 
   @property
   def num_rows(self) -> int:
@@ -188,6 +205,7 @@ class SampleStore:
         return
       path = self.directory / part['file']
       try:
+        self._check_part(part)
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
           self._check_unchanged()
           groups = [
@@ -207,6 +225,7 @@ class SampleStore:
             at += rows
       except (pa.ArrowException, OSError, UnicodeError) as e:
         self._check_unchanged()
+        files.check_readable(path, e)
         raise _damaged(path, e) from e
 
   def _check_unchanged(self):

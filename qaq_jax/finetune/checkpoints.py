@@ -8,9 +8,13 @@ import shutil
 import jax
 from orbax.checkpoint.experimental import v1 as ocp
 
+from qaq_jax.runtime import processes
+from qaq_jax.workdir import checksums
 from qaq_jax.workdir.files import StoreError
 
 _LOSS = 'validation_loss'
+_SUMS = 'all.sha256'  # in a checkpoint's folder: checksums of its files
+_BACK = 'delete this folder to go on from the checkpoint before it'
 _SHOWN = 200  # characters of an error
 _SLACK = 64 << 20  # bytes, for metrics, samples and file system blocks
 
@@ -37,6 +41,7 @@ class Checkpoints:
     """
     policies = ocp.training.preservation_policies
     self.directory = pathlib.Path(directory).absolute()
+    self._saved = None  # step whose save may still be going on
     self._checkpointer = ocp.training.Checkpointer(
       self.directory,
       preservation_policy=policies.AnyPreservationPolicy(
@@ -88,7 +93,8 @@ class Checkpoints:
       validation_loss: finite, or None where it was not measured.
     """
     metrics = None if validation_loss is None else {_LOSS: validation_loss}
-    with self._naming():  # what went wrong with the save before, too
+    self.wait()
+    with self._naming():
       self._checkpointer.save_async(
         step,
         state,
@@ -97,6 +103,7 @@ class Checkpoints:
         custom_metadata=progress,
         metrics=metrics,
       )
+    self._saved = step
 
   def restore(self, step: int, like) -> tuple[object, dict]:
     """The state of a checkpoint, laid out like `like`, and its progress.
@@ -109,15 +116,20 @@ class Checkpoints:
     Raises:
       StoreError: the checkpoint can't be read; names it and what to do.
     """
+    folder = self.directory / str(step)
+
+    def check():  # arrays in orbax's files have no checksums
+      try:
+        checksums.check(folder, _BACK, folder / _SUMS)
+      except StoreError as e:
+        raise _unreadable(folder, e) from e
+
+    processes.by_the_first(check, f'checkpoint {step}')
     try:
       state = self._checkpointer.load(step, abstract(like))
       progress = self._checkpointer.metadata(step).custom_metadata
     except Exception as e:  # noqa: BLE001  (many kinds, all with one cure)
-      raise StoreError(  # orbax prints the whole tree
-        f'the checkpoint {self.directory / str(step)} cannot be read '
-        f'({str(e)[:_SHOWN]}...): delete this folder to go on from the '
-        'checkpoint before it'
-      ) from e
+      raise _unreadable(folder, e) from e
     return state, progress
 
   def wait(self) -> None:
@@ -128,11 +140,18 @@ class Checkpoints:
     """
     with self._naming():
       self._checkpointer.wait()
+      folder = self.directory / str(self._saved)
+      if jax.process_index() == 0 and self._saved and folder.exists():
+        checksums.note(folder, beside=folder / _SUMS)
+    self._saved = None
 
   def close(self) -> None:
     """Waits, then closes."""
-    with self._naming():
-      self._checkpointer.close()
+    try:
+      self.wait()
+    finally:
+      with self._naming():
+        self._checkpointer.close()
 
   @contextlib.contextmanager
   def _naming(self):
@@ -144,6 +163,13 @@ class Checkpoints:
         f'({str(e)[:_SHOWN]}...): the ones before it stay; free the disk, '
         'and the same command goes on from the last'
       ) from e
+
+
+def _unreadable(folder, error) -> StoreError:
+  return StoreError(  # orbax prints the whole tree
+    f'the checkpoint {folder} cannot be read ({str(error)[:_SHOWN]}...): '
+    f'{_BACK}'
+  )
 
 
 def abstract(state):

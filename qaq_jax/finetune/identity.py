@@ -77,7 +77,11 @@ def check(path: str | pathlib.Path, wanted: Mapping, started: bool) -> None:
     StoreError: the folder holds another run's checkpoints; says what differs.
   """
   path = pathlib.Path(path)
-  found = files.read_json(path) if started else None
+  back = (
+    f'delete {path.parent / "checkpoints"} and this file to begin again, or '
+    'copy it from where it is whole'
+  )
+  found = files.read_json(path, back) if started else None
   if started and found is None:
     raise files.StoreError(
       f'{path.parent} has checkpoints but no {path.name}, so it is unknown '
@@ -85,8 +89,9 @@ def check(path: str | pathlib.Path, wanted: Mapping, started: bool) -> None:
     )
   if found is None:
     if jax.process_index() == 0:
-      files.write_json(path, wanted)
+      files.write_json(path, files.seal(wanted))
     return
+  found.pop(files.SEAL, None)
   fingerprint.check(
     found,
     wanted,

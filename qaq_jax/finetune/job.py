@@ -5,6 +5,7 @@ job = Job(model, JobOptions(fit=FitOptions(epochs=1)))
 job.run(samples, 'out')
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -25,7 +26,7 @@ from qaq_jax.finetune.options import MESH, JobOptions
 from qaq_jax.models import sharding
 from qaq_jax.models.hf import checkpoint, export
 from qaq_jax.runtime import console
-from qaq_jax.workdir import files
+from qaq_jax.workdir import checksums, files
 
 _DEFAULTS = JobOptions()
 
@@ -274,12 +275,15 @@ class Job:
     template, own = None, self.encoder.options.template
     if own not in (chat.AUTO, chat.PLAIN):
       template, _ = chat.find_template(self.encoder.tokenizer.hf, own)
-    export.save_model(
-      model,
-      folder / 'model',
-      source=self.model.source,
-      dtype=jnp.dtype(self.options.export_dtype),
-      chat_template=template,
-      stop_ids=(self.encoder.stop_id,),
-    )
+    with contextlib.ExitStack() as stack:
+      if jax.process_index() == 0:
+        stack.enter_context(checksums.noted(folder / 'model'))
+      export.save_model(
+        model,
+        folder / 'model',
+        source=self.model.source,
+        dtype=jnp.dtype(self.options.export_dtype),
+        chat_template=template,
+        stop_ids=(self.encoder.stop_id,),
+      )
     return [folder / 'model', *written]

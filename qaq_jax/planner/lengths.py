@@ -1,11 +1,10 @@
 """Lengths of a data set's sequences, for planning."""
 
-import json
 from collections.abc import Callable
 
 import numpy as np
 
-from qaq_jax.scoring import planning
+from qaq_jax.scoring import parts, planning
 from qaq_jax.workdir.layout import WorkDir
 
 _BLOCK = 64  # neighbouring rows that are read together
@@ -13,10 +12,7 @@ _BLOCK = 64  # neighbouring rows that are read together
 
 def stored(workdir: WorkDir, model: str) -> dict | None:
   """The survey that a scoring run of `model` left in the work directory."""
-  path = workdir.parts(model) / 'plan.json'
-  if not path.exists():
-    return None
-  return json.loads(path.read_text()).get('survey')
+  return parts.read_plan(workdir.parts(model)).get('survey')
 
 
 def blocks(num_rows: int, most: int) -> list[tuple[int, int]]:

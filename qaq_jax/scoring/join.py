@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 from etils import epath
 
 from qaq_jax.scoring import parts
-from qaq_jax.workdir import files
+from qaq_jax.workdir import checksums, files
 
 _GROUP_ROWS = 1 << 16  # rows of a row group, and all that is held in memory
 
@@ -71,7 +71,7 @@ def join_scores(
   # `derive` reads columns off a file, so that it holds only those it needs.
   plain = path.parent / f'.{path.name}.plain{files.TEMPORARY}{os.getpid()}'
   try:
-    _write(plain, raw())
+    _write(plain, raw(), opened=files.atomic_file)
     derived = derive(os.fspath(plain))
     _write(path, _with_derived(plain, derived), metadata)
   finally:
@@ -91,8 +91,8 @@ def _with_derived(path, derived) -> Iterator[dict]:
       at += size
 
 
-def _write(path, groups: Iterable[Mapping], metadata=None) -> None:
-  with files.atomic_file(path) as file, contextlib.ExitStack() as stack:
+def _write(path, groups, metadata=None, opened=checksums.atomic_file) -> None:
+  with opened(path) as file, contextlib.ExitStack() as stack:
     writer = None
     for columns in groups:
       table = pa.table(dict(columns), metadata=metadata)
@@ -170,7 +170,7 @@ def join_embeddings(path, folder, *, num_rows: int) -> None:
     num_rows: rows of the input.
   """
   folder = epath.Path(folder)
-  with files.atomic_file(path) as file:
+  with checksums.atomic_file(path) as file:
     written = 0
     for index, part in enumerate(parts.read_parts(folder)):
       values = parts.read_embeddings(folder / f'part-{index:06d}.parquet', part)

@@ -1,7 +1,9 @@
 """Reading the parts of a score table, with every check they allow."""
 
+import contextlib
 import hashlib
 import io
+import json
 import re
 from collections.abc import Iterator
 
@@ -10,11 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from etils import epath
 
-from qaq_jax.workdir.files import StoreError
+from qaq_jax.workdir import files, fingerprint
 
 # In the metadata of a part.
 HASH_KEY = b'qaq.fingerprint'  # SHA-256 of its run's fingerprint
 EMBEDDINGS_KEY = b'qaq.embeddings'  # SHA-256 of the .npy beside it
+CONTENT_KEY = b'qaq.content'  # SHA-256 of its rows; see `content`
+FINGERPRINT = 'fingerprint.json'
 _PART = re.compile(r'part-(\d{6,})\.parquet')
 
 
@@ -24,12 +28,74 @@ def list_parts(directory) -> list[int]:
   return sorted(int(m.group(1)) for m in matches if m)
 
 
-def damaged(path, why) -> StoreError:
+def damaged(path, why) -> files.StoreError:
   """The error for a part that can't be used."""
-  return StoreError(
-    f'{path} is damaged ({why}); delete it and run again: its rows are '
-    'scored again'
+  return files.damaged(
+    path, why, 'delete it and run again: its rows are scored again'
   )
+
+
+def content(table: pa.Table) -> bytes:
+  """SHA-256 of a part's rows, whatever its file makes of them."""
+  total = hashlib.sha256()
+  for name, column in zip(table.column_names, table.columns, strict=True):
+    total.update(f'{name} {column.type} {len(column)}\n'.encode())
+    valid = column.is_valid().combine_chunks()
+    total.update(np.packbits(valid.to_numpy(zero_copy_only=False)))
+    if pa.types.is_string(column.type):
+      column = column.combine_chunks().dictionary_encode()
+      total.update(json.dumps(column.dictionary.to_pylist()).encode())
+      column = column.indices
+    total.update(np.ascontiguousarray(column.fill_null(0).to_numpy()))
+  return total.hexdigest().encode()
+
+
+def made_by(directory, digest: str) -> bool:
+  """Whether a part in `directory` carries the hash of a fingerprint."""
+  for index in list_parts(directory):
+    path = epath.Path(directory) / f'part-{index:06d}.parquet'
+    with (
+      contextlib.suppress(pa.ArrowException, OSError, ValueError),
+      path.open('rb') as file,
+    ):
+      metadata = pq.read_schema(file).metadata or {}
+      if metadata.get(HASH_KEY) == digest.encode():
+        return True
+  return False
+
+
+def read_fingerprint(directory) -> dict | None:
+  """The fingerprint of a model's folder; None where there is none yet.
+
+  Raises:
+    StoreError: it is damaged, as its parts tell, which carry its hash.
+  """
+  directory = epath.Path(directory)
+  path = directory / FINGERPRINT
+  back = (
+    'delete this file and run the score stage: with the settings that the '
+    'parts beside it were made with it is written again'
+  )
+  found = files.read_json(path, back)
+  if (
+    found is not None
+    and list_parts(directory)
+    and not made_by(directory, fingerprint.digest(found))
+  ):
+    raise files.damaged(path, 'its parts were made with another one', back)
+  return found
+
+
+def read_plan(directory) -> dict:
+  """The plan of a model's folder; {} where there is none yet.
+
+  Raises:
+    StoreError: it is damaged.
+  """
+  path = epath.Path(directory) / 'plan.json'
+  found = files.read_json(path, f'delete {directory} to score again') or {}
+  found.pop(files.SEAL, None)
+  return found
 
 
 def read_part(path, schema: pa.Schema | None = None) -> pa.Table:
@@ -41,12 +107,18 @@ def read_part(path, schema: pa.Schema | None = None) -> pa.Table:
   try:
     with epath.Path(path).open('rb') as file:
       table = pq.read_table(file, page_checksum_verification=True)
+    names = table.column_names  # not UTF-8 in some damaged files
   except (pa.ArrowException, OSError, ValueError) as e:
-    raise damaged(path, str(e).splitlines()[0] if str(e) else repr(e)) from e
+    files.check_readable(path, e)
+    raise damaged(path, e) from e
   if schema is not None and not table.schema.equals(schema):
-    raise damaged(path, f'columns {table.column_names}')
+    raise damaged(path, f'columns {names}')
   if table.schema.metadata is None or HASH_KEY not in table.schema.metadata:
     raise damaged(path, 'it has no fingerprint')
+  # Pages have checksums; what says where they are and what is in them has none.
+  noted = table.schema.metadata.get(CONTENT_KEY)
+  if noted is not None and noted != content(table):
+    raise damaged(path, 'other rows than were written')
   return table
 
 
@@ -60,8 +132,11 @@ def read_embeddings(part_path, part: pa.Table) -> np.ndarray:
   path = part_path.with_suffix('.npy')
   try:
     data = path.read_bytes()
+  except FileNotFoundError as e:
+    raise damaged(part_path, f'{path.name} is missing') from e
   except OSError as e:
-    raise damaged(part_path, f'{path.name}: {e}') from e
+    files.check_readable(path, e)
+    raise
   digest = hashlib.sha256(data).hexdigest().encode()
   if part.schema.metadata.get(EMBEDDINGS_KEY) != digest:
     raise damaged(part_path, f'{path.name} is not the one written with it')

@@ -35,9 +35,8 @@ STATUSES = ('ok', 'truncated', 'too_long', 'empty', 'invalid', 'non_finite')
 
 def begun_terms(directory) -> list[str] | None:
   """Names of the kinds that a folder of scores was begun with, if it was."""
-  path = epath.Path(directory) / 'fingerprint.json'
-  found = files.read_json(path)
-  return found.get('scored_terms') if isinstance(found, dict) else None
+  found = parts_lib.read_fingerprint(directory)
+  return found.get('scored_terms') if found else None
 
 
 class ScoreStore:
@@ -101,10 +100,10 @@ class ScoreStore:
       left = files.remove_temporaries(self.directory)
       if left:
         self.notes.append(f'removed unfinished files: {", ".join(left)}')
-    path = self.directory / 'fingerprint.json'
-    old = files.read_json(path)
+    path = self.directory / parts_lib.FINGERPRINT
+    old = parts_lib.read_fingerprint(self.directory)
     if old is None:
-      if self._parts():
+      if self._parts() and not self._is_of(fingerprint):
         raise StoreError(
           f'{self.directory} holds parts but no fingerprint.json, so nobody '
           'knows what they are: move the folder away or delete it'
@@ -122,8 +121,17 @@ class ScoreStore:
       )
     # Of a folder's own, also where keys of now are not in it: its parts say so.
     self._hash = fingerprint_lib.digest(old or fingerprint)
-    self.plan = files.read_json(self.directory / 'plan.json') or {}
+    self.plan = parts_lib.read_plan(self.directory)
     self.rows_per_part = self.plan.get('rows_per_part')
+
+  def _is_of(self, fingerprint) -> bool:
+    """Whether a folder without fingerprint.json has parts of this one."""
+    try:
+      planned = parts_lib.read_plan(self.directory)
+    except StoreError:
+      return False
+    digest = fingerprint_lib.digest(fingerprint)
+    return bool(planned) and parts_lib.made_by(self.directory, digest)
 
   def __enter__(self):
     return self
@@ -144,7 +152,7 @@ class ScoreStore:
     self.plan = plan
     self.rows_per_part = plan['rows_per_part']
     if self._lock is not None:
-      files.write_json(self.directory / 'plan.json', plan)
+      files.write_json(self.directory / 'plan.json', files.seal(plan))
       self._store(self.directory / 'plan.json')
 
   def _store(self, path):
@@ -262,9 +270,9 @@ class ScoreStore:
       metadata[parts_lib.EMBEDDINGS_KEY] = hashlib.sha256(data).hexdigest()
       files.write_atomic(self._path(index, 'npy'), data)
       self._store(self._path(index, 'npy'))
-    table = pa.Table.from_arrays(
-      arrays, schema=self.schema.with_metadata(metadata)
-    )
+    table = pa.Table.from_arrays(arrays, schema=self.schema)
+    metadata[parts_lib.CONTENT_KEY] = parts_lib.content(table)
+    table = table.replace_schema_metadata(metadata)
     if len(table) != len(rows):
       raise ValueError(f'{len(table)} rows for a window of {len(rows)}')
     sink = pa.BufferOutputStream()

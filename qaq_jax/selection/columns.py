@@ -10,20 +10,13 @@ from collections.abc import Mapping
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from etils import epath
 
 from qaq_jax.encoding.published_ifd import FORMS
 from qaq_jax.scoring import metrics
+from qaq_jax.scoring import table as table_lib
 from qaq_jax.selection import strata
 from qaq_jax.selection.options import SelectOptions, StrataOptions
 from qaq_jax.selection.roles import MissingColumn, Roles
-
-
-def _open(path: str) -> pq.ParquetFile:
-  if '://' in path:  # gs:// and s3:// work dirs
-    return pq.ParquetFile(epath.Path(path).open('rb'))
-  return pq.ParquetFile(path, memory_map=True)
 
 
 class ScoreColumns(Roles):
@@ -61,7 +54,7 @@ class ScoreColumns(Roles):
     self.include_truncated = bool(include_truncated)
     self._file = None
     if isinstance(table, (str, os.PathLike)):
-      self._file = _open(os.fspath(table))
+      self._file = table_lib.open_table(table)
       self.names = list(self._file.schema_arrow.names)
     elif isinstance(table, pa.Table):
       self.names = list(table.column_names)
@@ -103,7 +96,7 @@ class ScoreColumns(Roles):
         f'{self.scored()}.'
       )
     if self._file is not None:
-      return self._file.read(columns=[name]).column(0)
+      return table_lib.read_column(self._file, self._table, name)
     return self._table[name]
 
   def _cached(self, key, function):

@@ -7,16 +7,16 @@ What was made from other settings or inputs is refused, naming the difference.
 import dataclasses
 import os
 
-import pyarrow.parquet as pq
-
 from qaq_jax.data import samples
+from qaq_jax.scoring import parts
+from qaq_jax.scoring import table as table_lib
 from qaq_jax.selection import columns
 from qaq_jax.selection import select as select_lib
 from qaq_jax.selection.options import SelectOptions
 from qaq_jax.selection.rules import external, rule
 from qaq_jax.selection.sql import engine
 from qaq_jax.stages import options as options_lib
-from qaq_jax.workdir import files, fingerprint
+from qaq_jax.workdir import checksums, files, fingerprint
 from qaq_jax.workdir.layout import SAMPLES_KEY, WorkDir
 
 ENGINES = ('memory', 'duckdb')
@@ -65,7 +65,8 @@ def check_scores(config, workdir: WorkDir) -> None:
   path = workdir.scores
   if not path.exists():
     raise ValueError(f'{path} does not exist: run the score stage first')
-  made_from = (pq.read_schema(path).metadata or {}).get(SAMPLES_KEY.encode())
+  with table_lib.open_table(path) as file:
+    made_from = (file.schema_arrow.metadata or {}).get(SAMPLES_KEY.encode())
   prepared = open_samples(config, workdir).content_hash
   if made_from != prepared.encode():
     raise ValueError(
@@ -134,13 +135,37 @@ def selection(
   )
 
 
+def written_selection(workdir: WorkDir) -> dict | None:
+  """What `qaq select` wrote, None without.
+
+  Raises:
+    StoreError: it is damaged.
+  """
+  back = f'delete {workdir.selection.name}, and run the select stage again'
+  found = files.read_json(workdir.selection, back)
+  if found is not None:
+    checksums.check(workdir.selection, back)
+  return found
+
+
+def fingerprints(workdir: WorkDir) -> dict[str, dict]:
+  """Model -> fingerprint of its part of the score table.
+
+  Raises:
+    StoreError: one is damaged.
+  """
+  folders = sorted((workdir.path / 'scores').glob('*/fingerprint.json'))
+  found = {p.parent.name: parts.read_fingerprint(p.parent) for p in folders}
+  return {name: value for name, value in found.items() if value is not None}
+
+
 def check_selection(config, workdir: WorkDir, selection) -> None:
   """Refuses a selection that is not what `qaq select` wrote.
 
   Raises:
     ValueError: the work directory holds another selection, or none.
   """
-  written = files.read_json(workdir.selection) or {}
+  written = written_selection(workdir) or {}
   if written.get('rows_sha256') != selection.report['rows_sha256']:
     raise ValueError(
       f'{workdir.selection} is of another selection than this config makes '

@@ -197,11 +197,13 @@ class _Cells:
     fingerprint = self._fingerprint(rows, seed)
     name = _name(fingerprint)
     folder = self._folder / 'cells' / name
-    result = files.read_json(folder / 'result.json')
+    result = files.read_json(
+      folder / 'result.json', 'delete it, and its cell is made again'
+    )
     label = f'[{number}] {line.rule}, {line.budget}, seed {seed}'
     if result is None:
       result = self._train(chosen, seed, folder, label, fingerprint)
-      files.write_json(folder / 'result.json', result)
+      files.write_json(folder / 'result.json', files.seal(result))
       files.write_json(folder / 'fingerprint.json', fingerprint)
       shutil.rmtree(folder / 'checkpoints', ignore_errors=True)
     loss = sum(result['nll']) / self.tokens.sum()

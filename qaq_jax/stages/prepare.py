@@ -12,7 +12,7 @@ from qaq_jax.workdir.layout import WorkDir
 def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   """Input data -> prepared samples."""
   source = artifacts.data_source(config, workdir)
-  scored = {f.get('samples') for f in workdir.fingerprints().values()}
+  scored = {f.get('samples') for f in artifacts.fingerprints(workdir).values()}
   info = samples.current(source, workdir.samples)
   if info is None and not scored:
     info = samples.prepare(source, workdir.samples)

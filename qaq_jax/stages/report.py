@@ -24,7 +24,7 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
     title=f'{config.select.rule} on {os.path.basename(config.data.path)}',
     info={
       f'{model}: {name}': str(value)
-      for model, fingerprint in workdir.fingerprints().items()
+      for model, fingerprint in artifacts.fingerprints(workdir).items()
       for name, value in fingerprint.items()
       if not isinstance(value, dict)
     },

@@ -7,7 +7,7 @@ from qaq_jax.runtime import console
 from qaq_jax.selection import request, summary
 from qaq_jax.selection.sql import engine
 from qaq_jax.stages import artifacts
-from qaq_jax.workdir import files
+from qaq_jax.workdir import checksums, files
 from qaq_jax.workdir.layout import WorkDir
 
 
@@ -25,14 +25,14 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   """Score table -> chosen samples, in the input's own schema."""
   store = artifacts.open_samples(config, workdir)
   selection = artifacts.selection(config, workdir)
-  before = files.read_json(workdir.selection)
+  before = artifacts.written_selection(workdir)
   path = workdir.path / config.select.output
   samples.write_selected(store, selection.rows, path)
   report = selection.report | {
     'samples': store.content_hash,
-    'scores': workdir.fingerprints(),
+    'scores': artifacts.fingerprints(workdir),
   }
-  files.write_json(workdir.selection, report)
+  files.write_json(workdir.selection, report, checksums.atomic_file)
   console.say(summary.format_selection(selection.report))
   if not len(selection.rows):
     console.say('! Nothing was kept.')

@@ -12,7 +12,7 @@ import os
 import pathlib
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from etils import epath
 
@@ -20,6 +20,7 @@ from qaq_jax.runtime import console
 
 TEMPORARY = '.tmp-'  # in the name of every file that isn't whole yet
 SEAL = 'sha256'  # key of a JSON object's own checksum
+_SUM_LENGTH = 64
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -53,7 +54,7 @@ def check_readable(path, error: Exception) -> None:
   Raises:
     StoreError: names the file and what the system says.
   """
-  if isinstance(error, OSError) and error.errno is not None:
+  if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
     raise StoreError(
       f'{path} cannot be read ({os.strerror(error.errno)}). It may be whole: '
       'look at its permissions and at the disk, and keep it'
@@ -82,8 +83,13 @@ def write_atomic(path, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def atomic_file(path):
-  """Yields a binary file that takes `path`'s place when the block ends well."""
+def atomic_file(path, before: Callable | None = None):
+  """Yields a binary file that takes `path`'s place when the block ends well.
+
+  Args:
+    path: the file.
+    before: called with the whole file's temporary path before that.
+  """
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.parent / f'.{path.name}{TEMPORARY}{os.getpid()}'
@@ -93,6 +99,8 @@ def atomic_file(path):
       file.flush()
       with contextlib.suppress(AttributeError, ValueError):
         _fsync(file.fileno())  # remote files have no descriptor
+    if before is not None:
+      before(temporary)
     temporary.replace(path)
   except BaseException:
     temporary.unlink(missing_ok=True)
@@ -161,14 +169,38 @@ def remove_temporaries(directory) -> list[str]:
 def seal(value: Mapping) -> dict:
   """A JSON object with its own checksum, which `read_json` checks."""
   content = {k: v for k, v in value.items() if k != SEAL}
+  return content | {SEAL: _sum(content)}
+
+
+def _sum(content) -> str:
   text = json.dumps(content, sort_keys=True)
-  return content | {SEAL: hashlib.sha256(text.encode()).hexdigest()}
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
-def write_json(path, value) -> None:
-  """Writes JSON atomically, keys sorted."""
+def check_seal(path, value: Mapping, back: str) -> None:
+  """Refuses an object that has a seal, also by another name, and isn't its.
+
+  Raises:
+    StoreError: it is damaged.
+  """
+  for key, one in value.items():
+    if key == SEAL or (isinstance(one, str) and len(one) == _SUM_LENGTH):
+      fits = one == _sum({k: v for k, v in value.items() if k != key})
+      if fits != (key == SEAL):
+        raise damaged(path, 'not what was written', back)
+
+
+def write_json(path, value, opened=atomic_file) -> None:
+  """Writes JSON atomically, keys sorted.
+
+  Args:
+    path: the file.
+    value: JSON-serialisable.
+    opened: `atomic_file`, or the one of checksums.py.
+  """
   text = json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False)
-  write_atomic(path, (text + '\n').encode())
+  with opened(path) as file:
+    file.write((text + '\n').encode())
 
 
 def read_json(
@@ -195,8 +227,7 @@ def read_json(
     raise damaged(path, e, back) from e
   if not isinstance(value, dict):
     raise damaged(path, 'no JSON object', back)
-  if SEAL in value and value != seal(value):
-    raise damaged(path, 'not what was written', back)
+  check_seal(path, value, back)
   return value
 
 

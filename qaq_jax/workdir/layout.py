@@ -1,6 +1,5 @@
 """The layout of a work directory: where each artifact lies."""
 
-import json
 import pathlib
 
 from qaq_jax.workdir import mirror as mirror_lib
@@ -95,8 +94,3 @@ class WorkDir:
   def filled(self, path: str) -> str:
     """A path of the config with '{workdir}' filled in."""
     return path.replace('{workdir}', str(self.path))
-
-  def fingerprints(self) -> dict[str, dict]:
-    """Model -> fingerprint of its part of the score table."""
-    found = (self.path / 'scores').glob('*/fingerprint.json')
-    return {p.parent.name: json.loads(p.read_text()) for p in sorted(found)}

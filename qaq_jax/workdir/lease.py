@@ -50,11 +50,11 @@ class Lease:
 
   def _mine(self):
     now = self._read()
-    return now is not None and json.loads(now)['id'] == self._id
+    return _told(now, 'id') == self._id
 
   def _holder(self):
     now = self._read()
-    return json.loads(now)['holder'] if now else 'nobody any more'
+    return _told(now, 'holder') if now else 'nobody any more'
 
   def check(self) -> None:
     """Looks whether this run may still write.
@@ -83,7 +83,7 @@ class Lease:
         seen, since = now, time.monotonic()
         console.say(
           f'{self._url}: waiting up to {LOST_SECONDS:.0f} s to see whether '
-          f'{json.loads(now)["holder"]} still writes there'
+          f'{_told(now, "holder")} still writes there'
         )
       if now is not None and now != seen:
         raise self._refusal()
@@ -126,3 +126,11 @@ class Lease:
     with contextlib.suppress(Exception):  # or it is found without a holder
       if self._mine():
         self._fs.rm_file(self._path)
+
+
+def _told(data: bytes | None, field: str) -> str:
+  """What a lease says; a damaged one is somebody's all the same."""
+  try:
+    return json.loads(data or b'')[field]
+  except (ValueError, TypeError, KeyError):
+    return 'unknown'

@@ -13,14 +13,13 @@ import contextlib
 import errno
 import functools
 import hashlib
-import json
 import os
 import pathlib
 from collections.abc import Iterator
 
 import fsspec
 
-from qaq_jax.workdir import files, lease
+from qaq_jax.workdir import checksums, files, lease
 
 _STATE = '.mirror.json'
 # What tells two versions of an object apart, by store.
@@ -106,7 +105,9 @@ class Mirror:
   def _load(self):
     """The state of before; of a damaged one nothing is believed."""
     with contextlib.suppress(OSError, ValueError):
-      return json.loads((self.path / _STATE).read_text())
+      known = files.read_json(self.path / _STATE) or {}
+      if all(isinstance(entry, list) for entry in known.values()):
+        return known
     return {}
 
   def _save(self):
@@ -157,7 +158,10 @@ class Mirror:
       for name, path in here.items()
       if self._known.get(name, [None])[1:] != _stamp(path)
     ]
-    for _, name in sorted(changed):
+    # A file of checksums fits what was there before, too.
+    for _, name in sorted(
+      changed, key=lambda one: (not one[1].endswith(checksums.SUFFIX), one)
+    ):
       self._put(name)
     for name in sorted(set(self._known) - set(here)):
       with contextlib.suppress(FileNotFoundError):

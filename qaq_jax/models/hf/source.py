@@ -1,8 +1,6 @@
 """Where a model comes from: a local folder, or a hub id at a fixed commit."""
 
 import dataclasses
-import functools
-import hashlib
 import json
 import os
 import pathlib
@@ -13,6 +11,7 @@ import huggingface_hub
 from huggingface_hub import constants, errors
 
 from qaq_jax.models.hf import tensors
+from qaq_jax.workdir import checksums
 
 # Nothing else is downloaded: no pickles, no code, no other formats' weights.
 ALLOWED = (
@@ -143,6 +142,8 @@ def _checked(source: ModelSource, weights: bool) -> ModelSource:
     )
   if not weights:
     return source
+  # Beside what the finetune stage exported.
+  checksums.check(source.directory, 'delete the folder and export it again')
   try:
     tensors.weight_files(source.directory)
   except tensors.MissingTensorError:
@@ -197,12 +198,4 @@ def _sha256(path: pathlib.Path) -> str:
   # The hub's cache names large files by their hash already.
   if real.parent.name == 'blobs' and re.fullmatch('[0-9a-f]{64}', real.name):
     return real.name
-  stat = real.stat()
-  return _hash_file(real, stat.st_size, stat.st_mtime_ns)
-
-
-@functools.lru_cache(maxsize=1024)
-def _hash_file(path: pathlib.Path, size: int, mtime_ns: int) -> str:
-  del size, mtime_ns  # of the cache's key: a changed file is read again
-  with path.open('rb') as f:
-    return hashlib.file_digest(f, 'sha256').hexdigest()
+  return checksums.sha256(real)

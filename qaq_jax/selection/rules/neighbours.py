@@ -15,6 +15,7 @@ from qaq_jax.selection import budget as budget_lib
 from qaq_jax.selection.columns import MissingColumn
 from qaq_jax.selection.rules import eligible
 from qaq_jax.selection.rules.rule import Candidates, register
+from qaq_jax.workdir import checksums, files
 
 _BLOCK_ROWS = 8192
 _LIST_BYTES = 512 * 2**20
@@ -40,13 +41,23 @@ def as_embeddings(value, name: str):
         f'{os.fspath(value)} does not exist (rds_plus needs it as its {name}): '
         'score with `--config.score.embeddings=True`.'
       )
-    value = np.load(os.fspath(value), mmap_mode='r')
+    value = _open(value)
   if not hasattr(value, 'shape') or len(value.shape) != 2 or not len(value):
     raise ValueError(
       f'rds_plus: {name} must be an array [rows, D] with at least one row, '
       f'not {getattr(value, "shape", type(value).__name__)}.'
     )
   return value
+
+
+def _open(path):
+  back = 'delete it and run the score stage, which joins it again'
+  checksums.check(path, back)
+  try:
+    return np.load(os.fspath(path), mmap_mode='r')
+  except (ValueError, EOFError, OSError) as e:
+    files.check_readable(path, e)
+    raise files.damaged(path, e, back) from e
 
 
 def evaluation_warning(path) -> str | None:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 
+from qaq_jax.scoring import table as table_lib
 from qaq_jax.selection.roles import ROLES
 from qaq_jax.selection.sql import expressions
 
@@ -21,6 +22,8 @@ def join(
   """
   if not isinstance(tables, Mapping):
     tables = {'': os.fspath(tables)}
+  for path in tables.values():  # DuckDB checks no checksums
+    table_lib.check(path)
   _check_rows(connection, tables)
   first, *others = (
     f'read_parquet({expressions.text(path)}) AS t{i}'

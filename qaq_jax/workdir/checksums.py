@@ -1,0 +1,122 @@
+"""Checksums beside files whose own format has none, in `NAME.sha256`.
+
+A file without one is read unchecked: another program, or an earlier version,
+wrote it. The one beside is written first and names what was there before as
+well, so that a kill between the two leaves a pair that fits.
+"""
+
+import contextlib
+import functools
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent import futures
+
+from etils import epath
+
+from qaq_jax.workdir import files
+
+SUFFIX = '.sha256'
+
+
+@contextlib.contextmanager
+def atomic_file(path) -> Iterator:
+  """As `files.atomic_file`, with a checksum beside."""
+  noting = lambda temporary: note(path, temporary)  # noqa: E731
+  with files.atomic_file(path, noting) as file:
+    yield file
+
+
+@contextlib.contextmanager
+def noted(path) -> Iterator[None]:
+  """Writes the checksums of a folder that the block makes, beside it.
+
+  A kill within leaves it without.
+  """
+  _beside(path).unlink(missing_ok=True)
+  yield
+  note(path)
+
+
+def note(path, of=None, beside=None) -> None:
+  """Writes the checksums of a file, or of all files in a folder.
+
+  Args:
+    path: the file or folder.
+    of: where it is now, if it takes its place later.
+    beside: where to; None: beside it.
+  """
+  beside = beside or _beside(path)
+  now = _sums(epath.Path(of or path))
+  before = []
+  with contextlib.suppress(files.StoreError):  # damaged, and not needed
+    before = (files.read_json(beside) or {}).get('versions', [])
+  versions = [now, *(sums for sums in before if sums != now)][:2]
+  files.write_json(beside, files.seal({'versions': versions}))
+
+
+def check(path, back: str, beside=None) -> bool:
+  """Compares a file or folder with its checksums.
+
+  Files in a folder that have none are not looked at.
+
+  Args:
+    path: the file or folder.
+    back: what to do about a damaged one.
+    beside: as in `note`.
+
+  Returns:
+    Whether there are any.
+
+  Raises:
+    StoreError: it, or the file of checksums, is damaged; names it.
+    OSError: it cannot be read.
+  """
+  path, beside = epath.Path(path), beside or _beside(path)
+  found = files.read_json(beside, f'delete it, and {path} is read unchecked')
+  if found is None:
+    return False
+  now = _sums(path)
+  for sums in (versions := found['versions']):
+    if all(now.get(name) == one for name, one in sums.items()):
+      return True
+  which = next(n for n, one in versions[0].items() if now.get(n) != one)
+  raise files.damaged(
+    path / which if which else path,
+    f'not what was written, says {beside.name}',
+    f'{back}; or, if you changed it yourself, delete {beside}',
+  )
+
+
+def sha256(path) -> str:
+  """SHA-256 of a file, read again only when it has changed."""
+  path = os.path.realpath(path)
+  stat = os.stat(path)
+  return _hashed(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _hashed(path, inode, size, mtime_ns) -> str:
+  del inode, size, mtime_ns  # of the cache's key
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _beside(path):
+  path = epath.Path(path)
+  return path.parent / f'{path.name}{SUFFIX}'
+
+
+def _sums(path) -> dict[str, str]:
+  """Name below a folder ('' for a file itself) -> SHA-256."""
+  names = {'': path}
+  if path.is_dir():
+    names = {
+      os.path.relpath(os.path.join(folder, name), path): os.path.join(
+        folder, name
+      )
+      for folder, _, found in os.walk(path)
+      for name in found
+    }
+  with futures.ThreadPoolExecutor(4) as pool:
+    return dict(zip(names, pool.map(sha256, names.values()), strict=True))
