@@ -21,6 +21,7 @@ from qaq_jax.data.types import Sample
 from qaq_jax.encoding import encoder, reach, tokenization
 from qaq_jax.models.hf import checkpoint
 from qaq_jax.models.hf.read_config import read_config
+from qaq_jax.stages import model as model_lib
 
 FIXTURES = pathlib.Path(__file__).parent / 'fixtures' / 'benchmarks'
 STYLES = sorted(tiny_tokenizers.STYLES)
@@ -295,6 +296,17 @@ def test_tokens_that_cannot_occur_are_no_fault(models, tmp_path):
   pipeline.run('plan', c, tmp_path / 'work')
   losses = (tmp_path / 'work' / 'finetune' / 'metrics.jsonl').read_text()
   assert np.isfinite(json.loads(losses.splitlines()[-1])['loss'])
+
+
+def test_a_model_that_is_opened_in_a_notebook_is_looked_at_too(models):
+  added = model_lib.open_model(models['added'], field='the base model')
+  with pytest.raises(ValueError, match='^the base model: .*' + REFUSED):
+    added.encoder(template='chatml')
+  positions = added.config.max_positions
+  with pytest.raises(ValueError, match=f'more than the {positions} positions'):
+    added.encoder(template='plain', max_length=positions + 1)
+  encoder = added.encoder(template='plain', max_length=positions)
+  assert encoder.tokenizer.files == added.tokenizer().files
 
 
 def test_a_base_models_prompts_have_no_template(models, tmp_path):

@@ -25,6 +25,7 @@ from qaq_jax.finetune import lora as lora_lib
 from qaq_jax.finetune.options import MESH, JobOptions
 from qaq_jax.models import sharding
 from qaq_jax.models.hf import checkpoint, export
+from qaq_jax.models.hf.families import family_of
 from qaq_jax.runtime import console
 from qaq_jax.workdir import checksums, files
 
@@ -262,7 +263,7 @@ class Job:
     """
     model, written = trainer.model(state), []
     if self._lora:
-      if model.config.family != 'gpt2':  # whose layout PEFT adapts otherwise
+      if not family_of(model.config).has_fused_heads:  # as PEFT has it
         export.save_adapter(
           model,
           folder / 'adapter',

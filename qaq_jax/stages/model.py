@@ -48,8 +48,11 @@ class Model:
 
     Raises:
       TokenizerError, TemplateError: see `Encoder`.
-      ValueError: an id can occur that the model does not embed.
+      ValueError: an id can occur that the model does not embed, or a length
+        has no positions.
     """
+    if 'max_length' in options:
+      self.check_lengths({'max_length': options['max_length']})
     encoder = Encoder(self.source.directory, **options)
     self._check_ids(encoder.tokenizer, encoder.own_ids(ending=ending))
     return encoder
@@ -97,7 +100,7 @@ class Model:
       if length > positions:
         raise ValueError(
           f'{field}: {length} tokens are more than the {positions} positions '
-          f'of {self.source.path}; set --{field}={positions}'
+          f'of {self.source.path}; the most is {field}={positions}'
         )
 
   def _check_ids(
