@@ -285,7 +285,7 @@ def _parse(argv):
   parser.add_argument('--path', required=True, help='the published file')
   parser.add_argument('--output', default='', help='results, JSON lines')
   parser.add_argument('--prompt', default='', choices=['', 'chat', 'base'])
-  parser.add_argument('--workers', type=int, default=0)
+  parser.add_argument('--workers', type=int, default=Options.workers)
   parser.add_argument('--limit', type=int, default=0, help='first tasks only')
   parser.add_argument('--all-tests', action='store_true')
   parser.add_argument('--allow-missing', action='store_true')
