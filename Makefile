@@ -12,7 +12,8 @@ demo: $(VENV)/.base
 	$(BIN)/qaq run --config=configs/demo.py --workdir=$(WORKDIR)
 
 # A file's tests stay on one worker, so that none makes another's fixtures.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
+# Few arenas of malloc: what is freed is used again, not kept per thread.
+PYTEST := MALLOC_ARENA_MAX=2 $(BIN)/python -m pytest -n 2 --dist loadfile --durations=10
 
 test: $(VENV)/.test
 	$(PYTEST) -m "not slow"
