@@ -28,7 +28,7 @@ os.environ['XLA_FLAGS'] = ' '.join(
 )
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(_ROOT / '.jax_cache'))
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
-# The workers share the cores; more threads of torch's would wait for each other.
+# The workers share the cores: threads of torch's would wait for each other.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 # Tests never reach a hub: what they load, they made or ship themselves.
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
