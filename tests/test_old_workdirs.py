@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from qaq_jax import pipeline
+from qaq_jax.data import types
+from qaq_jax.workdir import files
 
 _ARCHIVE = (
   pathlib.Path(__file__).parent / 'fixtures/old_workdirs/workdirs.tar.xz'
@@ -27,13 +29,14 @@ def old(tmp_path, monkeypatch):
   return tmp_path
 
 
-def run(stage, workdir, **evaluate):
+def run(stage, workdir, **sections):
   """Runs a stage with the recipe that the folders were made with."""
   spec = importlib.util.spec_from_file_location('recipe', 'recipe.py')
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   config = module.get_config()
-  config.evaluate.update(evaluate)
+  for name, changes in sections.items():
+    config[name].update(changes)
   for section in (config.score, config.finetune, config.evaluate):
     section.mesh.data = -1  # the folders were begun on one device
   pipeline.run(stage, config, workdir)
@@ -115,7 +118,7 @@ def test_half_an_evaluation_goes_on(old, folder):
     if (tasks / name).exists()
   }
   assert len(before) == (1 if folder == 'generating' else 2)
-  run('evaluate', folder, allow_code_execution=True)
+  run('evaluate', folder, evaluate={'allow_code_execution': True})
   for name in names:
     after = (tasks / name).read_text().splitlines()
     kept = before.get(name, [])
@@ -127,3 +130,23 @@ def test_half_an_evaluation_goes_on(old, folder):
   )
   assert results['model_files'] == expected['model_files']
   assert results['scores'] == expected['scores']
+
+
+def test_scores_go_on_with_the_wording_they_began_with(
+  old, monkeypatch, capsys
+):
+  """A new default words no half of a folder anew; a config that says does."""
+  begun = types.REVERSE_INSTRUCTION
+  monkeypatch.setattr(types, 'REVERSE_INSTRUCTION', '{answer}\nWhat for?')
+  monkeypatch.setattr(types, 'EARLIER_REVERSE_INSTRUCTIONS', (begun,))
+  with pytest.raises(files.StoreError, match='reverse_instruction'):
+    run('score', 'half_scored', score={'reverse_instruction': 'Say {answer}'})
+  run(
+    'score',
+    'half_scored',
+    score={'reverse_instruction': types.REVERSE_INSTRUCTION},
+  )
+  assert 'weak: goes on with the reverse instruction' in capsys.readouterr().out
+  same_scores(
+    old / 'half_scored/scores.parquet', old / 'complete/scores.parquet'
+  )

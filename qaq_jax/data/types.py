@@ -16,6 +16,10 @@ REVERSE_INSTRUCTION = (
   'instruction only.\n\n{answer}'
 )
 
+# Defaults of earlier versions: a folder of scores that was begun with one goes
+# on with it.
+EARLIER_REVERSE_INSTRUCTIONS: tuple[str, ...] = ()
+
 
 class DataError(ValueError):
   """The input cannot be used; the message says where and what to do."""

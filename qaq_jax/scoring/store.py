@@ -39,6 +39,13 @@ def begun_terms(directory) -> list[str] | None:
   return found.get('scored_terms') if found else None
 
 
+def begun_wording(directory) -> str | None:
+  """Reverse instruction that a folder of scores was begun with, if it was."""
+  found = parts_lib.read_fingerprint(directory) or {}
+  options = found.get('encoder', {}).get('options', {})
+  return options.get('reverse_instruction')
+
+
 class ScoreStore:
   """Writer of one model's score table. Use as a context manager.
 

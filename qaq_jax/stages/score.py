@@ -11,12 +11,14 @@ import jax
 import ml_collections
 
 from qaq_jax.data import samples as samples_lib
+from qaq_jax.data import types
 from qaq_jax.encoding import encoder, published_ifd
 from qaq_jax.encoding.options import EncoderOptions
 from qaq_jax.models import sharding
 from qaq_jax.models.attention import choose as attention
 from qaq_jax.runtime import console, processes
 from qaq_jax.scoring import join, parts, scorer
+from qaq_jax.scoring import store as score_store
 from qaq_jax.scoring.options import ScoreOptions
 from qaq_jax.selection import derived
 from qaq_jax.stages import artifacts, options
@@ -88,10 +90,28 @@ def open_model(
 
 
 def make_encoder(
-  config: ml_collections.ConfigDict, name: str, model: model_lib.Model
+  config: ml_collections.ConfigDict,
+  workdir: WorkDir,
+  name: str,
+  model: model_lib.Model,
 ) -> encoder.Encoder:
-  """The encoder of model `name` of the config."""
+  """The encoder of model `name` of the config.
+
+  Where the config leaves the wording to the default, scores that an earlier
+  version began with its own default go on with that.
+  """
   c, m = config.score, config.models[name]
+  wording = c.reverse_instruction
+  # Of any model: those of one table are asked in the same words.
+  folders = [workdir.parts(other) for other in config.models]
+  begun = {score_store.begun_wording(folder) for folder in folders}
+  earlier = begun & set(types.EARLIER_REVERSE_INSTRUCTIONS)
+  if wording == types.REVERSE_INSTRUCTION and earlier:
+    (wording,) = earlier
+    console.say(
+      f'{name}: goes on with the reverse instruction that the scores of '
+      f'{workdir} were begun with: {wording!r}'
+    )
   return model.encoder(
     options=options.of(
       EncoderOptions,
@@ -99,6 +119,7 @@ def make_encoder(
       template=m.chat_template,
       system_prompt=m.system_prompt or c.system_prompt,
       max_length=m.max_length or c.max_length,
+      reverse_instruction=wording,
     )
   )
 
@@ -111,7 +132,7 @@ class _Scoring:
     self._name, self._mesh = name, mesh
     self._options = options.of(ScoreOptions, config.score)
     self._model = open_model(config, workdir, name)
-    self._encoder = make_encoder(config, name, self._model)
+    self._encoder = make_encoder(config, workdir, name, self._model)
     self._attention = attention.choose(
       self._c.attention,
       attention.case_of(self._model.config, self._m.dtype, mesh),

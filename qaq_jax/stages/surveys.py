@@ -45,7 +45,7 @@ class Surveys:
       console.say(f'{name}: no lengths and no hours: config.data.path is empty')
       return None
     try:
-      encoder = score.make_encoder(config, name, model)
+      encoder = score.make_encoder(config, self._workdir, name, model)
     except tokenization.TokenizerError as e:
       console.say(f'{name}: no lengths and no hours: {e}')
       return None
