@@ -63,10 +63,10 @@ def run(
 
   Args:
     name: a stage's name, or 'run' for all that the config lists.
-    config: as made by `qaq_jax.config.get_default` and changed.
+    config: the config as made by `qaq_jax.config.get_default` and changed.
     workdir: folder of all output, made where it is missing, that all
       processes see; or of an object store, as gs://bucket/run.
-    watch: over the processes, where there are several.
+    watch: the watch over the processes, where there are several.
     given: the words of the command line behind `qaq`: for the run log, and
       for the commands that are named at the end.
 

@@ -44,7 +44,7 @@ def write_parts(
   """Writes samples to `out_dir` in one step; returns the manifest.
 
   Args:
-    samples: in order of their rows, which count from 0.
+    samples: the samples in order of their rows, which count from 0.
     out_dir: replaced by the new folder once that is complete.
     rows_per_part: rows per file.
     info: goes into the manifest.

@@ -35,7 +35,7 @@ class DataSource:
       config '{workdir}' in it is the work directory.
     format: 'jsonl', 'json', 'parquet' or 'hf'; 'auto' looks at the path and
       the first bytes.
-    split: of a hub or saved data set with several splits.
+    split: the split of a hub or saved data set with several splits.
     name: configuration of a hub data set; '' = its default.
     revision: branch, tag or commit of a hub data set.
     columns: role (`COLUMN_ROLES`) -> name in the input; '' = recognised from
@@ -125,7 +125,7 @@ class Record:
   """One record of the input before its columns are known.
 
   Attributes:
-    raw: as in `Sample`.
+    raw: the record as in `Sample`.
     value: the parsed record (a dict), or None.
     problem: why `value` is None.
   """

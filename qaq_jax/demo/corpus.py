@@ -32,7 +32,7 @@ class CorpusOptions:
     excluded: import names of the running environment whose pairs are left
       out, should they be in the corpus too.
     max_answer: characters.
-    vocab_size: of the tokenizer.
+    vocab_size: the size of its vocabulary.
     forward_share: share of pairs that are also trained query first.
     query_weight: weight of a query token's loss; others have 1.
     max_held_out: pairs to measure on, evenly picked.

@@ -229,7 +229,7 @@ def write_demo_data(
     path: the file to write.
     rows: number of pairs, drawn evenly by content; all when there are fewer.
     shares: defect -> share of the rows.
-    seed: of the defects.
+    seed: the seed of the defects.
     packages: where to mine, see `mining.mine`.
     limits: see `mining.Limits`.
     held_out: clean pairs to write besides, none of them among the rows.

@@ -89,7 +89,7 @@ class Pair:
   Attributes:
     package: import name, or 'stdlib'.
     module: the file within the package.
-    name: of the function, with its class.
+    name: the name of the function, with its class.
     query: first paragraph of the docstring, on one line.
     answer: the function without its docstring.
   """

@@ -61,7 +61,7 @@ def nll(
   Args:
     model: a Decoder.
     rows: (ids, start) with start >= 1.
-    tokens_per_batch: of a padded batch.
+    tokens_per_batch: the tokens of a padded batch.
     multiple: lengths are rounded up to it.
   """
   graphdef, params = nnx.split(model)

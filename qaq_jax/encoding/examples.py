@@ -31,7 +31,7 @@ class Example:
     ids: int32 [T], tokens.
     weights: float32 [T], weight of each token's loss; the first token is not a
       target, so its weight is not read.
-    row: of the sample, for messages.
+    row: the number of the sample, for messages.
   """
 
   ids: np.ndarray
@@ -44,7 +44,7 @@ class Rendered:
   """The examples of a data set, and what became of the other samples.
 
   Attributes:
-    examples: in the order of the samples.
+    examples: the examples in the order of the samples.
     skipped: reason -> samples that gave no example.
     truncated: examples whose answer was cut.
     longest: tokens that the longest sample would have taken, and its row.
@@ -86,8 +86,8 @@ def make_examples(
   Args:
     samples: any number; those whose status is not 'ok' are left out and
       counted.
-    encoder: of the model's tokenizer, template and system prompt; its own
-      `max_length` and `on_long` are for scoring and not used here.
+    encoder: the encoder of the model's tokenizer, template and system prompt;
+      its own `max_length` and `on_long` are for scoring and not used here.
     options: length limit and weights.
 
   Returns:

@@ -15,7 +15,8 @@ class EncoderOptions:
   Attributes:
     template: 'auto' (the tokenizer's own), 'plain', a shipped name, or a path
       to a template or to a checkpoint whose template is borrowed.
-    system_prompt: for rows without their own; '' = the template's default.
+    system_prompt: the system prompt for rows without their own; '' = the
+      template's default.
     reverse_instruction: user text of the reverse sequence, with an `{answer}`
       slot.
     max_length: tokens of the longer sequence.
@@ -61,8 +62,8 @@ class TrainingOptions:
 
   Attributes:
     max_length: tokens of an example, end of turn included.
-    prompt_weight: of the loss of everything before the answer.
-    response_weight: of the loss of the answer and its end of turn.
+    prompt_weight: the weight of the loss of everything before the answer.
+    response_weight: the weight of the loss of the answer and its end of turn.
     on_long: 'skip', or 'truncate': the answer's tail is cut, and with it the
       end of turn, since the model should not learn to stop there.
   """

@@ -21,7 +21,7 @@ def chat_prompt(
   the texts are plain text, and each text is encoded on its own.
 
   Args:
-    encoder: of the model's tokenizer and template.
+    encoder: the encoder of the model's tokenizer and template.
     query: the user's text.
     system: system prompt; None: that of the encoder.
     answer: a beginning of the answer for the model to go on with.

@@ -143,12 +143,13 @@ class Form:
   """A published form: two sequences of its own, and a ratio of their terms.
 
   Attributes:
-    option: of the encoder, that asks for it; the function of the ratio in
-      `scoring.metrics` and its column have the same name.
+    option: the option of the encoder, that asks for it; the function of the
+      ratio in `scoring.metrics` and its column have the same name.
     limit: option with the most tokens of prompt and answer.
     encode: tokenizer, samples and limit -> for each sample (sequences, term ->
       reason of a null).
-    terms: of the answer alone, then behind the prompt, with what is scored.
+    terms: the terms of the answer alone, then behind the prompt, with what is
+      scored.
   """
 
   option: str

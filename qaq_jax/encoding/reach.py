@@ -31,7 +31,7 @@ def beyond(
   """Returns the ids from `vocab_size` on that can occur, ascending.
 
   Args:
-    tokenizer: of the model.
+    tokenizer: the tokenizer of the model.
     own: ids that sequences have besides those of texts.
     vocab_size: ids that the model embeds.
 

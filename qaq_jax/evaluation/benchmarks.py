@@ -33,7 +33,7 @@ class Task:
   """One problem.
 
   Attributes:
-    task_id: as in the file, 'HumanEval/0', 'Mbpp/2'.
+    task_id: the id as in the file, 'HumanEval/0', 'Mbpp/2'.
     prompt: the beginning of a program (HumanEval) or a docstring (MBPP).
     entry_point: name of the function that is tested.
     reference: a right program, complete.
@@ -60,7 +60,7 @@ class Benchmark:
     name: a key of NAMES.
     family: 'humaneval' or 'mbpp'.
     suites: those that a program must pass.
-    tasks: by task id, in the file's order.
+    tasks: the tasks by task id, in the file's order.
     digest: MD5 of the file, decompressed, as EvalPlus reports it.
   """
 

@@ -50,7 +50,7 @@ class Line:
     """The budget in the words of `selection.budget.Budget`.
 
     Args:
-      tokens: of all eligible rows.
+      tokens: the number of tokens of all eligible rows.
     """
     if self.kind == 'token_share':
       return {'tokens': int(self.amount * tokens)}
@@ -117,9 +117,9 @@ def interval(
 
   Args:
     one: losses of the line.
-    other: of the line that is subtracted, over the same held-out samples;
-      None: nothing is.
-    seed: of the bootstrap.
+    other: the losses of the line that is subtracted, over the same held-out
+      samples; None: nothing is.
+    seed: the seed of the bootstrap.
 
   Returns:
     Lower and upper end, nats per token.
@@ -149,8 +149,8 @@ def summarise(
   """One record per line: loss with interval, and difference to the baseline.
 
   Args:
-    losses: of every line.
-    facts: of every line: `rows` and `tokens` trained on, `steps`, and
+    losses: the held-out losses of every line.
+    facts: facts of every line: `rows` and `tokens` trained on, `steps`, and
       `scores`, benchmark -> pass@1 `value` and number of `tasks`; means over
       seeds.
     baseline: rule whose line of the same budget is subtracted.
@@ -187,7 +187,7 @@ def format_table(records: Sequence[Mapping], baseline: str, start: Loss) -> str:
   """The records as a Markdown table, lowest loss first within a budget.
 
   Args:
-    records: from `summarise`.
+    records: the records from `summarise`.
     baseline: the rule that was subtracted.
     start: losses of the model before any training.
   """

@@ -160,7 +160,7 @@ def summarize(
   A program passes `..._plus` when it passes the base and the plus tests.
 
   Args:
-    benchmark: as run.
+    benchmark: the benchmark as run.
     verdicts: lines of a results file.
 
   Returns:
@@ -260,7 +260,7 @@ def table(scores: dict[str, dict], prompt: str = '') -> str:
   """Returns scores as lines of text, a figure with its interval each.
 
   Args:
-    scores: from `summarize`.
+    scores: the scores from `summarize`.
     prompt: 'chat' or 'base', where the prompts are known.
   """
   head = f'{"benchmark":20} {"metric":9} {"%":>6}  {"95 % interval":15} '

@@ -42,11 +42,11 @@ def evaluate(
   """Generates programs for every benchmark; runs them where that is allowed.
 
   Args:
-    model: from `stages.model.open_model`.
-    benchmarks: from `benchmarks.read`.
-    folder: of the results; what is in it is not made again.
+    model: the model from `stages.model.open_model`.
+    benchmarks: the benchmarks from `benchmarks.read`.
+    folder: the folder of the results; what is in it is not made again.
     options: how; programs are run with `allow_code_execution` alone.
-    mesh: to generate on; None: every device has a copy.
+    mesh: the mesh to generate on; None: every device has a copy.
     **encoding: `template`, `system_prompt`, `date_string` of EncoderOptions,
       for chat prompts.
 

@@ -61,7 +61,8 @@ class Verdict:
 
   Attributes:
     status: PASS, FAIL or TIMEOUT.
-    reason: of the first failure: 'wrong output', or an error message.
+    reason: the reason of the first failure: 'wrong output', or an error
+      message.
     failed: numbers of the failed tests; only the first, unless all were run.
     tests: how many tests the suite has.
     seconds: that the program had for its tests, after its load.
@@ -152,7 +153,7 @@ def judge(
     task: what it should solve.
     suite: 'base', 'plus', or 'check' for tasks with test code.
     program: complete source text.
-    reference: of this task and suite.
+    reference: the reference of this task and suite.
     timing: scaled to this machine.
     all_tests: go on after a failed test, in a fresh process where needed.
 

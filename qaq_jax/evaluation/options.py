@@ -15,7 +15,7 @@ class Timing:
     factor: times the reference's own time, if that is more.
     total: the most for all tests of a suite.
     test_code: the least for a task with test code, all of it.
-    load: until the program's own top level has run.
+    load: seconds until the program's own top level has run.
   """
 
   floor: float = 1.0
@@ -65,7 +65,7 @@ class EvaluateOptions:
     samples: programs per task.
     sampling: how they are drawn.
     generator: how long they are, and how many are written at a time.
-    dtype: of weights and compute: 'float32' or 'bfloat16'.
+    dtype: the dtype of weights and compute: 'float32' or 'bfloat16'.
     attention: 'auto', or the name of an implementation.
     allow_code_execution: programs that a model wrote are run only if this is
       set. `qaq` sets it to what --allow-code-execution says, whatever a recipe

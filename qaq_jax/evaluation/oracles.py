@@ -71,10 +71,10 @@ def matches(
   Args:
     family: 'humaneval' or 'mbpp'.
     name: the task's entry point; some have rules of their own.
-    arguments: of the call.
+    arguments: the arguments of the call.
     output: decoded; anything at all.
     expected: the reference's output.
-    atol: of this test, from `tolerances`.
+    atol: the tolerance of this test, from `tolerances`.
   """
   try:
     with warnings.catch_warnings(), np.errstate(all='ignore'):

@@ -17,7 +17,7 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
   Args:
     num_samples: n, of one task.
     num_correct: c, those that pass.
-    k: at most n.
+    k: the number of draws, at most n.
 
   Raises:
     ValueError: k is more than n, or c is.
@@ -46,7 +46,7 @@ def bootstrap(per_task: np.ndarray, seed: int = 0) -> tuple[float, float]:
 
   Args:
     per_task: one estimate per task, float [tasks].
-    seed: of the draws.
+    seed: the seed of the draws.
   """
   rng = np.random.default_rng(seed)
   per_task = np.asarray(per_task, np.float64)

@@ -21,7 +21,7 @@ class Sample:
   """One program for one task.
 
   Attributes:
-    task_id: of the task.
+    task_id: the id of the task.
     number: 0, 1, ... within the task, in the file's order.
     program: complete source text.
   """

@@ -31,7 +31,8 @@ class Layout:
     packing: 'packed': rows of max_length, filled with several examples each
       (first-fit decreasing); 'padded': one example per row, rows of a
       micro-batch as long as the first of `lengths` that holds its longest.
-    tokens_per_device: of a micro-batch, padding included; at least one row.
+    tokens_per_device: the tokens of a micro-batch, padding included; at least
+      one row.
     shards: devices that the rows are split over; B is a multiple.
     batch_size: examples of an update; there are never more rows than that.
   """
@@ -132,7 +133,7 @@ class Batch:
 
   Attributes:
     step: number of updates made when this one is done (from 1).
-    rows: of the samples in it.
+    rows: the numbers of the samples in it.
     tokens: real tokens.
     attended: sum over examples of tokens squared, for counting operations.
     micros: see `Layout.lay_out`.

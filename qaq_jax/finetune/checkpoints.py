@@ -34,7 +34,7 @@ class Checkpoints:
     """Opens the folder, made when missing.
 
     Args:
-      directory: of the run's checkpoints.
+      directory: the folder of the run's checkpoints.
       keep: how many of the latest stay; the one of the least validation loss
         stays besides.
       tidy: delete the pieces of saves that did not end.
@@ -213,9 +213,9 @@ def check_folder(
   """Sees to it that the checkpoints of a run can be written.
 
   Args:
-    directory: of the checkpoints; made when missing.
+    directory: the folder of the checkpoints; made when missing.
     state: what will be saved.
-    keep: as in `Checkpoints`.
+    keep: the number kept, as in `Checkpoints`.
     reserve: bytes that will be written besides.
     free: bytes free on the disk; None: asks the system.
 

@@ -15,15 +15,15 @@ class Run:
   """What a curve must know of its run.
 
   Attributes:
-    name: for the bar and trackers.
+    name: the name for the bar and trackers.
     steps: updates of the whole run.
     per_epoch: updates of an epoch.
     tokens_left: about how many tokens are still to be trained on.
     log_every: updates between lines.
     flops: batch -> operations that it needs.
     peak: operations per second that the devices could do.
-    settings: for trackers.
-    trackers: of `metrics.TRACKERS`.
+    settings: settings for trackers.
+    trackers: names of `metrics.TRACKERS`.
     show: whether to show the bar.
   """
 
@@ -58,10 +58,11 @@ class Curve:
     """Opens the files for the lines behind `step`.
 
     Args:
-      workdir: of the run.
+      workdir: the work directory of the run.
       run: see Run.
       step: updates made.
-      progress: from the checkpoint of that step, see `progress`; None: none.
+      progress: the progress from the checkpoint of that step, see `progress`;
+        None: none.
       write: False in all processes but one: counts only.
     """
     progress = progress or {'tokens': 0, 'seconds': 0.0, 'window': None}
@@ -115,7 +116,7 @@ class Curve:
       rate: learning rate.
       loss: weighted mean, nats per token.
       weight: sum of the weights.
-      grad_norm: before clipping.
+      grad_norm: the global norm before clipping.
     """
     run = self._run
     self._window.add(loss, weight, grad_norm)

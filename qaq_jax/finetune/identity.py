@@ -69,7 +69,7 @@ def check(path: str | pathlib.Path, wanted: Mapping, started: bool) -> None:
   """Compares a run with the one that the folder holds, or notes it.
 
   Args:
-    path: of the fingerprint's file.
+    path: the path of the fingerprint's file.
     wanted: JSON-serialisable, of this run.
     started: whether there are checkpoints; without, nothing can be mixed.
 

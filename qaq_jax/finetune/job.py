@@ -36,7 +36,7 @@ def make_encoder(model, max_length: int, **encoding) -> encoder.Encoder:
   """The encoder of training examples.
 
   Args:
-    model: from `stages.model.open_model`.
+    model: the model from `stages.model.open_model`.
     max_length: tokens of an example.
     **encoding: see `Job`.
 
@@ -68,7 +68,7 @@ class Job:
     Args:
       model: where training starts, from `stages.model.open_model`.
       options: how it is trained.
-      mesh: to train on; None: all devices share one copy.
+      mesh: the mesh to train on; None: all devices share one copy.
       **encoding: `template`, `system_prompt`, `date_string` of EncoderOptions.
 
     Raises:
@@ -91,10 +91,10 @@ class Job:
     """Trains on samples and exports the model.
 
     Args:
-      data: to train on.
-      folder: of the run; what is in it goes on. Gets the model in `model`, for
-        LoRA also `adapter`, and `result.json`.
-      validation: to evaluate on; the best checkpoint is exported.
+      data: the samples to train on.
+      folder: the folder of the run; what is in it goes on. Gets the model in
+        `model`, for LoRA also `adapter`, and `result.json`.
+      validation: the examples to evaluate on; the best checkpoint is exported.
 
     Returns:
       What `result.json` holds.
@@ -157,7 +157,7 @@ class Job:
     """Loads the start.
 
     Args:
-      seed: of adapters; None is that of the options.
+      seed: the seed of adapters; None is that of the options.
 
     Returns:
       The Trainer and its state before the first update.
@@ -195,14 +195,14 @@ class Job:
     """Trains in `folder`, going on from what is there.
 
     Args:
-      trainer: from `start`.
-      state: from `start`; donated.
-      examples: to train on.
-      folder: of the run.
-      validation: to evaluate on.
+      trainer: the trainer from `start`.
+      state: the state from `start`; donated.
+      examples: the examples to train on.
+      folder: the folder of the run.
+      validation: the examples to evaluate on.
       shown: samples whose queries the model answers at each validation, into
         samples.jsonl.
-      seed: of the order; None is that of the options.
+      seed: the seed of the order; None is that of the options.
       quiet: print no plan and no bar.
     """
     options = self.options.fit

@@ -19,7 +19,7 @@ def writer(
 
   Args:
     trainer: a `step.Trainer`.
-    encoder: of the training examples.
+    encoder: the encoder of the training examples.
     samples: whose queries are answered, greedily.
     mesh: that the model lives on.
   """

@@ -40,7 +40,7 @@ class FitResult:
   """What a run gave.
 
   Attributes:
-    state: after the last update.
+    state: the state after the last update.
     steps: updates made.
     tokens: real tokens trained on, repeats counted.
     seconds: spent, of all runs if it was resumed.
@@ -84,8 +84,8 @@ def fit(
   Args:
     trainer: a `step.Trainer`.
     state: its state to start from; donated.
-    examples: at most `options.max_length` tokens each.
-    workdir: of this run; made when missing.
+    examples: the examples, at most `options.max_length` tokens each.
+    workdir: the work directory of this run; made when missing.
     options: see FitOptions.
     optimizer_options: the schedule's.
     validation: examples to evaluate on; the best checkpoint is chosen by them.
@@ -96,7 +96,7 @@ def fit(
     fingerprint: JSON-serialisable; what else the weights depend on: the files
       of the model that training starts from, LoRA options.
     reserve: bytes that the caller will write to the folder afterwards.
-    name: of the run, for the bar and trackers.
+    name: the name of the run, for the bar and trackers.
 
   Raises:
     StoreError: the folder is in use, full, can't be written, or holds

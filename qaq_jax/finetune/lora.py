@@ -18,10 +18,10 @@ def add(model: Decoder, options: LoraOptions, seed: int = 0) -> Decoder:
   """Returns a decoder of the same arrays with adapters that do nothing yet.
 
   Args:
-    model: without adapters; stays as it is. Of an abstract one the adapters
-      are abstract too.
+    model: the model without adapters; stays as it is. Of an abstract one the
+      adapters are abstract too.
     options: see LoraOptions.
-    seed: of the random halves of the adapters.
+    seed: the seed of the random halves of the adapters.
 
   Raises:
     ValueError: unknown targets, or the model has adapters already.

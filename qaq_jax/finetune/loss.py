@@ -32,7 +32,7 @@ class Head:
     rows: C.
     vocab_size: ids beyond it only pad the table.
     soft_cap: logits become cap * tanh(logits / cap); None: they don't.
-    dtype: of the products; accumulation is in float32.
+    dtype: the dtype of the products; accumulation is in float32.
     trained: whether the table gets a gradient.
   """
 

@@ -22,8 +22,8 @@ def peak_flops(dtype, devices=None) -> tuple[float, str]:
   """Peak operations per second of the devices together, and its origin.
 
   Args:
-    dtype: of the computation, used where the peak is measured.
-    devices: of the mesh; None: the first alone.
+    dtype: the dtype of the computation, used where the peak is measured.
+    devices: the devices of the mesh; None: the first alone.
 
   Returns:
     FLOP/s, and 'data sheet' or 'measured product of matrices'.

@@ -27,18 +27,18 @@ class FitOptions:
   Attributes:
     batch_size: examples of an update, on all devices together.
     epochs: passes over the examples.
-    max_steps: at most so many updates; 0: as many as the epochs have.
+    max_steps: the most updates; 0: as many as the epochs have.
     max_length: tokens of a row, and of the longest example.
     packing: 'packed' or 'padded', see `batches.Layout`.
-    tokens_per_device: of a micro-batch on one device, padding included; what
-      its memory allows.
-    seed: of the order of the examples.
+    tokens_per_device: the tokens of a micro-batch on one device, padding
+      included; what its memory allows.
+    seed: the seed of the order of the examples.
     log_every: updates between lines of the curve.
     eval_every: updates between evaluations; 0: once per epoch. The last update
       is evaluated in any case. A checkpoint is saved with each.
     save_every: updates between further checkpoints; 0: none.
     keep: how many of the latest checkpoints stay, besides the best.
-    trackers: of `metrics.TRACKERS`.
+    trackers: names of `metrics.TRACKERS`.
     progress: whether to show a progress bar and print the plan.
   """
 
@@ -97,8 +97,9 @@ class OptimizerOptions:
     warmup_ratio: part of the updates until the peak, rounded up.
     decay_ratio: part of the updates in which 'wsd' decays, rounded up.
     final_ratio: rate at the end over peak; 'constant' ignores it.
-    weight_decay: of all but biases and norms' scales, as transformers' Trainer
-      does it (embeddings and adapters decay); 'muon': of its matrices alone.
+    weight_decay: the decay of all but biases and norms' scales, as
+      transformers' Trainer does it (embeddings and adapters decay); 'muon': of
+      its matrices alone.
     b1: Adam's decay of the mean.
     b2: Adam's decay of the mean square.
     eps: Adam's epsilon, outside of the root.
@@ -156,9 +157,9 @@ class JobOptions:
     optimizer: optimiser and learning rate.
     lora: adapters, where not all parameters are trained.
     step: memory and speed.
-    dtype: of the computation; the masters are float32.
+    dtype: the dtype of the computation; the masters are float32.
     attention: 'auto', or the name of an implementation.
-    export_dtype: of the exported weights.
+    export_dtype: the dtype of the exported weights.
     looks: samples generated from validation at each look.
   """
 

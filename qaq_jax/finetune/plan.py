@@ -17,8 +17,8 @@ class Plan:
 
     Args:
       trainer: a `step.Trainer`.
-      state: of the trainer.
-      examples: to train on.
+      state: the state of the trainer.
+      examples: the examples to train on.
       options: a FitOptions.
       first: updates that a checkpoint has made already.
     """

@@ -35,7 +35,7 @@ class TrainState(NamedTuple):
 
   Attributes:
     params: trained parameters by name ('stacks/0/q_kernel'), float32.
-    opt_state: of the optimiser.
+    opt_state: the state of the optimiser.
     step: int32, updates made.
   """
 
@@ -48,9 +48,9 @@ class Accumulated(NamedTuple):
   """Sums over the targets of some micro-batches, in float32.
 
   Attributes:
-    loss: of weight * -log p, nats.
-    weight: of weights.
-    gradient: of `loss`, by parameter name.
+    loss: the sum of weight * -log p, nats.
+    weight: the sum of weights.
+    gradient: the gradient of `loss`, by parameter name.
   """
 
   loss: jax.Array
@@ -79,7 +79,7 @@ class Trainer:
 
     Args:
       model: the decoder to start from, on the mesh of the run.
-      optimizer: from `optimizer.make`.
+      optimizer: the optimiser from `optimizer.make`.
       options: see StepOptions.
     """
     graphdef, state = nnx.split(model)
@@ -112,7 +112,8 @@ class Trainer:
     """Compiles the programs of an update; needs no arrays.
 
     Args:
-      rows: of a micro-batch; divides by the devices that rows are split over.
+      rows: the number of rows of a micro-batch; divides by the devices that
+        rows are split over.
       length: tokens of a row.
 
     Returns:

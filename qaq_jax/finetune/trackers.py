@@ -47,9 +47,9 @@ class Bar:
     """Starts the bar.
 
     Args:
-      name: of the run.
+      name: the name of the run.
       tokens: that are left to train on; time left goes by them.
-      steps: of the whole run.
+      steps: the number of updates of the whole run.
       show: False prints nothing.
     """
     self._steps = steps
@@ -75,9 +75,9 @@ def open_trackers(
   """Opens trackers; each has `log(step, values)` and `close()`.
 
   Args:
-    names: of `TRACKERS`.
+    names: names of `TRACKERS`.
     workdir: they write below it.
-    name: of the run.
+    name: the name of the run.
     config: what to show as its settings.
 
   Raises:

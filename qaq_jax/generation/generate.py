@@ -50,8 +50,8 @@ class Generation:
 
   Attributes:
     ids: tokens, up to and with the one that stopped it.
-    text: of the ids without special tokens, cut where a stop string begins;
-      empty when the generator has no tokenizer.
+    text: the text of the ids without special tokens, cut where a stop string
+      begins; empty when the generator has no tokenizer.
     finish_reason: 'stop' (a stop token or string) or 'length'.
   """
 
@@ -154,9 +154,9 @@ class Generator:
       stop_ids: a row ends with any of them, see `stopping.stop_ids`.
       stop_strings: a row ends when its text has any of them; the text is cut
         before it.
-      seeds: of each row; equal seeds after equal prompts give equal texts, in
-        any batch, as far as rounding lets them (shapes differ between batches
-        of different lengths). None: the prompts' numbers.
+      seeds: the seed of each row; equal seeds after equal prompts give equal
+        texts, in any batch, as far as rounding lets them (shapes differ between
+        batches of different lengths). None: the prompts' numbers.
 
     Raises:
       ValueError: a prompt that is empty, has an id that the model lacks, or

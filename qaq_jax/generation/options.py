@@ -15,7 +15,7 @@ class Sampling:
       drawn, in (0, 1]; 1 keeps all.
     top_k: number of most likely tokens that are kept where samples are drawn;
       0 keeps all.
-    seed: of the whole; each row has a seed of its own beside it.
+    seed: the seed of the whole; each row has a seed of its own beside it.
   """
 
   temperature: float = 0.0

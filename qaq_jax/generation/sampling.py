@@ -55,7 +55,7 @@ def choose(
     uniforms_B: the row's number in [0, 1) for this token.
     numbers: `Sampling.numbers()`.
     mode: `Sampling.mode`.
-    rules: of the decoder.
+    rules: the sharding rules of the decoder.
   """
 
   def local(logits, uniforms, numbers):

@@ -63,12 +63,12 @@ def prefill(
   """Reads the prompts and chooses the first token of each row.
 
   Args:
-    graphdef: of an unrolled decoder.
+    graphdef: the static part of an unrolled decoder.
     params: its state.
     tokens_BT: int32, padded on the left.
     segments_BT: int32, 0 for padding, 1 for tokens.
     uniforms_B1: see `sampling.choose`.
-    plan: of the batch.
+    plan: the plan of the batch.
     slots: size of the cache.
     mode: `Sampling.mode`.
   """
@@ -102,12 +102,12 @@ def decode(
   """Hands out up to `steps` tokens of each row.
 
   Args:
-    graphdef: of an unrolled decoder.
+    graphdef: the static part of an unrolled decoder.
     params: its state.
-    state: of the batch; its memory is used again.
+    state: the state of the batch; its memory is used again.
     stopped_B: bool, rows that the host says are finished.
     uniforms_BC: see `sampling.choose`, for the tokens after those handed out.
-    plan: of the batch.
+    plan: the plan of the batch.
     steps: int32, C at most; fewer are made when all rows are finished.
     mode: `Sampling.mode`.
 

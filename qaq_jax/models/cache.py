@@ -69,7 +69,7 @@ class Cache:
   """Keys and values of every layer.
 
   Attributes:
-    keys: per stack of layers [L, B, G, S, K].
+    keys: the keys per stack of layers [L, B, G, S, K].
     values: likewise.
     start_B: int32, the first slot with a token of the row; padding before.
     length: int32 scalar, slots in use.
@@ -136,11 +136,12 @@ def empty(
   """Returns a cache without tokens; call it under the decoder's mesh.
 
   Args:
-    config: of the decoder.
+    config: the config of the decoder.
     rows: B.
     slots: S.
-    dtype: of the computation.
-    rules: of the decoder: rows and key/value heads are split as they say.
+    dtype: the dtype of the computation.
+    rules: the sharding rules of the decoder: rows and key/value heads are split
+      as they say.
   """
   meshed = sharding.current_mesh() is not None
 

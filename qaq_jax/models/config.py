@@ -67,7 +67,7 @@ class ModelConfig:
     num_experts: E, MLPs of every layer of which a router chooses; 0: one MLP.
     experts_per_token: X, experts that a token goes to.
     normalized_routing: the weights of the chosen experts sum to one.
-    bos_token_id: as in config.json; tokenizers may say otherwise.
+    bos_token_id: the id as in config.json; tokenizers may say otherwise.
     eos_token_id: id or ids.
     pad_token_id: id.
     unrolled: layers are not stacked, each is a segment of its own: compiling

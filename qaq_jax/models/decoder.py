@@ -69,8 +69,9 @@ class Decoder(nnx.Module):
     Args:
       config: sizes and switches.
       rngs: its `params` stream draws the weights.
-      dtype: of the computation; float32 also sets matmul precision 'highest'.
-      param_dtype: of the parameters.
+      dtype: the dtype of the computation; float32 also sets matmul precision
+        'highest'.
+      param_dtype: the dtype of the parameters.
       rules: logical to mesh axes, before `resolve`.
       mesh: where the parameters live; None: the default device, no mesh.
       attention: implementation, see `attention.choose`; the choice depends on

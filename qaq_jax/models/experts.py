@@ -64,14 +64,15 @@ def mlp(
 
   Args:
     x_BTD: the normed residual stream.
-    router_DE: of all experts, also where they are split.
+    router_DE: the router's kernel of all experts, also where they are split.
     gate_EDF: kernels, gathered over fsdp, in the dtype of the computation.
     up_EDF: likewise.
     down_EFD: likewise.
     config: sizes and switches.
     rules: how experts and batch are split when a mesh is set.
-    activation: of the gate.
-    platform: of the devices that the program is for, see `grouped.py`.
+    activation: the function of the gate.
+    platform: the platform of the devices that the program is for, see
+      `grouped.py`.
   """
   local = functools.partial(
     _local,

@@ -21,7 +21,7 @@ def forward_flops(
   """Operations of a forward pass: in products with weights, in attention.
 
   Args:
-    config: of the model.
+    config: the config of the model.
     tokens: real tokens.
     attended: sum over sequences of their tokens squared.
     head_tokens: tokens that the head runs over; None: all.
@@ -70,7 +70,7 @@ def training_flops(
   parameter); attention has no weights and costs three in both cases.
 
   Args:
-    config: of the model.
+    config: the config of the model.
     tokens: real tokens.
     attended: sum over sequences of their tokens squared.
     lora_params: parameters of the adapters; 0: all weights are trained.

@@ -53,8 +53,8 @@ def product(
     kernel_EDF: a matrix per group.
     sizes_E: int32 rows of each group. What rows beyond their sum get is
       undefined.
-    block: from `block_rows`.
-    precision: of the products.
+    block: the rows of a block from `block_rows`.
+    precision: the precision of the products.
   """
   if block is None:
     return jax.lax.ragged_dot(x_RD, kernel_EDF, sizes_E, precision=precision)

@@ -21,7 +21,8 @@ class Layer:
 
   Attributes:
     config: sizes and switches.
-    dtype: of the computation; float32 also sets matmul precision 'highest'.
+    dtype: the dtype of the computation; float32 also sets matmul precision
+      'highest'.
     rules: logical to mesh axes, resolved.
     attention: implementation, see `attention.choose`.
     case: what it must support, packed rows apart.

@@ -96,7 +96,7 @@ def quantize(kernel: jax.Array, name: str) -> tuple[jax.Array, jax.Array]:
 
   Args:
     kernel: a stacked kernel; consumed.
-    name: of the kernel, a key of SUMMED.
+    name: the name of the kernel, a key of SUMMED.
   """
   like, scale = _like(
     jax.ShapeDtypeStruct(kernel.shape, kernel.dtype, sharding=kernel.sharding),

@@ -68,7 +68,7 @@ class Collective:
   Attributes:
     kind: 'all-reduce', 'all-gather', ...
     count: how many the program runs; those in a loop of unknown length once.
-    bytes: of one of them, its result on one device.
+    bytes: the size of one of them, its result on one device.
     group: devices that take part in one.
   """
 

@@ -92,11 +92,12 @@ def param_bytes(
   """Bytes of the parameters on one device.
 
   Args:
-    config: of the model.
+    config: the config of the model.
     mesh: it is split over.
     itemsize: bytes of a number.
     gathered: count one layer alone, with its split along fsdp undone.
-    kernel_itemsize: of the layers' kernels, where they are quantised.
+    kernel_itemsize: the bytes of a number of the layers' kernels, where they
+      are quantised.
     lora: adapters besides, in float32.
   """
   rules = sharding.ShardingRules().resolve(config, mesh)

@@ -30,7 +30,7 @@ def sampled(
   """Surveys some rows, and scales the counts to all of them.
 
   Args:
-    num_rows: of the input.
+    num_rows: the number of rows of the input.
     encode: first and last + 1 row -> `Encoded` of each.
     most: rows to read at most, in blocks spread evenly over the input.
 

@@ -8,9 +8,10 @@ class Assumptions:
   """Shares of the data sheet's rates that a program reaches.
 
   Attributes:
-    utilisation: of the chip's peak of products in their dtype, within a step.
-    bandwidth: of its memory's rate.
-    links: of its links' rate.
+    utilisation: the share of the chip's peak of products in their dtype, within
+      a step.
+    bandwidth: the share of its memory's rate.
+    links: the share of its links' rate.
   """
 
   utilisation: float = 0.5

@@ -61,15 +61,15 @@ def scoring_step(
   """Predicts one batch of scoring.
 
   Args:
-    config: of the model.
+    config: the config of the model.
     mesh: that it runs on.
-    chip: of the mesh.
+    chip: the chip of the mesh.
     shape: (rows, length) of the batch over all chips, padding included: a
       device computes that too.
     scored: share of the positions that the head runs over.
     assumed: see Assumptions.
     wire_bytes: sent by each chip; None estimates them.
-    dtype: of weights and computation.
+    dtype: the dtype of weights and computation.
     quantized: scheme of the layers' kernels, see `models.quantization`; their
       products alone are of int8 under int8_dynamic.
   """
@@ -114,14 +114,14 @@ def training_step(
   """Predicts one micro-batch of fine-tuning.
 
   Args:
-    config: of the model.
+    config: the config of the model.
     mesh: that it runs on.
-    chip: of the mesh.
+    chip: the chip of the mesh.
     shape: (rows, length) of the micro-batch over all chips.
     assumed: see Assumptions.
     remat: layers are computed once more in the backward pass.
     wire_bytes: sent by each chip.
-    dtype: of the computation.
+    dtype: the dtype of the computation.
     lora: adapters; None trains all parameters.
   """
   rows, length = shape

@@ -26,12 +26,12 @@ class Request:
   """A model to score with.
 
   Attributes:
-    name: of the model.
+    name: the name of the model.
     config: its sizes.
     dtype: 'bfloat16' or 'float32'.
     max_length: tokens of the longest sequence.
-    survey: of the data, see `planning.survey`; None: not known.
-    options: of scoring.
+    survey: the survey of the data, see `planning.survey`; None: not known.
+    options: the options of scoring.
     kinds: what is computed.
     attention: implementation.
     quantized: a scheme of `models.quantization`.

@@ -25,7 +25,7 @@ def describe(plan: dict) -> list[str]:
   """The plan of one model, line by line.
 
   Args:
-    plan: from `score_plan.plan` or `train_plan.plan`.
+    plan: the plan from `score_plan.plan` or `train_plan.plan`.
   """
   whole, active = plan['parameters'], plan['active_parameters']
   size = f'{whole / 1e9:.2f}B parameters'

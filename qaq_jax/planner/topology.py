@@ -43,10 +43,11 @@ class Topology:
   """Some chips of one kind.
 
   Attributes:
-    name: as given.
+    name: the name as given.
     chip: what each of them is.
     number: how many there are.
-    devices: to compile for, one per chip; empty where nothing compiles.
+    devices: the devices to compile for, one per chip; empty where nothing
+      compiles.
   """
 
   name: str

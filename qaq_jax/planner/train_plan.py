@@ -25,12 +25,12 @@ class Request:
   """A fine-tuning run.
 
   Attributes:
-    name: of the model that it starts from.
+    name: the name of the model that it starts from.
     config: its sizes.
     options: how it is trained.
     layout: shapes of micro-batches; `shards` is the mesh's.
-    samples: to train on; None: not known.
-    tokens: of these samples together.
+    samples: the samples to train on; None: not known.
+    tokens: the number of tokens of these samples together.
   """
 
   name: str

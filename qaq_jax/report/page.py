@@ -34,15 +34,16 @@ def write_report(
     path: the page, `WORKDIR/report/index.html`; its folder is made.
     table: `scores.parquet` (path), a pyarrow Table, a mapping of columns or
       ScoreColumns. Roles and strata are the selection's.
-    selection: from `qaq_jax.selection.select.select`.
-    samples: with `iter_rows(start, stop)` giving records with `query` and
-      `answer`; None leaves the examples out.
-    title: of the page.
+    selection: a selection from `qaq_jax.selection.select.select`.
+    samples: the samples with `iter_rows(start, stop)` giving records with
+      `query` and `answer`; None leaves the examples out.
+    title: the title of the page.
     info: name -> value, printed at the end (fingerprints, versions, ...).
     num_examples: samples shown at each end of RMI.
-    max_characters: of a query or answer; longer ones are cut, said so.
-    overlap_budget: at which the rules are compared; None = the selection's,
-      where that counts rows or a share, else a share of 0.25.
+    max_characters: the most characters of a query or answer; longer ones are
+      cut, said so.
+    overlap_budget: the budget at which the rules are compared; None = the
+      selection's, where that counts rows or a share, else a share of 0.25.
   """
   report = selection.report
   if isinstance(table, columns_lib.ScoreColumns):

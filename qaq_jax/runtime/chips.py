@@ -16,10 +16,10 @@ class Chip:
     flops: peak of dense bfloat16 products, operations per second.
     int8_flops: peak of dense int8 products; that of bfloat16 where the chip
       has no faster ones.
-    float32_flops: of exact float32 products, precision HIGHEST: on a TPU six
-      passes of bfloat16.
+    float32_flops: the rate of exact float32 products, precision HIGHEST: on a
+      TPU six passes of bfloat16.
     memory: high-bandwidth memory, bytes.
-    bandwidth: of that memory, bytes per second.
+    bandwidth: the rate of that memory, bytes per second.
     links: bytes per second that the chip can send to its neighbours in the
       pod or host, all links together, one direction.
   """

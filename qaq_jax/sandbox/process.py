@@ -54,7 +54,8 @@ class Limits:
   Attributes:
     memory_mb: address space.
     tmp_mb: its temporary folder; also the largest file.
-    cpu_seconds: of the whole process, a backstop behind the time limits.
+    cpu_seconds: the CPU time of the whole process, a backstop behind the time
+      limits.
     answer_bytes: one message from it.
   """
 

@@ -22,7 +22,7 @@ class Batch:
   """One batch; dimension letters: B rows, T tokens, 2 spans of (start, stop).
 
   Attributes:
-    shape_index: into `BatchPlan.shapes`.
+    shape_index: the index into `BatchPlan.shapes`.
     tokens_BT: int32, padded with 0 on the right.
     spans_B22: int32; a span that is not there is (0, 0).
     lengths_B: int32, real tokens; 0 for a masked row.
@@ -49,7 +49,7 @@ def make_batches(
 
   Args:
     items: (row, slot, `Sequence`) in any order; (row, slot) is unique.
-    plan: of `plan_shapes`.
+    plan: the plan of `plan_shapes`.
 
   Returns:
     Batches that hold every item exactly once, in an order that depends on the

@@ -38,7 +38,7 @@ def join_scores(
       called twice.
     derive: path of the table without derived columns -> name -> array of
       `num_rows` values, `qaq_jax.selection.derived.derive` say.
-    metadata: of the table's schema: what it was made from.
+    metadata: the metadata of the table's schema: what it was made from.
 
   Raises:
     StoreError: a model's parts are damaged or don't cover the input.

@@ -56,7 +56,7 @@ class ScoreKind:
       mask says which tokens are read; it has none in rows that are not there,
       whose result is not used. Not finite: the row becomes `non_finite`.
     column: where it is stored, with `_<model>` behind it.
-    dtype: of the column; float or int.
+    dtype: the dtype of the column; float or int.
     span: the tokens that it is read off, as `Sequence.spans` names them; ''
       is `name`. A row that has no such span gets a null.
     reads: the values: 'logp', the log-probability of each scored token given
@@ -65,8 +65,8 @@ class ScoreKind:
     sequence: which sequence, for 'hidden'. Then `reduce` gives [B, D] and the
       store keeps it beside the parts, not in a column.
     count: column of the number of tokens read; '' = none.
-    option: of `EncoderOptions`, that offers it; '' = always offered.
-    parameters: of `reduce`; part of the fingerprint.
+    option: the option of `EncoderOptions`, that offers it; '' = always offered.
+    parameters: the parameters of `reduce`; part of the fingerprint.
   """
 
   name: str
@@ -156,7 +156,7 @@ def wanted(
   """The kinds that will be computed: `terms`, or all that are offered.
 
   Args:
-    options: of the encoder.
+    options: the options of the encoder.
     terms: names, as `score.terms` has them; () is all.
     begun: names that a folder of scores was begun with. Where `terms` is
       empty it goes on without the kinds that are younger than it.

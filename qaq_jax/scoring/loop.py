@@ -73,7 +73,7 @@ def run_windows(
   the device never waits for the host.
 
   Args:
-    windows: to score.
+    windows: the windows to score.
     programs: compiled for every shape of their batches.
     finish: writes a window whose results are all in.
     bar: counts tokens and rows.

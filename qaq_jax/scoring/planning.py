@@ -63,7 +63,7 @@ class RunPlan:
   Attributes:
     layout: platform, devices and mesh, see `compiled.Programs.layout`.
     wanted: the options that it was made with.
-    tokens: of a batch, over all devices.
+    tokens: the number of tokens of a batch, over all devices.
     batches: the shapes.
     memory: bytes per device of the largest program; 0 if unknown.
     origin: why this plan: 'first', 'other devices', 'out of memory', ...
@@ -148,9 +148,9 @@ def choose(
 
   Args:
     parts: the `ScoreStore`.
-    programs: of the model; all shapes are compiled on return.
+    programs: the programs of the model; all shapes are compiled on return.
     options: how to score.
-    survey_: of the rows.
+    survey_: the survey of the rows.
 
   Returns:
     The plan; `parts.rows_per_part` is set.

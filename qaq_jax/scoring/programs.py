@@ -251,7 +251,7 @@ def fit(
   the tokens until it is within the limit.
 
   Args:
-    programs: of the model.
+    programs: the programs of the model.
     shapes_for: tokens per batch -> shapes (rows, length).
     tokens: tokens per batch over all devices; 0 begins at the platform's
       default.

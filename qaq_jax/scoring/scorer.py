@@ -57,7 +57,7 @@ def score(
       content, model files, `encoder.fingerprint()`, dtype, attention.
     options: how to score.
     mesh: the mesh that the model lives on; None is one device.
-    mirror: of the work directory, where that is in an object store.
+    mirror: the mirror of the work directory, where that is in an object store.
 
   Returns:
     A JSON-serialisable summary: `rows`, `statuses`, `sequences`, `tokens`,
@@ -107,7 +107,7 @@ def plan(
   Args:
     samples: a `SampleStore`.
     encoder: an `Encoder`.
-    name: of the model, for the text.
+    name: the name of the model, for the text.
     options: how to score. A batch size of 0 is the platform's first choice,
       not yet checked against the compiled program's memory.
     shards: devices that a batch is split over.

@@ -26,7 +26,7 @@ class BatchPlan:
     shapes: (rows, length), longest first; each is one compilation.
     waste: predicted share of positions that hold no token of a sequence.
     batches: predicted number of batches per shape.
-    tokens_per_batch, rows_multiple: as given to `plan_shapes`.
+    tokens_per_batch, rows_multiple: the sizes as given to `plan_shapes`.
   """
 
   shapes: tuple[tuple[int, int], ...]
@@ -225,9 +225,9 @@ def _best_shapes(
   which `_best_lengths` does not, and may make batches lighter.
 
   Args:
-    lengths: of one window, longest first.
-    multiple: of a shape's length.
-    rows_multiple: of a shape's rows.
+    lengths: the lengths of one window, longest first.
+    multiple: the divisor of a shape's length.
+    rows_multiple: the divisor of a shape's rows.
     rows_of: length -> most rows of a shape.
     lightest: see `plan_shapes`.
     max_shapes: shapes at most.

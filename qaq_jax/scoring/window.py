@@ -50,7 +50,7 @@ class Window:
     index: its number.
     rows: its rows.
     encoded: one entry per row.
-    batches: of its sequences.
+    batches: the batches of its sequences.
     kinds: what is computed.
     pending: batches whose results aren't in yet.
   """

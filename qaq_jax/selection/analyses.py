@@ -94,9 +94,9 @@ def select_all(columns, names=(), *, budget=None, seed: int = 0, options=None):
   Args:
     columns: ScoreColumns.
     names: rules that must run; () = all that are compared, where they can.
-    budget: of every rule; None = each rule's own. A threshold leaves out the
-      rules without a score.
-    seed: of the hash.
+    budget: the budget of every rule; None = each rule's own. A threshold leaves
+      out the rules without a score.
+    seed: the seed of the hash.
     options: function from a rule's name to its options; None = its defaults.
 
   Returns:

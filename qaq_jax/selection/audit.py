@@ -49,7 +49,7 @@ def aligned(lines: Sequence[Sequence], least: int) -> str:
   """Lines of a table as text: names on the left, cells on the right.
 
   Args:
-    lines: of the same number of cells; the first is the header.
+    lines: lines of the same number of cells; the first is the header.
     least: characters of a column, where its header is shorter.
   """
   first = max(len(name) for name, *_ in lines)

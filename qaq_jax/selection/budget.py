@@ -70,7 +70,8 @@ class Budget:
   """How much to keep: one of the fields, or none = all that the rule keeps.
 
   Attributes:
-    share: of the eligible rows, in (0, 1]; rounded down to whole rows.
+    share: the share of the eligible rows, in (0, 1]; rounded down to whole
+      rows.
     rows: a number of rows.
     tokens: query and answer tokens; the longest best-first prefix that fits.
     threshold: keeps scores beyond it (above, or below for a rule that keeps
@@ -183,8 +184,8 @@ def take(
     limit: rows to keep (None = all candidates, or as `max_tokens` allows).
     tokens_N: tokens per row, for `max_tokens`.
     max_tokens: keep best-first until the next one would not fit.
-    seed: of the hash.
-    stream: of the hash.
+    seed: the seed of the hash.
+    stream: the stream of the hash.
 
   Returns:
     A Cut.

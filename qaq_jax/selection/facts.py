@@ -14,8 +14,8 @@ class Facts:
 
   Attributes:
     roles: role -> model.
-    num_strata, by, include_truncated: of the strata.
-    models: under which rows had to be usable.
+    num_strata, by, include_truncated: the settings of the strata.
+    models: the models under which rows had to be usable.
     status: model -> status -> rows, most frequent first.
     rows, eligible: their numbers.
     candidates: eligible rows that the rule itself did not leave out.
@@ -26,7 +26,8 @@ class Facts:
     cut: score at the line (higher is better), rows there, rows kept there;
       None where the line is not one of scores.
     picked: whether the rule picked the rows itself.
-    tokens: of all eligible and of the kept rows under a model, or None.
+    tokens: the number of tokens of all eligible and of the kept rows under a
+      model, or None.
     strata_of: the model whose strata are shown, or None.
     per_stratum: a record for each of them.
     notes: the rule's own.

@@ -26,8 +26,8 @@ class SelectOptions:
     engine: 'memory', or 'duckdb', which makes the same choice on disk, for
       tables beyond memory.
     memory_gb: that DuckDB may use before it goes to disk.
-    output: in the work directory: .jsonl, .jsonl.gz, .json, or .parquet (for
-      Parquet input, in its own schema).
+    output: the file in the work directory: .jsonl, .jsonl.gz, .json, or
+      .parquet (for Parquet input, in its own schema).
   """
 
   rule: str = 'diff_high'

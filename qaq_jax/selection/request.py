@@ -14,10 +14,10 @@ class Request:
 
   Attributes:
     rule: the rule.
-    options: of the rule, with its defaults.
-    budget: in force.
+    options: the options of the rule, with its defaults.
+    budget: the budget in force.
     budget_is_default: whether that is the rule's own.
-    seed: of the hash.
+    seed: the seed of the hash.
   """
 
   rule: rule_lib.Rule

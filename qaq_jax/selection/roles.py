@@ -14,7 +14,7 @@ class Roles:
   """The models of a score table, and their roles.
 
   Args:
-    names: of the table's columns.
+    names: names of the table's columns.
     roles: role -> model, '' or None for nobody; by default a role is played
       by the model of that name, where the table has it.
 

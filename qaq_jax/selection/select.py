@@ -49,7 +49,7 @@ def select(
     rule: a name of the registry (`python -m qaq_jax.selection` prints it).
     budget: Budget, mapping with one of share, rows, tokens, threshold, or
       None for the rule's own default.
-    seed: of the hash that breaks ties and draws at random.
+    seed: the seed of the hash that breaks ties and draws at random.
     roles: role -> model name.
     num_strata: K.
     by: whose PPL(Q) makes the strata: 'own', 'strong' or 'weak'.

@@ -143,7 +143,7 @@ def format_selection(report, width: int = 100) -> str:
   """The report as text: what was kept and why, per stratum.
 
   Args:
-    report: of a Selection.
+    report: the report of a Selection.
     width: columns of the console; lines are not longer.
   """
   counts = report['counts']

@@ -28,7 +28,8 @@ def data_source(config, workdir: WorkDir, path: str = '') -> samples.DataSource:
   Args:
     config: the config.
     workdir: the work directory.
-    path: of other data that is read by the same rules; '' = the config's own.
+    path: the path of other data that is read by the same rules; '' = the
+      config's own.
   """
   c = config.data
   path = workdir.filled(path or c.path)
@@ -100,7 +101,7 @@ def selection(
 
   Args:
     config: the config; its engine says who chooses.
-    workdir: with the score table.
+    workdir: the work directory with the score table.
     table: the table, where it is open already.
 
   Raises:

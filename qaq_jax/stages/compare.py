@@ -54,7 +54,7 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
 
   Args:
     config: the resolved config; `compare` says what, `finetune` how.
-    workdir: with a score table.
+    workdir: the work directory with a score table.
 
   Returns:
     The records of the table, for the run log.

@@ -22,7 +22,8 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
 
   Args:
     config: the resolved config; `config.evaluate` above all.
-    workdir: with a fine-tuned model, unless the config names another.
+    workdir: the work directory with a fine-tuned model, unless the config names
+      another.
 
   Returns:
     Summary for the run log.

@@ -17,7 +17,8 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
 
   Args:
     config: the resolved config; `config.finetune` above all.
-    workdir: with prepared samples, and a selection where that is the data.
+    workdir: the work directory with prepared samples, and a selection where
+      that is the data.
 
   Returns:
     Summary for the run log.

@@ -20,7 +20,8 @@ def of(kind: type[Options], section: Mapping, **given) -> Options:
 
   Args:
     kind: the dataclass.
-    section: of the config; fields of other options in it are not read.
+    section: the section of the config; fields of other options in it are not
+      read.
     **given: fields that the section lacks, or that it is overruled in.
   """
   values = {}
@@ -37,7 +38,7 @@ class Run:
   """What holds for every stage.
 
   Attributes:
-    seed: of every draw.
+    seed: the seed of every draw.
     stages: what `qaq run` runs.
   """
 
@@ -52,13 +53,13 @@ class Model:
   Attributes:
     path: a local checkpoint folder or a hub id.
     revision: branch, tag or commit on the hub; '' = the default branch.
-    dtype: of weights and compute: 'float32' or 'bfloat16'.
+    dtype: the dtype of weights and compute: 'float32' or 'bfloat16'.
     chat_template: 'auto' (the tokenizer's own), 'plain', a shipped name, or a
       path to a template or to a checkpoint whose template is borrowed.
     system_prompt: overrides `config.score.system_prompt` for this model.
     max_length: overrides `config.score.max_length`; 0 does not.
-    quantization: of the layers' kernels, for scoring: '', 'int8' (weights),
-      'int8_dynamic' (activations too).
+    quantization: the scheme of the layers' kernels, for scoring: '', 'int8'
+      (weights), 'int8_dynamic' (activations too).
   """
 
   path: str
@@ -103,12 +104,12 @@ class Finetune:
   """Of the finetune stage.
 
   Attributes:
-    folder: in the work directory, of checkpoints and the exported model;
-      another name for another run (with LoRA, say).
+    folder: the folder in the work directory, of checkpoints and the exported
+      model; another name for another run (with LoRA, say).
     model: where training starts: a role or name of config.models, whose path,
       revision, template and system prompt are then used.
     path: or any other model: a folder or a hub id.
-    revision: of that model.
+    revision: the revision of that model.
     chat_template: '' = the model's own setting.
     system_prompt: '' = the model's, else the score section's.
     data: 'selected' (what the select stage chose), 'all' (every prepared
@@ -135,8 +136,8 @@ class Evaluate:
 
   Attributes:
     path: the model: a folder or a hub id; '' = the fine-tuned.
-    revision: of the model.
-    chat_template: as in `config.models`; for chat prompts.
+    revision: the revision of the model.
+    chat_template: the template as in `config.models`; for chat prompts.
     system_prompt: '' = the template's own default.
     benchmarks: humaneval, mbpp: base tests; humaneval_plus, mbpp_plus: those
       and more; humaneval_original, mbpp_original: the files as first
@@ -180,7 +181,7 @@ class Compare:
   All start from the same model, with the settings of `config.finetune`.
 
   Attributes:
-    table: of (rule, budget, amount, seeds); budget is 'share', 'rows',
+    table: rows of (rule, budget, amount, seeds); budget is 'share', 'rows',
       'tokens', or 'token_share' (of the tokens of all eligible rows).
     held_out: samples to judge by, in any format.
     baseline: subtracted from lines of the same budget.
@@ -201,7 +202,7 @@ class Plan:
   """What a pod would need, before it is paid for; docs/planning.md.
 
   Attributes:
-    topology: of scoring: 'v5e:4x4', 'v5p:2x2x4', 'h100:8', ...
+    topology: the topology of scoring: 'v5e:4x4', 'v5p:2x2x4', 'h100:8', ...
     finetune_topology: '' = the same.
     survey_rows: rows whose lengths are read; counts are scaled.
   """

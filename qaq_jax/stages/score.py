@@ -31,7 +31,8 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
 
   Args:
     config: the resolved config.
-    workdir: with prepared samples; gets each model's parts and the table.
+    workdir: the work directory with prepared samples; gets each model's parts
+      and the table.
 
   Returns:
     Model -> summary of its run, for the run log.

@@ -29,7 +29,7 @@ class Surveys:
     """The survey under a model, see `planning.survey`; or None, with why.
 
     Args:
-      name: of the model.
+      name: the name of the model.
       model: the model itself.
     """
     if name not in self._found:

@@ -101,7 +101,7 @@ def apart(data, held, name: str) -> Iterator[samples.Sample]:
   Args:
     data: samples to train on.
     held: samples to judge by.
-    name: of the held-out data, for the message.
+    name: the name of the held-out data, for the message.
 
   Raises:
     ValueError: a sample is in both; names its row.

@@ -63,7 +63,7 @@ def check(path, back: str, beside=None) -> bool:
   Args:
     path: the file or folder.
     back: what to do about a damaged one.
-    beside: as in `note`.
+    beside: the file of checksums, as in `note`.
 
   Returns:
     Whether there are any.

@@ -48,8 +48,8 @@ def check_readable(path, error: Exception) -> None:
 
   Args:
     path: the file.
-    error: of reading it. The system's own have a number, those of decoders
-      (pyarrow raises OSError too) have none.
+    error: the error of reading it. The system's own have a number, those of
+      decoders (pyarrow raises OSError too) have none.
 
   Raises:
     StoreError: names the file and what the system says.

@@ -46,12 +46,13 @@ def check(
   """Refuses to go on with what was made from other inputs.
 
   Args:
-    old: as it was found.
-    new: of what is asked for now, JSON-serialisable.
+    old: the fingerprint as it was found.
+    new: the fingerprint of what is asked for now, JSON-serialisable.
     what: what was made and how, as in 'DIR holds scores that were made
       otherwise'.
     back: sentences that say what to do.
-    defaults: of keys that `old` may lack, where `new` has all; see `written`.
+    defaults: the values of keys that `old` may lack, where `new` has all; see
+      `written`.
 
   Raises:
     StoreError: they differ; names every key with its value then and now.

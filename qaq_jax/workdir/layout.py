@@ -13,7 +13,8 @@ class WorkDir:
 
   Attributes:
     path: the folder.
-    mirror: of the objects that the folder stands for; None is a folder alone.
+    mirror: the mirror of the objects that the folder stands for; None is a
+      folder alone.
   """
 
   def __init__(self, path, mirror: mirror_lib.Mirror | None = None):

@@ -68,7 +68,7 @@ class Mirror:
   """A folder and the objects that it stands for.
 
   Attributes:
-    url: of the work directory, without a slash at its end.
+    url: the address of the work directory, without a slash at its end.
     path: the local folder.
   """
 
@@ -76,7 +76,8 @@ class Mirror:
     """Connects; reads and writes nothing yet.
 
     Args:
-      url: as `gs://bucket/run`; any that fsspec has a file system for.
+      url: the address as `gs://bucket/run`; any that fsspec has a file system
+        for.
       path: the local folder, of this process alone; made where it is missing.
 
     Raises:

@@ -34,11 +34,11 @@ class Case:
   Attributes:
     platform: 'cpu', 'gpu' or 'tpu': of the devices that the program is for,
       which need not be this machine's.
-    dtype: of queries, keys and values.
+    dtype: the dtype of queries, keys and values.
     head_dim: K.
     soft_cap: whether scores are capped.
     segments: whether rows hold several segments.
-    device_kind: of the devices, '' where it is not known.
+    device_kind: the kind of the devices, '' where it is not known.
   """
 
   platform: str

@@ -106,10 +106,10 @@ def load(
   """Returns the checkpoint's Decoder, sharded over the mesh, in eval mode.
 
   Args:
-    source: from `resolve`, or what `resolve` takes.
+    source: the files from `resolve`, or what `resolve` takes.
     mesh: where the parameters go; None: the default device.
-    dtype: of the computation, whatever the files hold.
-    param_dtype: of the parameters; None: that of the computation.
+    dtype: the dtype of the computation, whatever the files hold.
+    param_dtype: the dtype of the parameters; None: that of the computation.
     attention: implementation, see `attention.choose`.
     quantized: a scheme of `quantization`; kernels are rounded one by one as
       they are read, from the dtype of the computation.

@@ -52,7 +52,7 @@ def save_model(
     model: the decoder, without LoRA parameters.
     directory: made or replaced.
     source: where training started; its tokenizer files are copied.
-    dtype: of the saved weights.
+    dtype: the dtype of the saved weights.
     chat_template: text of the template of the training, which then is the
       folder's own; None leaves the tokenizer's.
     stop_ids: tokens that end a turn; generation_config.json names them beside

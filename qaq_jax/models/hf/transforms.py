@@ -20,7 +20,7 @@ class Transform:
   """A named, invertible change of layout between a tensor and our parameter.
 
   Attributes:
-    name: for messages.
+    name: the name for messages.
     shape: (our shape, config) -> the tensor's shape.
     read: (tensor slicer, index into ours, our shape) -> that block of ours.
     write: ours -> the tensor, or this part of it.

@@ -38,7 +38,7 @@ def save_hf(
   Args:
     model: the decoder.
     directory: made if missing; files of the same names are replaced.
-    dtype: of the saved weights.
+    dtype: the dtype of the saved weights.
     shard_bytes: largest file; more than one file gets an index.
 
   Raises:

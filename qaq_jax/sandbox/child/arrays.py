@@ -23,8 +23,9 @@ def build(dtype: str, shape: list[int] | None, items: list) -> object:
   values.
 
   Args:
-    dtype: as NumPy writes it; the length of texts is not taken from it.
-    shape: of the array.
+    dtype: the dtype as NumPy writes it; the length of texts is not taken from
+      it.
+    shape: the shape of the array.
     items: plain values, of the type that the dtype has.
 
   Raises:

@@ -158,7 +158,7 @@ def take_turns(
     candidate_N: bool, who may be picked (finite embeddings only).
     row_N: int64 keys; equal cosines go by the seeded hash of the row.
     count: how many to pick; fewer if there are fewer candidates.
-    seed: of the hash.
+    seed: the seed of the hash.
     block_rows: rows read at a time.
     list_bytes: bound on the targets' lists.
 

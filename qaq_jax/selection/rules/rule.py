@@ -47,8 +47,8 @@ class Context:
   Attributes:
     eligible_N: bool [N].
     budget: the budget in force.
-    seed: of the hash.
-    stream: of the hash, the rule's own.
+    seed: the seed of the hash.
+    stream: the stream of the hash, the rule's own.
     select: runs another rule: (name) -> int64 positions it keeps.
   """
 
@@ -105,14 +105,14 @@ class Rule:
     options: name -> (default, meaning).
     inputs: option -> (stages.artifacts.Inputs, options) -> its value, for
       options that a run fills in from what it has; None where it has nothing.
-    budget: in force when the user sets none.
+    budget: the budget in force when the user sets none.
     highest: whether the highest scores are kept.
     threshold: whether a threshold on the score makes sense.
     on_grid: whether scores are rounded by `strata.to_grid`.
     all_zero: what it means if every candidate's score is 0.
     compared: whether analyses that run every rule run it.
-    stream: of the hash of `row` by which it breaks ties or draws: its own, so
-      that its draws do not repeat another's (`budget.row_hash`).
+    stream: the stream of the hash of `row` by which it breaks ties or draws:
+      its own, so that its draws do not repeat another's (`budget.row_hash`).
     sql: the rule in SQL; None: only in memory.
   """
 
@@ -146,7 +146,7 @@ def register(name, **fields):
   """Decorator: registers a rule's function under a name.
 
   Args:
-    name: of the rule.
+    name: the name of the rule.
     **fields: of its Rule.
 
   Raises:
@@ -178,8 +178,8 @@ def get_rule(name: str, key: str = 'select.rule') -> Rule:
   """The rule of that name.
 
   Args:
-    name: of the rule.
-    key: of the config that names it.
+    name: the name of the rule.
+    key: the field of the config that names it.
 
   Raises:
     ValueError: there is none; lists those there are, and the nearest.

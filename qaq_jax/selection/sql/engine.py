@@ -45,8 +45,8 @@ def select(
     tables: a Parquet file or glob with the score columns of all models, or
       model -> glob of its parts, `WORKDIR/scores/<m>/part-*.parquet`.
     rule: one that has SQL.
-    budget: as there.
-    seed: as there.
+    budget: see `select.select`.
+    seed: see `select.select`.
     roles: role -> model; None: models of these names.
     num_strata: K.
     by: whose PPL(Q) makes the strata.
@@ -160,9 +160,9 @@ class Ranked:
   in memory uses `budget.take`.
 
   Args:
-    connection: of DuckDB, with the table.
+    connection: a connection of DuckDB, with the table.
     score: the rule's score in SQL; rows that have none are no candidates.
-    seed: of the hash.
+    seed: the seed of the hash.
 
   Attributes:
     score: the same as a finite DOUBLE, or null.
@@ -212,10 +212,10 @@ class Ranked:
     """Makes table `name`: the best candidates by (order, hash, row).
 
     Args:
-      name: of the table, whose one column is `row`.
+      name: the name of the table, whose one column is `row`.
       order: expression, higher is better.
       limit: rows to take; None = all.
-      stream: of the hash.
+      stream: the stream of the hash.
     """
     source = 'SELECT row FROM ranked WHERE candidate'
     count = self.counts()[1]

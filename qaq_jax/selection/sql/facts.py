@@ -13,8 +13,8 @@ def measure(
 
   Args:
     ranked: `engine.Ranked`, with the table `chosen` there too.
-    models: under which rows had to be usable.
-    roles: of these models, in the tables.
+    models: the models under which rows had to be usable.
+    roles: the roles of these models, in the tables.
     shown: the role of the first, if it has strata.
 
   Returns:

@@ -14,7 +14,7 @@ def join(
   """The score table as a source to select from, and its columns' names.
 
   Args:
-    connection: of DuckDB.
+    connection: a connection of DuckDB.
     tables: see `engine.select`.
 
   Raises:
@@ -100,7 +100,7 @@ def rank(
   """Makes the table `ranked`, as strata.py ranks rows.
 
   Args:
-    connection: with the view `scored`.
+    connection: a connection with the view `scored`.
     roles: role -> model.
     under: roles under which an eligible row is usable.
     needed: roles to rank under; with both there are diff and total.

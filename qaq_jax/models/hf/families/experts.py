@@ -80,7 +80,7 @@ def _layout(block: str, names: tuple[str, str, str]) -> dict:
 
   Args:
     block: where the router and the experts are.
-    names: of the gate, up and down projection.
+    names: names of the gate, up and down projection.
   """
   gate, up, down = (f'{{expert}}.{name}.weight' for name in names)
   return {

@@ -18,11 +18,11 @@ class Family:
   """A family of models: its config.json and how its checkpoints are laid out.
 
   Attributes:
-    model_type: as in config.json.
+    model_type: the name as in config.json.
     architecture: class name that transformers wants in config.json.
     read: a config.json -> its ModelConfig.
-    keys: of a config.json that is written, besides those that all families
-      share -> the field of ModelConfig, or a function of one.
+    keys: the keys of a config.json that is written, besides those that all
+      families share -> the field of ModelConfig, or a function of one.
     weights: our parameter name -> (tensor name, transform), see
       `transforms.py`; within its layer for a layer's parameter, and with
       `{expert}` where each expert has a tensor of its own.
