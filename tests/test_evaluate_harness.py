@@ -1,6 +1,7 @@
 """The harness on tiny tasks of our own, in the published files' formats."""
 
 import dataclasses
+import gzip
 import json
 import math
 import os
@@ -30,6 +31,7 @@ from qaq_jax.evaluation import (
 from qaq_jax.sandbox import sandbox
 from qaq_jax.sandbox.child.values import Opaque
 from qaq_jax.sandbox.process import Limits
+from qaq_jax.workdir import journal
 
 _FILES = pathlib.Path(__file__).parent / 'fixtures' / 'benchmarks'
 _PATHS = {
@@ -390,6 +392,20 @@ def test_verdicts_are_kept_and_only_missing_ones_computed(tmp_path):
     harness.run(_read('mbpp_plus'), programs, path, _OPTIONS)
 
 
+def test_two_runs_do_not_share_a_results_file(tmp_path):
+  path = tmp_path / 'results.jsonl'
+  benchmark = _read('mbpp')
+  first = journal.Journal(path, {}, fields={})
+  try:
+    with pytest.raises(
+      ValueError, match=f'writes to .*results.jsonl .pid {os.getpid()} on'
+    ):
+      harness.run(benchmark, _references(benchmark), path, _OPTIONS)
+  finally:
+    first.close()
+  assert not (tmp_path / 'cache').exists()  # before any program was run
+
+
 def test_goes_on_after_kill_9(tmp_path):
   benchmark = _read('mbpp')
   task = next(iter(benchmark.tasks.values()))
@@ -459,6 +475,17 @@ def test_references_are_computed_once(tmp_path, box):
     kept.write_bytes(kept.read_bytes()[:50])  # damaged: computed again
     references.compute(benchmark, box, 1, lambda *n: ticks.append(n))
     assert len(ticks) == 8
+    whole = kept.read_bytes()
+    for other in (b'[{}]', b'[1]', b'5', b'{"a": 1}', b'[{"task_id": 1}]'):
+      kept.write_bytes(gzip.compress(other))
+      assert references._read(kept) == {}
+    for at in range(0, len(whole), 7):
+      data = bytearray(whole)
+      data[at] ^= 16
+      kept.write_bytes(data)
+      found = references._read(kept)  # computed again, or as it was
+      assert not found or found == second
+    kept.write_bytes(whole)
     for key, reference in first.items():
       assert second[key].outputs == reference.outputs
   else:  # a program could read them

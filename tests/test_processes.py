@@ -289,6 +289,29 @@ def test_an_error_of_one_process_is_told_by_the_others(tmp_path):
   assert 'process 0 (' in texts[1] and 'failed: ' in texts[1]
 
 
+def test_what_fails_while_the_first_prepares_is_told_by_the_others(tmp_path):
+  """Training data are read by the first process; the others wait by name."""
+  started = time.monotonic()
+  flags = (
+    '--config.stages=("finetune",)',
+    '--config.finetune.data=nowhere.jsonl',
+    '--config.finetune.max_length=256',
+    '--config.finetune.chat_template=plain',
+  )
+  codes, texts = finish(start(tmp_path, 2, 1, *flags), tmp_path)
+  assert codes == [1, 3]
+  assert time.monotonic() - started < 60
+  assert 'nowhere.jsonl' in texts[0]
+  assert 'process 0 (' in texts[1] and 'failed: ' in texts[1]
+  assert texts[1].count('nowhere.jsonl') >= 1
+
+
+def test_no_process_waits_for_others_without_a_name():
+  """Such a collective gives up after minutes and says nothing of who failed."""
+  for path in (ROOT / 'qaq_jax').rglob('*.py'):
+    assert 'sync_global_devices' not in path.read_text(), path
+
+
 @pytest.mark.parametrize('reached', [(0,), (1,), (0, 1)])
 def test_interrupted_once_all_end(reached, tmp_path):
   """Ctrl-C in a terminal reaches every process, a signal one of them.

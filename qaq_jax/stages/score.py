@@ -23,7 +23,11 @@ from qaq_jax.scoring.options import ScoreOptions
 from qaq_jax.selection import derived
 from qaq_jax.stages import artifacts, options
 from qaq_jax.stages import model as model_lib
+from qaq_jax.workdir import fingerprint
 from qaq_jax.workdir.layout import SAMPLES_KEY, WorkDir
+
+# Of keys that fingerprints of before lack.
+_DEFAULTS = {'quantization': ''}
 
 
 def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
@@ -174,19 +178,20 @@ class _Scoring:
 
   def _fingerprint(self, store) -> dict:
     """Everything that can change a number, besides the scorer's version."""
-    return {
-      'samples': store.content_hash,
-      **self._model.fingerprint(),
-      'encoder': self._encoder.fingerprint(),
-      'dtype': self._m.dtype,
-      **(
-        {'quantization': self._m.quantization} if self._m.quantization else {}
-      ),
-      # What 'auto' has always been; a kernel goes by its own name.
-      'attention': (
-        self._c.attention if self._attention == 'xla' else self._attention
-      ),
-    }
+    return fingerprint.written(
+      {
+        'samples': store.content_hash,
+        **self._model.fingerprint(),
+        'encoder': self._encoder.fingerprint(),
+        'dtype': self._m.dtype,
+        'quantization': self._m.quantization,
+        # What 'auto' has always been; a kernel goes by its own name.
+        'attention': (
+          self._c.attention if self._attention == 'xla' else self._attention
+        ),
+      },
+      _DEFAULTS,
+    )
 
 
 def _prepare_targets(config, workdir):
