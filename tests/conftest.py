@@ -17,7 +17,8 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 # Tests run thousands of tiny programs a few times each: most of the time went
 # into optimising them. What is checked is the program that we hand to XLA, not
 # what LLVM makes of it. A flag that is given already comes later and wins:
-# `make test-slow` gives those that users have.
+# `make test-slow` gives those that users have, as do tests that start whole
+# runs: code that is not optimised would cost them more than compiling does.
 os.environ['XLA_FLAGS'] = ' '.join(
   (
     '--xla_backend_optimization_level=0',
