@@ -252,6 +252,12 @@ def test_compare_makes_each_cell_once_and_goes_on(
   assert len(fits) == len(cells)
   again = json.loads((work / 'compare' / 'results.json').read_text())
   assert again == results
+  kept = cells[0] / 'result.json'
+  whole = kept.read_text()
+  kept.write_text(whole.replace('"steps": 2', '"steps": 3'))
+  with pytest.raises(ValueError, match='result.json is damaged.*made again'):
+    pipeline.run('compare', c, str(work))
+  kept.write_text(whole)
   c.finetune.batch_size = 5
   pipeline.run('compare', c, str(work))  # other settings are other cells
   assert len(fits) == 2 * len(cells)

@@ -6,6 +6,7 @@ goes on from it), `samples.jsonl` (the programs in it, in EvalPlus's format),
 FOLDER/results.json holds the figures.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -150,20 +151,22 @@ class _Writer:
     # All have read before one writes.
     processes.barrier(f'evaluate {benchmark.name}')
     main = jax.process_index() == 0
-    if main:
-      journal = journal_lib.Journal(path, fingerprint, fields=fields)
-    for key, generation in self._generate(benchmark, todo):
-      texts[key] = generation.text
+    with contextlib.ExitStack() as stack:
       if main:
-        journal.add(
-          {
-            'task_id': key[0],
-            'number': key[1],
-            'text': generation.text,
-            'tokens': len(generation.ids),
-            'end': generation.finish_reason,
-          }
-        )
+        journal = journal_lib.Journal(path, fingerprint, fields=fields)
+        stack.callback(journal.close)
+      for key, generation in self._generate(benchmark, todo):
+        texts[key] = generation.text
+        if main:
+          journal.add(
+            {
+              'task_id': key[0],
+              'number': key[1],
+              'text': generation.text,
+              'tokens': len(generation.ids),
+              'end': generation.finish_reason,
+            }
+          )
     made, raw = [], []
     for key in wanted:
       task, text = benchmark.tasks[key[0]], texts[key]
@@ -172,7 +175,6 @@ class _Writer:
       program = postprocess.extract(whole, task.entry_point)
       made.append(programs.Sample(*key, program))
     if main:
-      journal.close()
       programs.write(folder / 'samples.raw.jsonl', raw)
       programs.write(folder / 'samples.jsonl', made)
     return made
