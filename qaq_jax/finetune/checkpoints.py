@@ -41,7 +41,7 @@ class Checkpoints:
     """
     policies = ocp.training.preservation_policies
     self.directory = pathlib.Path(directory).absolute()
-    self._saved = None  # step whose save may still be going on
+    self._saved: int | None = None  # step whose save may still be going on
     self._checkpointer = ocp.training.Checkpointer(
       self.directory,
       preservation_policy=policies.AnyPreservationPolicy(
