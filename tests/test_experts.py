@@ -311,7 +311,7 @@ def test_compiles_for_tpus_without_a_copy_per_expert(name):
     inwards,
     rules.gathered('experts', 'expert_mlp', 'embed'),
   )
-  shapes = (8, 512, config.hidden_size), *(k.shape for k in kernels)
+  shapes = (8, 128, config.hidden_size), *(k.shape for k in kernels)
   x, *kernels = (
     jax.ShapeDtypeStruct(
       shape, jnp.bfloat16, sharding=jax.NamedSharding(mesh, spec)
@@ -324,7 +324,7 @@ def test_compiles_for_tpus_without_a_copy_per_expert(name):
     return jnp.sum(y.astype(jnp.float32))
 
   # Of a device, padded to the lanes of a TPU.
-  rows = 4 * 512 * config.experts_per_token * 128 * 2
+  rows = 4 * 128 * config.experts_per_token * 128 * 2
   with jax.set_mesh(mesh):
     for function, copies in ((loss, 8), (jax.grad(loss, (0, 1)), 16)):
       program = jax.jit(function).lower(x, kernels).compile()
