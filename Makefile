@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 WORKDIR ?= workdir/demo
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
-.PHONY: demo test test-all test-processes test-slow lint lock clean
+.PHONY: demo test test-all test-processes test-slow mutants lint lock clean
 
 demo: $(VENV)/.base
 	$(BIN)/qaq run --config=configs/demo.py --workdir=$(WORKDIR)
@@ -30,6 +30,10 @@ test-slow: $(VENV)/.test
 # Everything, on both columns of versions.
 test-all: test test-slow
 	$(MAKE) test test-slow VENV=.venv312 PYTHON=python3.12
+
+# Plants the faults of tests/faults.py, one at a time: which does no test see?
+mutants: $(VENV)/.test
+	$(BIN)/python tests/mutants.py
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

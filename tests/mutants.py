@@ -2,70 +2,33 @@
 
   python tests/mutants.py [--only TEXT] [--jobs 2] [--list]
 
-Each fault is one changed piece of text in one file, in a copy of the tree; the
-tests that should see it are named with it and run until the first fails. A
-fault that they pass with is printed, and the exit status is then 1. A changed
-tree, tests included, is copied anew for each worker. `test_mutants.py` holds
-that every text is still there and every room has faults.
+Each fault of `faults.py` is one changed piece of text in one file, in a copy of
+the tree; the tests that should see it are named with it and run until the first
+fails. All of them run without a fault before, so that one that fails anyway
+sees nothing. Faults that nobody sees are printed, and the exit status is then
+1. `test_mutants.py` holds that every text is still there and every room has
+faults.
 """
 
 import argparse
+import compileall
 import concurrent.futures
-import dataclasses
+import contextlib
 import os
 import pathlib
+import py_compile
 import queue
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
-_SECONDS = 240  # of the tests of one fault; beyond, it counts as seen: a hang
+from faults import FAULTS, ROOT, Fault
 
-
-@dataclasses.dataclass(frozen=True)
-class Mutant:
-  """One fault.
-
-  Attributes:
-    file: the file below qaq_jax/.
-    old: a text that stands in it once.
-    new: what the fault makes of it.
-    tests: arguments of pytest: files of tests/, and -k with an expression.
-  """
-
-  file: str
-  old: str
-  new: str
-  tests: str
-
-  @property
-  def name(self) -> str:
-    """The file and the first changed line, for people."""
-    return f'{self.file}: {self.old.strip().splitlines()[0][:60]}'
-
-  @property
-  def room(self) -> str:
-    """The folder below qaq_jax/, or the file where there is none."""
-    return self.file.split('/')[0]
-
-  def planted(self, root: pathlib.Path = ROOT) -> str:
-    """The file's text with the fault in it.
-
-    Raises:
-      ValueError: the text is not there, or more than once.
-    """
-    text = (root / 'qaq_jax' / self.file).read_text()
-    if text.count(self.old) != 1:
-      raise ValueError(
-        f'{self.file}: {self.old!r} stands in it {text.count(self.old)} times'
-      )
-    return text.replace(self.old, self.new)
-
-
-MUTANTS = ()
+_SECONDS = 240  # for the tests of one fault
 
 
 def copy_tree(target: pathlib.Path) -> None:
@@ -83,45 +46,68 @@ def copy_tree(target: pathlib.Path) -> None:
       shutil.copymode(ROOT / name, target / name)
 
 
-def is_seen(mutant: Mutant, tree: pathlib.Path) -> tuple[bool, str]:
-  """Whether a test fails with the fault in a copy of the tree, and why."""
-  path = tree / 'qaq_jax' / mutant.file
-  whole = path.read_text()
-  path.write_text(mutant.planted(tree))
-  # Programs of other faults have other keys: the cache is shared.
+def run_tests(
+  tree: pathlib.Path, tests: list[str], seconds: float
+) -> tuple[int | None, str]:
+  """Runs tests of a copy until the first fails.
+
+  Returns:
+    The exit status of pytest, None where it did not end in time, and the line
+    that says why.
+  """
   environment = os.environ | {
     'PYTHONPATH': str(tree),
-    'JAX_COMPILATION_CACHE_DIR': str(ROOT / '.jax_cache'),
     'PYTHONDONTWRITEBYTECODE': '1',
+    # Programs that a fault changes have keys of their own: one cache serves.
+    'JAX_COMPILATION_CACHE_DIR': os.environ.get('JAX_COMPILATION_CACHE_DIR')
+    or str(ROOT / '.jax_cache'),
   }
   words = [sys.executable, '-m', 'pytest', '-x', '-q', '-p', 'no:cacheprovider']
-  files, *expression = mutant.tests.split(' -k ')
-  words += [f'tests/{name}' for name in files.split()]
-  words += ['-k', expression[0]] if expression else []
+  process = subprocess.Popen(
+    [*words, *(f'tests/{test}' for test in tests)],
+    cwd=tree,
+    env=environment,
+    stdin=subprocess.DEVNULL,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    start_new_session=True,
+  )
   try:
-    done = subprocess.run(
-      words,
-      cwd=tree,
-      env=environment,
-      stdin=subprocess.DEVNULL,
-      capture_output=True,
-      text=True,
-      timeout=_SECONDS,
-    )
+    output, _ = process.communicate(timeout=seconds)
   except subprocess.TimeoutExpired:
-    return True, 'the tests did not end'
+    return None, f'did not end in {seconds:.0f} s'
+  finally:
+    with contextlib.suppress(ProcessLookupError):  # what the tests started
+      os.killpg(process.pid, signal.SIGKILL)
+  lines = output.strip().splitlines() or ['']
+  told = [line for line in lines if line.startswith(('FAILED', 'ERROR'))]
+  return process.returncode, [*told, lines[-1]][0][:100]
+
+
+def is_seen(fault: Fault, tree: pathlib.Path) -> tuple[bool, str]:
+  """Whether a test fails with the fault in a copy of the tree, and why."""
+  path = tree / 'qaq_jax' / fault.file
+  whole = path.read_text()
+  path.write_text(fault.planted(tree))
+  try:
+    status, why = run_tests(tree, fault.tests.split(), _SECONDS)
   finally:
     path.write_text(whole)
-  failed = [
-    line for line in done.stdout.splitlines() if line.startswith('FAILED')
-  ]
-  if done.returncode == 1 and failed:
-    return True, failed[0][:100]
-  if done.returncode == 0:
-    return False, f'passed: {mutant.tests}'
-  # No test was found, or the tree cannot be imported: nobody has looked.
-  last = (done.stdout + done.stderr).strip().splitlines()[-1:]
-  return False, f'pytest ended with {done.returncode}: {last}'
+  # Any other status is of tests that were not found or did not end: nobody has
+  # looked.
+  return status == 1, why
+
+
+def make_copy(folder: pathlib.Path) -> pathlib.Path:
+  """A copy of the tree, compiled so that a changed file is compiled again."""
+  copy_tree(folder)
+  compileall.compile_dir(
+    folder / 'qaq_jax',
+    quiet=1,
+    invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH,
+  )
+  return folder
 
 
 def main() -> int:
@@ -131,31 +117,41 @@ def main() -> int:
   parser.add_argument('--jobs', type=int, default=2)
   parser.add_argument('--list', action='store_true')
   options = parser.parse_args()
-  chosen = [m for m in MUTANTS if options.only in m.name]
+  chosen = [fault for fault in FAULTS if options.only in fault.name]
   if options.list:
-    print('\n'.join(f'{m.name}  ({m.tests})' for m in chosen))
+    print('\n'.join(f'{fault.name}  ({fault.tests})' for fault in chosen))
     return 0
   start, unseen = time.monotonic(), []
   with tempfile.TemporaryDirectory(prefix='qaq_mutants_') as folder:
     trees = queue.SimpleQueue()
     for number in range(options.jobs):
-      trees.put(pathlib.Path(folder, str(number)))
-      copy_tree(pathlib.Path(folder, str(number)))
+      trees.put(make_copy(pathlib.Path(folder, str(number))))
+    tests = sorted({test for f in chosen for test in f.tests.split()})
+    status, why = run_tests(pathlib.Path(folder, '0'), tests, 15 * 60)
+    if status:
+      print(f'without a fault: pytest ended with {status}: {why}')
+      return 2
 
-    def work(mutant):
-      tree = trees.get()
+    def work(fault):
+      tree, begun = trees.get(), time.monotonic()
       try:
-        return mutant, *is_seen(mutant, tree)
+        return fault, *is_seen(fault, tree), time.monotonic() - begun
       finally:
         trees.put(tree)
 
     with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
-      for mutant, seen, why in pool.map(work, chosen):
-        print(f'{"seen" if seen else "UNSEEN":6} {mutant.name}\n       {why}')
+      for fault, seen, why, seconds in pool.map(work, chosen):
+        sign = 'seen' if seen else 'UNSEEN'
+        print(f'{sign:6} {fault.name} ({seconds:.0f} s)\n       {why}')
+        sys.stdout.flush()
         if not seen:
-          unseen.append(mutant)
-  minutes = (time.monotonic() - start) / 60
-  print(f'{len(chosen) - len(unseen)} of {len(chosen)} seen, {minutes:.1f} min')
+          unseen.append(fault)
+  used = resource.getrusage(resource.RUSAGE_CHILDREN)
+  print(
+    f'{len(chosen) - len(unseen)} of {len(chosen)} seen; '
+    f'{(time.monotonic() - start) / 60:.1f} min, CPU time '
+    f'{(used.ru_utime + used.ru_stime) / 60:.1f} min'
+  )
   return 1 if unseen else 0
 
 

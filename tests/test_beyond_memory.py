@@ -82,6 +82,21 @@ def test_thresholds(rule, amount, tmp_path):
 
 
 @pytest.mark.parametrize(
+  'rule, amount',
+  [
+    ('diff_high', {'threshold': 0.1}),
+    ('diff_low', {'threshold': -0.1}),
+    ('diff_high', {'tokens': 6}),
+  ],
+)
+def test_budgets_that_end_at_a_row(rule, amount, tmp_path):
+  table = selection_tables.from_ranks(
+    {'strong': np.arange(11), 'weak': np.zeros(11)}
+  )
+  assert_equal(table, tmp_path, rule, budget=amount, num_strata=1)
+
+
+@pytest.mark.parametrize(
   'options',
   [
     {'num_strata': 1},

@@ -62,8 +62,9 @@ def test_every_recipe_states_command_paper_and_expectation(recipe):
 @pytest.mark.parametrize('recipe', RECIPES)
 def test_runlocal_shrinks_the_recipe_to_embedded_models(recipe):
   config = resolve(recipe + ':runlocal')
-  for model in config.models.values():
-    assert pathlib.Path(model.path).parts[-2] == 'models'
+  for name, model in config.models.items():
+    role = 'weak' if name == config.roles.weak else 'strong'
+    assert pathlib.Path(model.path).parts[-2:] == ('models', role)
   assert config.data.limit or config.mine.rows
 
 

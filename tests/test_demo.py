@@ -258,3 +258,25 @@ def test_demo_file_has_alpaca_rows(tmp_path, monkeypatch, pairs):
   assert summary['defects'] == planted
   assert summary['defects']['swapped'] == 20
   assert summary['content_hash'] == mining.content_hash(mining.draw(pairs, 200))
+
+
+def test_held_out_pairs_are_clean_and_not_in_the_demo(
+  tmp_path, monkeypatch, pairs
+):
+  monkeypatch.setattr(mining, 'mine', lambda packages, limits: pairs)
+  held = tmp_path / 'held.jsonl'
+  summary = defects.write_demo_data(
+    tmp_path / 'data.jsonl',
+    rows=200,
+    shares={},
+    held_out=len(pairs),
+    held_out_path=held,
+  )
+  demo, rest = (
+    [json.loads(line) for line in path.open(encoding='utf-8')]
+    for path in (tmp_path / 'data.jsonl', held)
+  )
+  assert summary['held_out'] == len(rest) == len(pairs) - 200
+  assert {row['defect'] for row in rest} == {defects.CLEAN}
+  queries = {row['instruction'] for row in demo}
+  assert not queries & {row['instruction'] for row in rest}

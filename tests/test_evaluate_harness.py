@@ -526,6 +526,22 @@ def test_a_line_that_cannot_be_used(tmp_path, change, message):
     benchmarks.read('humaneval_plus', str(path))
 
 
+@pytest.mark.parametrize(
+  ('tests', 'message'),
+  [
+    ([], "line 1: field 'test_list' holds no tests"),
+    ([7], "line 1: field 'test_list' holds no tests"),
+    (['assert 3 == add(1, 2)'], 'line 1: no function to test in .assert 3'),
+  ],
+)
+def test_a_task_without_a_test_cannot_be_used(tmp_path, tests, message):
+  record = json.loads((_FILES / 'mbpp.jsonl').read_text().splitlines()[0])
+  path = tmp_path / 'mbpp.jsonl'
+  path.write_text(json.dumps(record | {'test_list': tests}))
+  with pytest.raises(ValueError, match=message):
+    benchmarks.read('mbpp_original', str(path))
+
+
 def test_other_files_that_cannot_be_used(tmp_path):
   path = tmp_path / 'file.jsonl'
   path.write_text('{"task_id": 1}\nx')
@@ -713,6 +729,32 @@ def test_summary_of_several_samples():
   assert found['pass@2']['value'] == 0.5
   assert found['pass@2']['interval'] == 'bootstrap over tasks'
   assert list(pass_at_k.summarize({'a': [True], 'b': [True] * 9})) == ['pass@1']
+
+
+def test_plus_is_of_programs_that_pass_both_suites():
+  benchmark = benchmarks.Benchmark(
+    'humaneval_plus', 'humaneval', ('base', 'plus'), {}, ''
+  )
+  verdicts = [
+    {
+      'task_id': f'HumanEval/{i}',
+      'suites': {
+        name: {'status': status}
+        for name, status in zip(('base', 'plus'), each, strict=True)
+      },
+    }
+    for i, each in enumerate(
+      [
+        ('pass', 'pass'),
+        ('pass', 'fail'),
+        ('fail', 'pass'),
+        ('pass', 'timeout'),
+      ]
+    )
+  ]
+  scores = harness.summarize(benchmark, verdicts)
+  assert scores['humaneval']['pass@1']['value'] == 0.75
+  assert scores['humaneval_plus']['pass@1']['value'] == 0.25
 
 
 def test_the_file_of_another_benchmark_is_refused():

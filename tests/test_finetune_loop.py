@@ -349,20 +349,44 @@ def test_wandb_has_the_curve(tmp_path, monkeypatch):
   assert list(run.glob('*.wandb'))
 
 
+QUIET = curve.Run(
+  name='',
+  steps=2,
+  per_epoch=2,
+  tokens_left=10,
+  log_every=1,
+  flops=lambda batch: 1.0,
+  peak=1.0,
+  settings={},
+  show=False,
+)
+
+
+def test_a_curve_goes_on_behind_the_checkpoint(tmp_path):
+  """Without the lines that a killed run has left behind it."""
+  made = curve.Curve(tmp_path, QUIET, step=0, progress=None)
+  for step in (1, 2, 3):
+    made.evaluated(step, {'validation_loss': 1.0 * step})
+    made.looked(step, [step])
+  made.close()
+  made = curve.Curve(tmp_path, QUIET, step=2, progress=None)
+  made.evaluated(3, {'validation_loss': 9.0})
+  made.close()
+  metrics, samples = (
+    [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+    for name in ('metrics.jsonl', 'samples.jsonl')
+  )
+  assert [(m['step'], m['validation_loss']) for m in metrics] == [
+    (1, 1.0),
+    (2, 2.0),
+    (3, 9.0),
+  ]
+  assert [s['step'] for s in samples] == [1, 2]
+
+
 def test_curve_counts_alike_without_writing(tmp_path):
   """What processes other than the first do."""
-  run = curve.Run(
-    name='',
-    steps=2,
-    per_epoch=2,
-    tokens_left=10,
-    log_every=1,
-    flops=lambda batch: 1.0,
-    peak=1.0,
-    settings={},
-    show=False,
-  )
-  made = curve.Curve(tmp_path, run, step=0, progress=None, write=False)
+  made = curve.Curve(tmp_path, QUIET, step=0, progress=None, write=False)
   made.evaluated(1, {'validation_loss': 1.0})
   made.looked(1, ['x'])
   assert made.progress()['tokens'] == 0

@@ -124,6 +124,15 @@ def test_another_selection_than_the_config_makes_is_refused(inputs, scored):
     pipeline.run('finetune', c, str(scored))
 
 
+def test_an_empty_selection_is_not_trained_on(inputs, scored, tmp_path):
+  work = shutil.copytree(scored, tmp_path / 'work')
+  c = make_config(inputs)
+  c.select.budget.rows = 0
+  pipeline.run('select', c, str(work))
+  with pytest.raises(ValueError, match='selection.json: the selection is emp'):
+    pipeline.run('finetune', c, str(work))
+
+
 def test_the_best_checkpoint_by_validation_is_exported(
   inputs, tmp_path, capsys
 ):
@@ -288,6 +297,17 @@ def test_compare_without_a_table_or_held_out_says_so(inputs, scored):
   c.compare.held_out = ''
   with pytest.raises(ValueError, match='held_out is empty'):
     pipeline.run('compare', c, str(scored))
+
+
+def test_held_out_samples_without_an_answer_judge_nothing(
+  inputs, scored, tmp_path
+):
+  work = shutil.copytree(scored, tmp_path / 'work')
+  c = compare_config(inputs)
+  rows = [{'instruction': 'add', 'output': ''}]
+  c.compare.held_out = write_jsonl(tmp_path / 'none.jsonl', rows)
+  with pytest.raises(ValueError, match='none of the 1 samples can be judged'):
+    pipeline.run('compare', c, str(work))
 
 
 @pytest.mark.slow

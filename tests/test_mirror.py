@@ -263,6 +263,21 @@ def test_a_full_disk_is_not_the_fault_of_the_store(memory, tmp_path):
     a.pull()
 
 
+def test_a_store_that_tells_no_versions_is_refused(memory, tmp_path):
+  """What was changed there could not be told from what was fetched."""
+
+  class Unversioned(Refuses):
+    def find(self, *words, **options):
+      found = self._system.find(*words, **options)
+      return {k: {'name': k, 'size': v['size']} for k, v in found.items()}
+
+  memory.pipe_file('/bucket/m/one', b'1')
+  a = mirror.Mirror('memory://bucket/m', tmp_path / 'a')
+  a._fs = Unversioned(a._fs)
+  with pytest.raises(files.StoreError, match='m/one: .*does not tell versions'):
+    a.pull()
+
+
 def test_a_mistake_of_ours_is_shown_as_one(memory, tmp_path):
   a = mirror.Mirror('memory://bucket/m', tmp_path / 'a')
   memory.pipe_file('/bucket/m/one', b'1')

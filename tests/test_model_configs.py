@@ -184,6 +184,12 @@ def test_wrong_configs_name_key_and_file(change, message):
     read_config(config | change, 'my.json')
 
 
+def test_heads_without_pairs_to_rotate_are_told():
+  config = tiny_models.hf_config('qwen3') | {'head_dim': 9}
+  with pytest.raises(ValueError, match="'head_dim' is 9: rotary needs pairs"):
+    read_config(config, 'my.json')
+
+
 @pytest.mark.parametrize(
   'case,change,message',
   [

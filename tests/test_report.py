@@ -138,6 +138,20 @@ def test_the_examples_are_the_ends_of_rmi(tmp_path):
   assert samples.asked == [*ranked[:3], *ranked[::-1][:3]]
 
 
+def test_the_chosen_among_the_examples_are_marked(tmp_path):
+  text, _, selection = write(
+    tmp_path, make_table(300), Samples(), rule='rmi_window', num_examples=100
+  )
+  marked = {
+    int(re.search(r'row (\d+)', example)[1])
+    for example in text.split('<details>')[1:]
+    if '<span class="tag">chosen</span>' in example
+  }
+  shown = set(map(int, re.findall(r'>row (\d+)', text)))
+  assert marked == shown & set(selection.rows.tolist())
+  assert marked and shown - marked
+
+
 def test_long_texts_are_cut_and_said_so(tmp_path):
   table = make_table(2, not_ok=0.0)
   texts = {row: ('q' * 5000, 'a' * 10) for row in range(2)}

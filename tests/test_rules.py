@@ -172,6 +172,20 @@ def test_window_options_are_checked():
     select(table, rule='rmi_window', lo=0.8, hi=0.2)
 
 
+@pytest.mark.parametrize(
+  'rule, options, words',
+  [
+    ('drop_low', {'drop': 1.0}, 'select.drop is 1.0; it is a share'),
+    ('drop_low', {'drop': -0.1}, 'select.drop is -0.1'),
+    ('length_matched', {'reference': 'length_matched'}, 'cannot match itself'),
+    ('ppl_window', {'of': 'a'}, "select.of is 'a'; it is 'a_given_q' or 'q'"),
+  ],
+)
+def test_options_that_cannot_be_are_refused(rule, options, words):
+  with pytest.raises(ValueError, match=words):
+    select(make_table(10), rule=rule, **options)
+
+
 @hypothesis.given(
   st.integers(0, 10**6),
   st.integers(1, 12),
@@ -316,6 +330,14 @@ def test_token_budgets_take_the_longest_prefix_that_fits(seed, tokens):
       break
     expected.append(i)
   assert list(result.rows) == sorted(expected)
+
+
+def test_a_token_budget_may_be_spent_to_the_last_token():
+  table = from_ranks({'strong': np.arange(9), 'weak': np.zeros(9)})
+  for tokens, kept in ((5, [7, 8]), (6, [6, 7, 8]), (7, [6, 7, 8])):
+    budget = {'tokens': tokens}  # a row has two
+    result = select(table, rule='diff_high', num_strata=1, budget=budget)
+    assert list(result.rows) == kept
 
 
 def test_a_threshold_is_not_included():
@@ -853,6 +875,9 @@ def test_scar_files_that_do_not_fit_are_refused(tmp_path):
   write('row,scar\n77,2\n')
   with pytest.raises(ValueError, match='not one row of it'):
     select(table, rule='scar', path=path)
+  write('number,scar\n1,2\n')
+  with pytest.raises(ValueError, match="select.key is 'number'; it is 'row'"):
+    select(table, rule='scar', path=path, key='number')
   table['id'] = np.array(['a', 'a', 'b', 'c'])
   write('id,scar\na,2\n')
   with pytest.raises(ValueError, match='1 rows of the score table share an id'):

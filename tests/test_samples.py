@@ -248,6 +248,9 @@ def test_doubtful_columns_are_an_error_with_the_line_to_add(tmp_path, row):
 def test_wrong_mapping_names_the_columns(tmp_path):
   with pytest.raises(DataError, match=r'answer=.nope.*instruction'):
     read_lines(tmp_path, PAIR, columns={'answer': 'nope'})
+  both = {'messages': 'chat', 'query': 'instruction'}
+  with pytest.raises(DataError, match='maps messages and also query or answer'):
+    read_lines(tmp_path, PAIR | {'chat': []}, columns=both)
   with pytest.raises(DataError, match='querry'):
     DataSource('x', columns={'querry': 'a'})
   for option in ({'format': 'csv'}, {'turns': 'all'}):

@@ -335,6 +335,32 @@ def test_a_term_that_no_batch_scored_is_named(folder):
       scored([b for b in batches if b is not batch])
 
 
+def test_a_term_is_scored_once_and_over_the_tokens_of_its_like(folder):
+  (row,) = rig.encoder(folder).encode(list(rig.samples(folder).iter_rows(0, 1)))
+  sequences = [(row.row, slot, s) for slot, s in enumerate(row.sequences)]
+  length = max(len(s.ids) for s in row.sequences)
+  plan = batching.BatchPlan(((2, length),), 0.0, (), length, 1)
+  (batch,) = batching.make_batches(sequences, plan)
+  ones = {'nll_BS': np.ones((2, 2), np.float32)}
+
+  window = window_lib.Window(0, range(1), [row], [batch], kinds.LIKELIHOODS)
+  window.add(batch, ones)
+  with pytest.raises(ValueError, match='row 0: term .* was scored twice'):
+    window.add(batch, ones)
+
+  # An encoder that has lost a token of the answer in one of the sequences.
+  forward, *others = row.sequences
+  (query, (term, start, stop)) = forward.spans
+  short = dataclasses.replace(forward, spans=(query, (term, start, stop - 1)))
+  wrong = dataclasses.replace(row, sequences=(short, *others))
+  window = window_lib.Window(0, range(1), [wrong], [batch], kinds.LIKELIHOODS)
+  window.add(batch, ones)
+  size = stop - start
+  words = f'row 0: the terms of n_a are over {size} and {size - 1} tokens'
+  with pytest.raises(ValueError, match=words):
+    window.columns('m', kinds.LIKELIHOODS)
+
+
 def test_truncated_rows(folder, tmp_path):
   encoder = rig.encoder(folder, on_long='truncate_context', max_length=120)
   rig.score(folder, tmp_path / 'a', encode=encoder)

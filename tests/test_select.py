@@ -181,6 +181,9 @@ def test_wrong_names_are_refused_with_the_right_ones():
   table['row'] = np.array([0, 1, 1, 2, 3])
   with pytest.raises(ValueError, match='Row 1 stands 2 times'):
     select(table)
+  table['row'] = pa.array([0, 1, None, 2, 3])
+  with pytest.raises(ValueError, match="Column 'row' of the .* has nulls"):
+    select(table)
 
 
 def test_unset_options_are_ignored():

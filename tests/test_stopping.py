@@ -51,6 +51,14 @@ def test_the_first_complete_string_counts(folders):
   )
 
 
+def test_of_strings_that_end_together_the_longest_is_cut(folders):
+  tokenizer = tokenization.load(folders['qwen'])
+  ids = tokenizer.plain.encode(TEXT).tolist()
+  for strings in (['rint', 'print'], ['print', 'rint']):
+    _, text = stopping.cut(tokenizer, ids, strings)
+    assert text == TEXT[: TEXT.index('print')]
+
+
 def test_a_string_of_bytes_that_several_tokens_spell(folders):
   tokenizer = tokenization.load(folders['qwen'])
   ids = tokenizer.plain.encode('aé漢b').tolist()

@@ -196,6 +196,18 @@ def test_a_part_of_another_run_is_refused_by_name(tmp_path):
     list(parts.read_parts(tmp_path / 's'))
 
 
+def test_a_part_beyond_the_input_is_refused_by_name(tmp_path):
+  with open_store(tmp_path / 's', rows=10) as opened:
+    fill(opened)
+  with (
+    open_store(tmp_path / 's', rows=8) as opened,
+    pytest.raises(
+      store.StoreError, match='part-000002.parquet is beyond .* 8 rows'
+    ),
+  ):
+    opened.done()
+
+
 def test_an_unknown_status_or_a_missing_row_is_not_written(tmp_path):
   with open_store(tmp_path / 's') as opened:
     rows = opened.window(0)
@@ -334,8 +346,9 @@ def test_join_refuses_what_is_incomplete_or_of_another_input(tmp_path):
     join.join_scores(path, {'m': tmp_path / 'm'}, num_rows=10)
   with open_store(tmp_path / 'm') as opened:
     fill(opened, [2])
-  with pytest.raises(store.StoreError, match='more than the 9 rows'):
-    join.join_scores(path, {'m': tmp_path / 'm'}, num_rows=9)
+  for rows in (9, 8):  # a part of a window too many, and a whole one
+    with pytest.raises(store.StoreError, match=f'more than the {rows} rows'):
+      join.join_scores(path, {'m': tmp_path / 'm'}, num_rows=rows)
   (tmp_path / 'm' / 'part-000001.parquet').unlink()
   with pytest.raises(store.StoreError, match='part-000002.*row 4'):
     join.join_scores(path, {'m': tmp_path / 'm'}, num_rows=10)
@@ -354,6 +367,9 @@ def test_embeddings_are_beside_the_parts_and_join_to_one_array(tmp_path):
   out = tmp_path / 'embeddings.npy'
   join.join_embeddings(out, tmp_path / 'm', num_rows=10)
   np.testing.assert_array_equal(np.load(out, mmap_mode='r'), values)
+  with pytest.raises(store.StoreError, match='of 10 rows, the input has 11'):
+    join.join_embeddings(tmp_path / 'more.npy', tmp_path / 'm', num_rows=11)
+  assert not (tmp_path / 'more.npy').exists()
   part = tmp_path / 'm' / 'part-000002.npy'
   data = bytearray(part.read_bytes())
   data[-1] ^= 1

@@ -252,6 +252,17 @@ def test_a_template_that_drops_the_system_prompt_folds_it(tmp_path):
   assert forward == '<|im_start|>S\n\nQQ<|im_start|>AA'
 
 
+def test_a_template_that_puts_the_system_prompt_last_folds_it(tmp_path):
+  """Behind the query it would stand between the two scored texts."""
+  template = ''.join(
+    f"{{% for m in messages if m.role == '{role}' %}}"
+    "{{ '<|im_start|>' + m.content }}{% endfor %}"
+    for role in ('user', 'system', 'assistant')
+  )
+  forward, _ = own_template(tmp_path, template, system='S')
+  assert forward == '<|im_start|>S\n\nQQ<|im_start|>AA'
+
+
 def test_borrowed_templates(tmp_path, folders):
   template = CHATML.replace('BODY', "m['content'] + '!'")
   lender = tiny_tokenizers.make(tmp_path / 'a', 'qwen', template=template)

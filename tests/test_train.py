@@ -112,6 +112,33 @@ def test_corpus_leaves_out_what_the_demo_has(tmp_path):
   assert [p for p in pairs if p.module == 'decoder.py']
 
 
+@pytest.mark.parametrize('same', ['query', 'answer'])
+def test_half_a_pair_of_the_demo_is_left_out_too(tmp_path, same):
+  pair = max(
+    mining.mine(('json',)), key=lambda p: p.name == 'JSONDecoder.decode'
+  )
+  query, body = pair.query, f'  return [number + {"1 + " * 20}1]'
+  source = f'def other(number):\n  {query!r}\n{body}\n'
+  if same == 'answer':
+    head, rest = pair.answer.split('\n', 1)
+    query = 'Whatever these words of ours may say about the text.'
+    source = (
+      f'{head}\n{rest[: len(rest) - len(rest.lstrip())]}{query!r}\n{rest}\n'
+    )
+  (tmp_path / 'toy').mkdir()
+  (tmp_path / 'toy' / '__init__.py').write_text(source)
+  options = corpus.CorpusOptions(
+    packages=(('toy', 'toy==1', 'MIT'),),
+    held_out=(),
+    site=str(tmp_path),
+    excluded=('json',),
+  )
+  assert corpus.mine_corpus(options)[0] == []
+  options = dataclasses.replace(options, excluded=())
+  ((found,), _) = corpus.mine_corpus(options)
+  assert getattr(found, same) == getattr(pair, same)
+
+
 def test_missing_packages_are_named_with_the_pip_line(tmp_path):
   options = corpus.CorpusOptions(
     packages=(('absent', 'Absent-Package==1.2', 'MIT'),),

@@ -1,0 +1,30 @@
+"""The faults of faults.py can still be planted, and cover the house."""
+
+import re
+
+import pytest
+from faults import FAULTS, ROOT
+
+
+@pytest.mark.parametrize('fault', FAULTS, ids=lambda fault: fault.name)
+def test_the_text_of_a_fault_is_there(fault):
+  compile(fault.planted(), fault.file, 'exec')
+
+
+def test_every_room_has_faults():
+  files = {path.name for path in (ROOT / 'qaq_jax').glob('*.py')}
+  rooms = {path.parent.name for path in (ROOT / 'qaq_jax').glob('*/*.py')}
+  of_room = [fault.room for fault in FAULTS]
+  assert len(FAULTS) >= 40
+  assert set(of_room) - files == rooms
+  assert all(of_room.count(room) > 1 for room in rooms)
+
+
+def test_tests_of_faults_exist():
+  for fault in FAULTS:
+    for test in fault.tests.split():
+      file, name = re.fullmatch(r'(test_\w+\.py)::(test_\w+)(?:\[.*\])?', test)[
+        1:3
+      ]
+      text = (ROOT / 'tests' / file).read_text()
+      assert f'\ndef {name}(' in text, fault.name
