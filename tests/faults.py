@@ -86,8 +86,8 @@ FAULTS = (
   # Stages.
   Fault(
     'pipeline.py',
-    '        processes.barrier(stage.name)  # what the first one joins is there',
-    '        pass',
+    'processes.barrier(stage.name)  # what the first one joins is there',
+    'pass',
     'test_stages.py::test_processes_run_it_as_its_record_says',
   ),
   Fault(
@@ -492,7 +492,7 @@ FAULTS = (
     'generation/generate.py',
     'if prompt.min() < 0 or prompt.max() >= vocab:',
     'if prompt.min() < 0:',
-    'test_generate.py::test_no_prompts_and_wrong_numbers',
+    'test_generate.py::test_positions_end',
   ),
   # Encoding.
   Fault(
@@ -505,7 +505,7 @@ FAULTS = (
     'encoding/encoder.py',
     'system = sample.system or self.system_prompt\n    forward, reverse',
     'system = self.system_prompt or sample.system\n    forward, reverse',
-    'test_encode.py::test_system_prompts_per_row',
+    'test_encode.py::test_a_rows_system_prompt_goes_before_the_configs',
   ),
   Fault(
     'encoding/published_ifd.py',
@@ -566,16 +566,16 @@ FAULTS = (
     'test_checkpoint.py::test_tied_head_that_differs',
   ),
   Fault(
-    'models/hf/source.py',
-    'return _hash_file(real, stat.st_size, stat.st_mtime_ns)',
-    'return _hash_file(real, stat.st_size, 0)',
+    'workdir/checksums.py',
+    'return _hashed(path, stat.st_ino, stat.st_size, stat.st_mtime_ns)',
+    'return _hashed(path, stat.st_ino, stat.st_size, 0)',
     'test_checkpoint.py::test_fingerprint_follows_contents',
   ),
   Fault(
     'models/rope.py',
     '    if self.truncate:\n',
     '    if True:\n',
-    'test_models_parity.py::test_matches_transformers',
+    'test_models_parity.py::test_yarn_has_transformers_frequencies',
   ),
   Fault(
     'models/decoder.py',
@@ -612,7 +612,7 @@ FAULTS = (
     'data/raw.py',
     'except (EOFError, gzip.BadGzipFile, zlib.error) as e:',
     'except EOFError as e:',
-    'test_samples.py::test_truncated_gzip',
+    'test_samples.py::test_gzip_with_a_flipped_bit',
   ),
   Fault(
     'data/mapping.py',
@@ -622,8 +622,8 @@ FAULTS = (
   ),
   Fault(
     'data/sample_store.py',
-    "if _sha256(path) != part['sha256']:",
-    'if not path.exists():',
+    "    if found != part['sha256']:",
+    '    if False:',
     'test_samples.py::test_damaged_samples_are_found_and_written_anew',
   ),
   Fault(
@@ -655,13 +655,14 @@ FAULTS = (
     'sandbox/child/landlock.py',
     '_allow(ruleset, path, _READ_FILE | _READ_DIR)',
     '_allow(ruleset, path, files)',
-    'test_sandbox.py::test_no_change_outside',
+    'test_sandbox.py::test_no_change_of_the_harness',
   ),
   Fault(
     'sandbox/child/values.py',
     '    hashing.distinct(keys)\n',
     '',
-    'test_hostile_values.py::test_the_cost_of_a_value_is_that_of_its_bytes',
+    'test_hostile_values.py'
+    '::test_values_of_one_hash_are_refused_where_they_are_hashed',
   ),
   Fault(
     'sandbox/process.py',
@@ -678,7 +679,7 @@ FAULTS = (
   Fault(
     'sandbox/child/values.py',
     'if max(len(numerator), len(denominator)) > _MAX_HEX:',
-    'if len(numerator) > _MAX_HEX:',
+    'if False:',
     'test_hostile_values.py::test_the_cost_of_a_value_is_that_of_its_bytes',
   ),
   Fault(
@@ -691,7 +692,7 @@ FAULTS = (
     'sandbox/sandbox.py',
     'if missing and not allow_uncontained:',
     'if len(missing) > 1 and not allow_uncontained:',
-    'test_sandbox.py::test_refuses_where_programs_would_not_be_contained',
+    'test_sandbox.py::test_refuses_where_one_thing_would_be_open',
   ),
   # The work directory.
   Fault(
@@ -703,8 +704,8 @@ FAULTS = (
   ),
   Fault(
     'workdir/files.py',
-    '  if SEAL in value and value != seal(value):',
-    '  if False:',
+    '      if fits != (key == SEAL):',
+    '      if False:',
     'test_workdir.py'
     '::test_json_is_damaged_by_its_own_name_and_sealed_json_by_a_flipped_bit',
   ),
@@ -735,8 +736,8 @@ FAULTS = (
   ),
   Fault(
     'workdir/mirror.py',
-    'for _, name in sorted(changed):',
-    'for _, name in changed:',
+    'key=lambda one: (not one[1].endswith(checksums.SUFFIX), one)',
+    'key=lambda one: (not one[1].endswith(checksums.SUFFIX), one[1])',
     'test_mirror.py::test_what_refers_to_a_file_is_stored_after_it',
   ),
   Fault(
@@ -775,7 +776,7 @@ FAULTS = (
     "      text = ''.join(traceback.format_exception(kind, error, trace))\n"
     "      self._log.write('failed', **fields, error=text)",
     "      self._log.write('end', **fields)",
-    'test_pipeline.py::test_run_log_has_versions_devices_and_stages',
+    'test_pipeline.py::test_run_log_has_the_trace_of_a_stage_that_failed',
   ),
   Fault(
     'runtime/chips.py',

@@ -356,3 +356,6 @@ def test_fingerprint_follows_contents(llama, tmp_path):
   rewrite(llama, lambda d: d[Q].__setitem__((0, 0), 1.0))
   changed = checkpoint.fingerprint(checkpoint.resolve(llama))
   assert changed['files'] != first['files']
+  rewrite(llama, lambda d: d[Q].__setitem__((0, 0), 2.0))  # of the same size
+  again = checkpoint.fingerprint(checkpoint.resolve(llama))
+  assert again['files'] != changed['files']

@@ -368,6 +368,19 @@ def test_system_prompts_per_row(encoders):
   )
 
 
+def test_a_rows_system_prompt_goes_before_the_configs(folders):
+  encoder = Encoder(
+    folders['qwen'], template='chatml', system_prompt='of the config'
+  )
+  rows = [sample('q', 'a'), sample('q', 'a', 1, system='of the row')]
+  for encoded, whose in zip(
+    encoder.encode(rows), ('config', 'row'), strict=True
+  ):
+    for sequence in encoded.sequences:
+      text = encoder.tokenizer.decode(sequence.ids)
+      assert f'system\nof the {whose}<|im_end|>' in text
+
+
 def test_rows_do_not_influence_each_other(encoders):
   encoder = encoders['llama3', 'llama3']
   rows = [sample(q, a, i) for i, (q, a) in enumerate(ODD)]

@@ -365,9 +365,9 @@ QUIET = curve.Run(
 def test_a_curve_goes_on_behind_the_checkpoint(tmp_path):
   """Without the lines that a killed run has left behind it."""
   made = curve.Curve(tmp_path, QUIET, step=0, progress=None)
-  for step in (1, 2, 3):
-    made.evaluated(step, {'validation_loss': 1.0 * step})
-    made.looked(step, [step])
+  for update in (1, 2, 3):
+    made.evaluated(update, {'validation_loss': 1.0 * update})
+    made.looked(update, [update])
   made.close()
   made = curve.Curve(tmp_path, QUIET, step=2, progress=None)
   made.evaluated(3, {'validation_loss': 9.0})

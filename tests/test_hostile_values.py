@@ -232,6 +232,13 @@ def test_keys_of_one_hash_are_refused_whatever_they_are(make):
     hashing.distinct(keys)
 
 
+@pytest.mark.parametrize('kind', ['set', 'frozenset', 'dict'])
+def test_values_of_one_hash_are_refused_where_they_are_hashed(kind):
+  items = [[k, 0] for k in _SAME_HASH] if kind == 'dict' else _SAME_HASH
+  with pytest.raises(ValueError, match='values with one hash'):
+    values.decode([kind, items])
+
+
 _EVIL = """
 from child import values
 PAY = ["numpy", ["<U1", [10000], ["a" * 24000] + [""] * 9999]]

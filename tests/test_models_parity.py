@@ -48,6 +48,19 @@ MIXES = [
 ]
 
 
+@pytest.mark.parametrize(
+  'truncate, second', [(True, 0.0625), (False, 0.02559525)]
+)
+def test_yarn_has_transformers_frequencies(truncate, second):
+  """Of transformers 5.5; the ends of the ramp lie within the second pair."""
+  config = dict(tiny_models.CASES['qwen2_yarn'])
+  config['rope_parameters'] = config['rope_parameters'] | {'truncate': truncate}
+  rope = read_config(config).layers[0].rope
+  expected = [1.0, second, 0.0025, 0.00025]
+  np.testing.assert_allclose(rope.frequencies(8), expected, rtol=1e-6)
+  assert rope.attention_factor == pytest.approx(1.138629436111989)
+
+
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   """Returns a function: case -> its checkpoint, saved by transformers."""

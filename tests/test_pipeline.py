@@ -18,6 +18,7 @@ from qaq_jax import pipeline
 from qaq_jax.data import samples
 from qaq_jax.models.hf import checkpoint
 from qaq_jax.models.hf.read_config import read_config
+from qaq_jax.runtime import runlog
 from qaq_jax.selection.rules import eligible
 from qaq_jax.selection.rules import rule as rule_lib
 from qaq_jax.stages import artifacts
@@ -200,6 +201,19 @@ def test_run_log_has_versions_devices_and_stages(finished):
   assert events[0]['versions']['jax'] and events[0]['devices'] == 8
   ended = [e['stage'] for e in events if e['event'] == 'end']
   assert ended[:4] == ['prepare', 'score', 'select', 'report']
+
+
+def test_run_log_has_the_trace_of_a_stage_that_failed(tmp_path):
+  log = runlog.RunLog(tmp_path / 'run.log', ['qaq', 'score'])
+  with pytest.raises(KeyError), log.stage('score'):
+    raise KeyError('lost')
+  text = (tmp_path / 'run.log').read_text()
+  start, failed = map(json.loads, text.splitlines())
+  assert (start['event'], failed['event']) == ('start', 'failed')
+  assert failed['stage'] == 'score' and failed['seconds'] >= 0
+  assert (
+    'Traceback' in failed['error'] and "KeyError: 'lost'" in failed['error']
+  )
 
 
 def test_report_is_one_page_with_escaped_samples(finished):

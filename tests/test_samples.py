@@ -364,6 +364,17 @@ def test_truncated_gzip(tmp_path):
     read(path)
 
 
+@pytest.mark.parametrize('at', [20, -6], ids=['data', 'checksum'])
+def test_gzip_with_a_flipped_bit(tmp_path, at):
+  lines = ''.join(json.dumps(PAIR | {'id': i}) + '\n' for i in range(9))
+  data = bytearray(gzip.compress(lines.encode()))
+  data[at] ^= 0x10
+  path = tmp_path / 'in.jsonl.gz'
+  path.write_bytes(data)
+  with pytest.raises(DataError, match='in.jsonl.gz: damaged gzip'):
+    read(path)
+
+
 # Files, folders, documents.
 
 

@@ -5,6 +5,7 @@ is forked, filled or deleted in earnest before a first try was refused.
 """
 
 import ctypes
+import dataclasses
 import functools
 import json
 import os
@@ -779,6 +780,23 @@ def test_refuses_where_programs_would_not_be_contained():
   allowed = sandbox_lib.Sandbox(containment=found, allow_uncontained=True)
   assert 'not contained: network' in allowed.containment.describe()
   assert _run(allowed, 'def f():\n  return 1') == 1
+
+
+@pytest.mark.parametrize(
+  'open_',
+  ['network', 'writes', 'reads', 'processes', 'signals', 'ipc', 'memory'],
+)
+def test_refuses_where_one_thing_would_be_open(open_):
+  held = dict.fromkeys(
+    ('network', 'writes', 'reads', 'processes', 'signals', 'ipc', 'memory'),
+    True,
+  )
+  found = sandbox_lib.Containment('landlock', True, reasons={}, **held)
+  assert not found.missing()
+  sandbox_lib.Sandbox(containment=found)
+  found = dataclasses.replace(found, **{open_: False})
+  with pytest.raises(Refused, match=f': {open_} would be open'):
+    sandbox_lib.Sandbox(containment=found)
 
 
 # What a strict container does: system calls refused before Python starts.
