@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import os
 import tracemalloc
 
 import jax
@@ -356,6 +357,14 @@ def test_fingerprint_follows_contents(llama, tmp_path):
   rewrite(llama, lambda d: d[Q].__setitem__((0, 0), 1.0))
   changed = checkpoint.fingerprint(checkpoint.resolve(llama))
   assert changed['files'] != first['files']
-  rewrite(llama, lambda d: d[Q].__setitem__((0, 0), 2.0))  # of the same size
+  path = llama / 'model.safetensors'  # now in place, of the same size, later
+  before, data = path.stat(), bytearray(path.read_bytes())
+  data[-1] ^= 1
+  path.write_bytes(data)
+  assert (path.stat().st_ino, path.stat().st_size) == (
+    before.st_ino,
+    before.st_size,
+  )
+  os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
   again = checkpoint.fingerprint(checkpoint.resolve(llama))
   assert again['files'] != changed['files']

@@ -141,6 +141,11 @@ def test_full_disk_is_refused_before_the_first_update(tmp_path, monkeypatch):
   assert f'4 checkpoints of {size / 2**20:,.1f} MiB' in text
   with pytest.raises(files.StoreError, match='too full .*MiB more, 0 MiB free'):
     checkpoints.check_folder(tmp_path, state, keep=2, free=1000)
+  # Two that stay, the best, and the one being written.
+  needed = 4 * size + checkpoints._SLACK
+  checkpoints.check_folder(tmp_path, state, keep=2, free=needed)
+  with pytest.raises(files.StoreError, match='too full'):
+    checkpoints.check_folder(tmp_path, state, keep=2, free=needed - 1)
   # What lies there already needs no more room.
   (tmp_path / 'old').write_bytes(bytes(4 * size))
   limit = (64 << 20) + 1000

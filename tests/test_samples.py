@@ -647,6 +647,9 @@ def test_parquet_file_and_parts(tmp_path):
   assert out.schema.equals(table.schema)
   assert out.column('output').to_pylist() == ['a0', 'a3']
   assert out.column('price').to_pylist()[0] == decimal.Decimal('1.10')
+  os.utime(tmp_path / 'p0.parquet', (1, 1))  # other rows may fill as much
+  with pytest.raises(DataError, match='p0.parquet changed since'):
+    write_selected(store, [0, 3], tmp_path / 'out2.parquet')
   pq.write_table(table, tmp_path / 'p1.parquet')
   with pytest.raises(DataError, match='changed since'):
     write_selected(store, [0, 3], tmp_path / 'out2.parquet')

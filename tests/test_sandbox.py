@@ -76,6 +76,11 @@ def test_a_program_gets_its_arguments_and_its_value_comes_back(sandbox):
   assert _run(sandbox, 'def f(x):\n  return x', value) == value
 
 
+def test_the_order_of_a_set_repeats(sandbox):
+  program = 'def f():\n  return list({str(i) for i in range(50)})'
+  assert _run(sandbox, program) == _run(sandbox, program)
+
+
 def test_numpy_works_inside(sandbox):
   program = 'import numpy\ndef f():\n  return float(numpy.ones(9).sum())'
   assert _run(sandbox, program) == 9.0

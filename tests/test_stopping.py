@@ -4,12 +4,14 @@ import json
 
 import numpy as np
 import pytest
+import tiny_models
 import tiny_tokenizers
 
 from qaq_jax.data.types import Sample
 from qaq_jax.encoding import encoder as encoder_lib
 from qaq_jax.encoding import examples, prompts, tokenization
 from qaq_jax.generation import stopping
+from qaq_jax.models.hf.read_config import read_config
 from qaq_jax.models.hf.source import ModelSource
 
 TEXT = 'def add(a, b):\n    return a + b\n\n\nprint(add(1, 2))\nHello, world!'
@@ -88,6 +90,10 @@ def test_stop_ids_of_every_file(folders, tmp_path):
   assert stopping.stop_ids(tokenizer) == (end_of_text,)
   both = tuple(sorted((end_of_text, end_of_turn)))
   assert stopping.stop_ids(tokenizer, encoder=encoder) == both
+  config = read_config(
+    tiny_models.hf_config('qwen2') | {'eos_token_id': [5, 3]}
+  )
+  assert stopping.stop_ids(tokenizer, config) == (3, 5, end_of_text)
   source = ModelSource(str(tmp_path), None, None, tmp_path)
   assert stopping.stop_ids(tokenizer, source=source) == (end_of_text,)
   path = tmp_path / 'generation_config.json'
