@@ -239,6 +239,14 @@ def test_values_of_one_hash_are_refused_where_they_are_hashed(kind):
     values.decode([kind, items])
 
 
+def test_a_fraction_too_long_to_be_reduced_is_no_number():
+  long, short = '0x' + '7' * values._MAX_HEX, '0x7'
+  for terms in ((long, short), (short, long), (long, long)):
+    assert type(values.decode(['fraction', list(terms)])) is values.Opaque
+  terms = [long[: values._MAX_HEX], short]
+  assert values.decode(['fraction', terms]) == int(terms[0], 16) // 7
+
+
 _EVIL = """
 from child import values
 PAY = ["numpy", ["<U1", [10000], ["a" * 24000] + [""] * 9999]]
