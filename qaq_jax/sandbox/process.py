@@ -121,7 +121,10 @@ class Process:
       start_new_session=True,
     )
     self.pid = self._process.pid
-    for pipe in (self._process.stdin, self._process.stdout):
+    orders, answers = self._process.stdin, self._process.stdout
+    assert orders is not None and answers is not None, 'both are pipes'
+    self._orders, self._answers = orders, answers
+    for pipe in (orders, answers):
       os.set_blocking(pipe.fileno(), False)
     try:
       self._contain(layer, seccomp)
@@ -162,7 +165,7 @@ class Process:
     Raises:
       ProgramError: the process has ended, or does not read.
     """
-    orders = self._process.stdin.fileno()
+    orders = self._orders.fileno()
     poll = select.poll()
     poll.register(orders, select.POLLOUT)
     clock = _Clock(self.program_pid, START_SECONDS)
@@ -208,7 +211,7 @@ class Process:
     return bytes(self._read(length, clock))
 
   def _read(self, size, clock):
-    stream = self._process.stdout.fileno()
+    stream = self._answers.fileno()
     poll = select.poll()
     poll.register(stream, select.POLLIN)
     while len(self._buffer) < size:
@@ -261,9 +264,9 @@ class Process:
     if self._process.returncode is None:
       with contextlib.suppress(OSError):
         os.killpg(self.pid, signal.SIGKILL)
-    self._process.stdout.close()
+    self._answers.close()
     with contextlib.suppress(OSError):
-      self._process.stdin.close()
+      self._orders.close()
     self._process.wait()
     _remove(self._folder)
 

@@ -33,10 +33,10 @@ def build(dtype: str, shape: list[int] | None, items: list) -> object:
   """
   import numpy  # only where a program returned such a value
 
-  kind = _DTYPE.fullmatch(dtype)
-  if not kind:
+  match = _DTYPE.fullmatch(dtype)
+  if not match:
     raise ValueError(f'dtype {dtype!r:.50}')
-  kind = kind[1]
+  kind = match[1]
   if not all(isinstance(item, _ITEMS.get(kind, _NUMBERS)) for item in items):
     raise ValueError(f'an array of {dtype} with other items')
   # One by one: NumPy would look for more dimensions in lists.

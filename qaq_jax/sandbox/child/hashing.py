@@ -15,7 +15,9 @@ def distinct(items: list) -> set:
   """
   if len(items) <= _MAX_COLLISIONS:
     return set(items)
-  found, sharing, collisions = set(), {}, 0
+  found: set = set()
+  sharing: dict[int, int] = {}  # hash -> values
+  collisions = 0
   for item in items:
     if item in found:
       continue

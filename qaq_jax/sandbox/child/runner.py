@@ -66,7 +66,7 @@ def main() -> None:
     channel.send({'refused': str(e)})
     return
   channel.send({'contained': order['layer'], 'pid': pid})
-  namespace = {}
+  namespace: dict = {}
   while True:
     order = channel.receive()
     if 'load' in order:

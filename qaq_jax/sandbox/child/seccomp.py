@@ -229,7 +229,9 @@ def open_ways() -> list[str]:
     return ['all']
   column = 0 if platform.machine() == 'x86_64' else 1
   pair = (ctypes.c_int * 2)()
-  tried = {n: ('syscall', c[column], -1, 0, 0, 0, 0) for n, c in _IPC.items()}
+  tried: dict[str, tuple] = {
+    n: ('syscall', c[column], -1, 0, 0, 0, 0) for n, c in _IPC.items()
+  }
   for kind in (_DATAGRAM, _RAW, _SEQUENCED):
     tried[f'socketpair {kind}'] = ('socketpair', _UNIX, kind, 0, pair)
   found = []

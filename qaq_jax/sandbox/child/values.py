@@ -31,15 +31,16 @@ _HUGE = 5_000_000
 
 
 class Opaque:
-  """Stands for a value whose type is not known here; equal to nothing."""
+  """Stands for a value whose type is not known here; equal to nothing.
+
+  As all classes that define `__eq__` alone, it has no hash.
+  """
 
   def __init__(self, type_name: str):
     self.type_name = type_name
 
   def __eq__(self, other):
     return False
-
-  __hash__ = None
 
   def __repr__(self):
     return f'<{self.type_name}>'
@@ -64,8 +65,6 @@ class Digest:
 
   def __eq__(self, other):
     return type(other) is Digest and self._key == other._key
-
-  __hash__ = None
 
 
 class Int(int):
@@ -126,10 +125,10 @@ _BASES = (
   (set, 'set'),
   (frozenset, 'frozenset'),
 )
-_VIEWS = (type({}.keys()), type({}.items()))
+_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.items()))
 
 
-def encode(value: object, depth: int = 0) -> object:
+def encode(value, depth: int = 0) -> object:
   """Returns `value` as JSON-ready data; see the module's docstring."""
   kind = type(value)
   if value is None or kind is bool or kind is str or kind is float:
