@@ -105,18 +105,23 @@ def find_template(hf, name: str) -> tuple[str, str]:
   else:
     files = [path] if path.is_file() else []
   for file in files:
-    text = file.read_text('utf-8')
-    if file.suffix == '.json':
-      text = json.loads(text).get('chat_template')
-      if isinstance(text, list):  # several, by name
-        named = {t['name']: t['template'] for t in text}
-        text = named.get('default')
-    if text:
+    if text := _template_in(file):
       return text, f'borrowed from {file}'
   raise TemplateError(
     f'chat_template={name!r}: no such template or none in it; choose '
     f'{AUTO}, {choices}'
   )
+
+
+def _template_in(file: pathlib.Path) -> str | None:
+  """The template that a file holds, if any."""
+  text = file.read_text('utf-8')
+  if file.suffix != '.json':
+    return text
+  found = json.loads(text).get('chat_template')
+  if isinstance(found, list):  # several, by name
+    return {t['name']: t['template'] for t in found}.get('default')
+  return found
 
 
 def check_reverse_instruction(text: str) -> tuple[str, str]:

@@ -183,7 +183,7 @@ class Encoder:
 
   def _encode_extra(self, samples) -> Mapping[int, tuple]:
     """Sequences of the published IFD forms: row -> (sequences, nulls)."""
-    found = {}
+    found: dict[int, tuple] = {}
     for form in published_ifd.FORMS.values():
       if not getattr(self.options, form.option):
         continue
@@ -216,7 +216,7 @@ class Encoder:
     # That one renders texts into the template: all that is spelled.
     if options.author_compatible:
       return {*tokens.hf.get_vocab().values(), *tokens.added_prefix}
-    found = set()
+    found: set[int] = set()
     # A row may bring a system prompt, and the template has words for it.
     for system in {self.system_prompt, self.system_prompt or 'a'}:
       for frame in self.frames(system):

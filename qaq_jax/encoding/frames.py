@@ -65,14 +65,19 @@ class Layout:
     """Frames of the forward and the reverse sequence."""
     forward, reverse, system = self._pieces(system)
     if system not in self._frames:
-      self._frames[system] = tuple(
-        Frame(self._encode_head(p, system), self._encode_between(p))
-        for p in (forward, reverse)
+      self._frames[system] = (
+        self._frame(forward, system),
+        self._frame(reverse, system),
       )
       if len(self._frames) > _CACHED_PROMPTS:
         self._frames.popitem(last=False)
     self._frames.move_to_end(system)
     return self._frames[system]
+
+  def _frame(self, pieces: chat.Pieces, system) -> Frame:
+    return Frame(
+      self._encode_head(pieces, system), self._encode_between(pieces)
+    )
 
   def _encode_head(self, pieces: chat.Pieces, system) -> np.ndarray:
     tokens = self._tokenizer

@@ -19,6 +19,8 @@ from qaq_jax.encoding.sequences import Sequence
 if typing.TYPE_CHECKING:  # rules read FORMS, and start without transformers
   from qaq_jax.encoding.tokenization import Tokenizer
 
+# Of a sample: sequences, and term -> reason of a null.
+_Result = tuple[tuple[Sequence, ...], dict[str, str]]
 HEADING = '### Response:'
 _ALPACA = (
   'Below is an instruction that describes a task{0}. Write a response that '
@@ -38,7 +40,7 @@ def alpaca_prompt(instruction: str, extra: str) -> str:
   return _ALPACA.format('', instruction, '')
 
 
-def cherry(tokenizer: Tokenizer, samples, limit: int) -> list:
+def cherry(tokenizer: Tokenizer, samples, limit: int) -> list[_Result]:
   """Cherry LLM, arXiv 2308.12032: ratio of mean losses on A.
 
   Alone: the response heading directly followed by A. Conditional: Alpaca
@@ -60,7 +62,7 @@ def cherry(tokenizer: Tokenizer, samples, limit: int) -> list:
     tokenizer,
     [p + s.answer for p, s in zip(prompts, samples, strict=True)],
   )
-  results = []
+  results: list[_Result] = []
   for prompt, one, two in zip(prompt_ids, alone, whole, strict=True):
     room = limit - len(prompt)  # for the answer, beside the prompt
     kept = min(room, len(one) - heading, len(two) - len(prompt))
@@ -84,7 +86,7 @@ def cherry(tokenizer: Tokenizer, samples, limit: int) -> list:
   return results
 
 
-def superfilter(tokenizer: Tokenizer, samples, limit: int) -> list:
+def superfilter(tokenizer: Tokenizer, samples, limit: int) -> list[_Result]:
   """Superfiltering, arXiv 2402.00530: ratio of perplexities of A.
 
   Alone: bare A, its first token unscored (a tokenizer that adds BOS scores it
@@ -117,7 +119,7 @@ def superfilter(tokenizer: Tokenizer, samples, limit: int) -> list:
   ]
 
 
-def _pair(form: str, sides) -> tuple[tuple[Sequence, ...], dict[str, str]]:
+def _pair(form: str, sides) -> _Result:
   """Sequences of the two sides, or the reason why a side has none."""
   sequences, nulls = [], {}
   for name, (ids, start) in zip(('alone', 'cond'), sides, strict=True):

@@ -133,17 +133,17 @@ def load(
   values = {}
   variables = dict(nnx.to_flat_state(nnx.state(model)))
   for path, variable in variables.items():
-    like = variable.get_value()
-    if path[-1].endswith('_kernel_scale'):
+    like, name = variable.get_value(), str(path[-1])
+    if name.endswith('_kernel_scale'):
       continue  # made with its kernel
     if like.dtype != jnp.int8:
       values[path] = variable.replace(_read(config, path, like, files))
       continue
     read = jax.ShapeDtypeStruct(like.shape, dtype, sharding=like.sharding)
     kernel, scale = quantization.quantize(
-      _read(config, path, read, files), path[-1]
+      _read(config, path, read, files), name
     )
-    beside = (*path[:-1], f'{path[-1]}_scale')
+    beside = (*path[:-1], f'{name}_scale')
     values[path] = variable.replace(kernel)
     values[beside] = variables[beside].replace(scale)
   nnx.update(model, nnx.from_flat_state(values))

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from safetensors.numpy import save_file
 
 from qaq_jax.models.decoder import Decoder
-from qaq_jax.models.hf import checkpoint
+from qaq_jax.models.hf import checkpoint, stacking
 from qaq_jax.models.hf.families import family_of
 from qaq_jax.models.hf.source import ALLOWED, ModelSource
 from qaq_jax.runtime import processes
@@ -105,14 +105,16 @@ def save_adapter(
     )
   weights, modules = {}, set()
   for path, variable in nnx.to_flat_state(nnx.state(model)):
-    target, _, which = path[-1].partition('_lora_')
+    target, _, which = str(path[-1]).partition('_lora_')
     if not which:
       continue
     template, _ = family.tensor((*path[:-1], f'{target}_kernel'))
     name = template.removesuffix('.weight')
     modules.add(name.rsplit('.', 1)[-1])
     stacked = _on_host(variable.get_value())
-    for i, layer in enumerate(config.stacks[path[1]]):
+    layers = stacking.layers_of(config, path)
+    assert layers is not None, 'adapters are those of layers'
+    for i, layer in enumerate(layers):
       # Ours: A [in..., rank] and B [rank, out...]; PEFT's are transposed.
       matrix = stacked[i]
       if which == 'a':

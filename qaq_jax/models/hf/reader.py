@@ -39,7 +39,7 @@ class Reader:
       kind is not bool and isinstance(value, bool)
     ):
       raise self.error(key, f'is {value!r}, expected {kind.__name__}')
-    if kind in (int, float) and value < 0:
+    if isinstance(value, (int, float)) and value < 0:
       raise self.error(key, f'is {value!r}, expected a number from 0 up')
     return value
 

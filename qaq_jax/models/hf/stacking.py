@@ -6,6 +6,8 @@ from qaq_jax.models.config import ModelConfig
 from qaq_jax.models.hf.families import family_of
 from qaq_jax.models.params import is_expert, param_specs
 
+Source = tuple[int, tuple, int | None, int | None]
+
 
 def layers_of(config: ModelConfig, path: tuple) -> range | None:
   """Returns the model's layers that a stacked parameter holds."""
@@ -31,15 +33,13 @@ def expected_tensors(config: ModelConfig) -> dict[str, tuple[int, ...]]:
   return expected
 
 
-def sources(
-  config: ModelConfig,
-) -> dict[str, list[tuple[int, tuple, int | None, int | None]]]:
+def sources(config: ModelConfig) -> dict[str, list[Source]]:
   """Returns what each tensor is made of, by its name.
 
   Entries are (part, path, layer, expert), in the order of parts; layer and
   expert are indices into the stacked parameter, None where it isn't stacked.
   """
-  found = {}
+  found: dict[str, list[Source]] = {}
   for path in param_specs(config):
     template, transform = family_of(config).tensor(path)
     layers, experts = layers_of(config, path), experts_of(config, path)

@@ -126,7 +126,8 @@ class Tensors:
 
   def __init__(self, directory: pathlib.Path, family: Family):
     self.directory = pathlib.Path(directory)
-    self._where = {}
+    # Canonical name -> file, name there, which piece of it.
+    self._where: dict[str, tuple[pathlib.Path, str, tuple]] = {}
     self._handles = {}
     for path in weight_files(self.directory):
       handle = _open_file(path)

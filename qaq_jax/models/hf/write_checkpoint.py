@@ -62,7 +62,7 @@ def save_hf(
   shapes = stacking.expected_tensors(model.config)
   plan = _plan_files(shapes, dtype.itemsize, shard_bytes)
   host, sources = _Host(model), stacking.sources(model.config)
-  names = {}
+  names: dict[str, str] = {}  # tensor -> its file
   for i, group in enumerate(plan):
     name = tensors.SINGLE
     if len(plan) > 1:
@@ -108,7 +108,8 @@ class _Host:
 
   def __init__(self, model: Decoder):
     self._parameters = dict(nnx.to_flat_state(nnx.state(model)))
-    self._key, self._value = None, None
+    self._key: tuple | None = None  # path and layer of what is held
+    self._value: np.ndarray
 
   def get(self, path, layer) -> np.ndarray:
     """Every process must ask for the same ones in the same order."""

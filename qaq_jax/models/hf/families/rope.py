@@ -1,7 +1,7 @@
 """Rotary embeddings as config.json has them, of either generation."""
 
-import dataclasses
 import math
+import typing
 from collections.abc import Mapping
 
 from qaq_jax.models.hf.reader import Reader
@@ -23,7 +23,7 @@ _KEYS = {
   ),
 }
 _FIELDS = {_ORIGINAL: 'original_max_positions'}  # others have the key's name
-_TYPES = {field.name: field.type for field in dataclasses.fields(Rope)}
+_TYPES = typing.get_type_hints(Rope)
 
 
 def read_rope(
@@ -60,8 +60,9 @@ def read_rope(
   return Rope(inner.get('rope_theta', float, theta), kind, **values)
 
 
-def write_rope(rope: Rope) -> dict:
+def write_rope(rope: Rope | None) -> dict:
   """Returns `rope_parameters`."""
+  assert rope is not None, 'this family has no other positions'
   keys = {key: getattr(rope, _FIELDS.get(key, key)) for key in _KEYS[rope.kind]}
   return {'rope_type': rope.kind, 'rope_theta': rope.theta, **keys}
 
