@@ -70,7 +70,7 @@ class Curve:
     self.tokens = progress['tokens']
     self._window = trackers_lib.Window(progress['window'])
     self._started = time.perf_counter() - progress['seconds']
-    self._since = None  # start of the time that rates are of
+    self._since: float | None = None  # start of the time that rates are of
     self._rated_tokens, self._rated_flops = 0, 0.0
     self._journal = self._samples = None
     self._trackers = []

@@ -79,15 +79,15 @@ def start() -> 'Watch | None':
   found = environment()
   if found is None:
     return None
-  given = {}
+  number = index = None
   if found == 'JAX_COORDINATOR_ADDRESS':
-    given = {
-      'num_processes': _number('JAX_NUM_PROCESSES'),
-      'process_id': _number('JAX_PROCESS_ID'),
-    }
+    number = _number('JAX_NUM_PROCESSES')
+    index = _number('JAX_PROCESS_ID')
   try:
     jax.distributed.initialize(
-      heartbeat_timeout_seconds=_JAX_HEARTBEAT_SECONDS, **given
+      num_processes=number,
+      process_id=index,
+      heartbeat_timeout_seconds=_JAX_HEARTBEAT_SECONDS,
     )
   except (ValueError, RuntimeError) as e:
     raise RuntimeError(
@@ -185,7 +185,7 @@ class Watch:
     now = time.monotonic()
     self._answered = now  # when the common store last did
     self._seen = {i: ('', now) for i in range(number)}
-    self._names = {}
+    self._names: dict[int, str] = {}
     # Two: a call to a store that hangs never returns.
     self._threads = [
       threading.Thread(target=work, name='watch', daemon=True)

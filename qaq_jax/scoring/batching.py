@@ -11,7 +11,7 @@ from collections.abc import Sequence as AbstractSequence
 
 import numpy as np
 
-from qaq_jax.encoding.sequences import SPANS
+from qaq_jax.encoding.sequences import SPANS, Sequence
 from qaq_jax.scoring.shapes import BatchPlan, cut, plan_shapes
 
 __all__ = ['Batch', 'BatchPlan', 'make_batches', 'plan_shapes']
@@ -39,7 +39,7 @@ class Batch:
 
 
 def make_batches(
-  items: AbstractSequence[tuple[int, int, object]], plan: BatchPlan
+  items: AbstractSequence[tuple[int, int, Sequence]], plan: BatchPlan
 ) -> list[Batch]:
   """Puts one window of sequences into batches of the plan's shapes.
 

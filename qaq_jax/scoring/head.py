@@ -83,12 +83,12 @@ def scored_logp(
     rules.spec('batch', None, None),
     rules.gathered('vocab', 'embed'),
   )
-  args = tuple(
+  placed = tuple(
     sharding.reshard(x, spec) for x, spec in zip(args, specs, strict=True)
   )
   return jax.shard_map(
     island, in_specs=specs, out_specs=specs[1], check_vma=False
-  )(*args)
+  )(*placed)
 
 
 @dataclasses.dataclass(frozen=True)

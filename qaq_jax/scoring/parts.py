@@ -41,12 +41,12 @@ def content(table: pa.Table) -> bytes:
   for name, column in zip(table.column_names, table.columns, strict=True):
     total.update(f'{name} {column.type} {len(column)}\n'.encode())
     valid = column.is_valid().combine_chunks()
-    total.update(np.packbits(valid.to_numpy(zero_copy_only=False)))
+    total.update(np.packbits(valid.to_numpy(zero_copy_only=False)).data)
     if pa.types.is_string(column.type):
       column = column.combine_chunks().dictionary_encode()
       total.update(json.dumps(column.dictionary.to_pylist()).encode())
       column = column.indices
-    total.update(np.ascontiguousarray(column.fill_null(0).to_numpy()))
+    total.update(np.ascontiguousarray(column.fill_null(0).to_numpy()).data)
   return total.hexdigest().encode()
 
 

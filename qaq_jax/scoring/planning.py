@@ -34,7 +34,8 @@ def survey(windows: Iterable) -> dict:
     `sequences`, `tokens`, `scored_tokens`, `merge_rate` (share of measured
     rows with a boundary merge; None if none was measured).
   """
-  lengths, statuses = collections.Counter(), collections.Counter()
+  lengths: collections.Counter[int] = collections.Counter()
+  statuses: collections.Counter[str] = collections.Counter()
   scored, merged, measured = 0, 0, 0
   for encoded in windows:
     for row in encoded:
@@ -79,7 +80,7 @@ class RunPlan:
   @property
   def shapes(self) -> list[tuple[int, int]]:
     """(rows, length) of every program."""
-    return [tuple(s) for s in self.batches.shapes]
+    return [(rows, length) for rows, length in self.batches.shapes]
 
   def to_json(self) -> dict:
     """For plan.json."""

@@ -111,7 +111,7 @@ class Programs:
     """
     self._mesh = mesh
     self._graphdef, self._params = nnx.split(model)
-    self._compiled = {}
+    self._compiled: dict[tuple[int, int], jax.stages.Compiled] = {}
     self._memory_limit = memory_limit
     self.compile_seconds = 0.0
     axes = model.rules.batch if mesh is not None else None
@@ -233,9 +233,7 @@ class Programs:
         arguments.append(jax.device_put(value, sharding))
       else:
         arguments.append(
-          jax.make_array_from_callback(
-            value.shape, sharding, lambda index, value=value: value[index]
-          )
+          jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
         )
     return program(self._params, *arguments)
 
@@ -265,7 +263,7 @@ def fit(
   tokens = tokens or default_tokens(programs.platform) * programs.shards
   limit = programs.memory_limit()
   while True:
-    shapes = [tuple(s) for s in shapes_for(tokens)]
+    shapes = [(rows, length) for rows, length in shapes_for(tokens)]
     if not shapes:
       return tokens, 0
     # Attention grows with the square of the length, the rest with the tokens.

@@ -92,7 +92,7 @@ class ScoreStore:
     self.kinds = tuple(kinds)
     self.embeddings = any(kind.sequence for kind in kinds)
     self.schema = kinds_lib.score_schema(model, kinds)
-    self.notes = []
+    self.notes: list[str] = []
     self._mirror = mirror
     self.directory.mkdir(parents=True, exist_ok=True)
     self._lock = files.Lock(self.directory) if exclusive else None
@@ -205,7 +205,7 @@ class ScoreStore:
 
   def count_statuses(self) -> dict[str, int]:
     """Rows on disk by status."""
-    counts = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
     for index in self._parts():
       table = parts_lib.read_part(self._path(index), self.schema)
       for entry in table[f'status_{self.model}'].value_counts().to_pylist():
