@@ -38,6 +38,7 @@ mutants: $(VENV)/.test
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("qaq_jax needs Python 3.11 or later; this is %d.%d. Say which: make PYTHON=python3.11" % v[:2])'

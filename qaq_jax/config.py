@@ -76,12 +76,12 @@ def _default(kind, field):
 
 def _comments(kind) -> dict[str, str]:
   """Field -> its entry under `Attributes:` in the docstring."""
-  text = inspect.getdoc(kind).partition('Attributes:\n')[2]
+  text = (inspect.getdoc(kind) or '').partition('Attributes:\n')[2]
   entries = re.findall(r'^  (\w+): (.*(?:\n    .*)*)', text, re.MULTILINE)
   return {name: ' '.join(entry.split()) for name, entry in entries}
 
 
-def sections() -> dict[str, dict]:
+def sections() -> dict[str, Field | dict]:
   """Section -> its fields, and sections in it."""
   timing = fields(Timing)
   job = finetune_options

@@ -34,8 +34,10 @@ def _parse(argv: list[str]) -> list[str]:
   config_flags.DEFINE_config_file('config', None, 'Recipe.', lock_config=True)
   flags.DEFINE_string('workdir', None, 'Folder of all output.')
   for flag in registry.flags():
-    define = flags.DEFINE_string if flag.default is None else flags.DEFINE_bool
-    define(flag.name, flag.default, flag.says)
+    if flag.default is None:
+      flags.DEFINE_string(flag.name, None, flag.says)
+    else:
+      flags.DEFINE_bool(flag.name, flag.default, flag.says)
   try:
     return app.parse_flags_with_usage(argv)
   except AttributeError as e:

@@ -82,31 +82,31 @@ def run(
   for module in [stage.load() for stage in stages]:
     if hasattr(module, 'check'):
       module.check(config)
-  workdir = _open(stages, workdir)
+  folder = _open(stages, workdir)
   # Process 0 holds the lock; stages of two commands would mix artifacts.
-  lock = files.Lock(workdir.path) if jax.process_index() == 0 else None
-  log = runlog.RunLog(workdir.run_log, ['qaq', *given])
+  lock = files.Lock(folder.path) if jax.process_index() == 0 else None
+  log = runlog.RunLog(folder.run_log, ['qaq', *given])
   try:
-    if workdir.mirror:
-      _run_mirrored(stages, config, workdir, log, watch)
+    if folder.mirror:
+      _run_mirrored(stages, config, folder, log, watch)
     else:
-      _run(stages, config, workdir, log, watch)
+      _run(stages, config, folder, log, watch)
   finally:
     if lock:
       lock.release()
   if name == registry.RUN:
-    words = list(given or (name, f'--workdir={workdir}', '--config=THE_SAME'))
+    words = list(given or (name, f'--workdir={folder}', '--config=THE_SAME'))
     words.remove(name)
     for hint in filter(None, (stage.next for stage in stages)):
       same = shlex.join(words)
-      text = hint.format(workdir=workdir, config=config, given=same)
+      text = hint.format(workdir=folder, config=config, given=same)
       console.say(f'\nnext: {text}')
-  return workdir.path
+  return folder.path
 
 
 def _keep_programs() -> None:
   """Keeps compiled programs across runs, unless jax is told where already."""
-  if not jax.config.jax_compilation_cache_dir:
+  if not jax.config.values['jax_compilation_cache_dir']:
     home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
     jax.config.update(
       'jax_compilation_cache_dir', str(pathlib.Path(home) / 'qaq_jax')

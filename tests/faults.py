@@ -73,7 +73,7 @@ FAULTS = (
   ),
   Fault(
     'pipeline.py',
-    'lock = files.Lock(workdir.path) if jax.process_index() == 0 else None',
+    'lock = files.Lock(folder.path) if jax.process_index() == 0 else None',
     'lock = None',
     'test_pipeline.py::test_second_command_in_a_work_directory_is_refused',
   ),

@@ -44,7 +44,8 @@ def read_json(path: str) -> Iterator[Record]:
 def _object_records(document: _Document, path: str) -> Iterator[Record]:
   """Records of the one array of objects inside a JSON object."""
   document.expect('{')
-  keys, found = [], None
+  keys: list[str] = []
+  found = None
   while document.peek() != '}':
     if keys:
       document.expect(',')
@@ -114,7 +115,9 @@ class _Document:
   def peek(self) -> str:
     """Next character that is not white space; '' at the end."""
     while True:
-      self._at = _BLANK.match(self._text, self._at).end()
+      blank = _BLANK.match(self._text, self._at)
+      assert blank is not None, 'it matches no characters, too'
+      self._at = blank.end()
       if self._at < len(self._text):
         return self._text[self._at]
       if not self._more():

@@ -9,6 +9,7 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Iterable
 
@@ -72,7 +73,7 @@ def read(
   return found
 
 
-def write(path: str, samples: Iterable[Sample]) -> None:
+def write(path: str | os.PathLike, samples: Iterable[Sample]) -> None:
   """Writes samples as JSON lines with whole programs."""
   with files.atomic_file(path) as file:
     for sample in samples:

@@ -296,7 +296,7 @@ class _Cells:
       options=scorer.ScoreOptions(terms=(_TERM,), max_shapes=6, progress=False),
       mesh=self.job.mesh,
     )
-    found = {}
+    found: dict[int, float] = {}
     for part in parts.read_parts(folder / 'held_out'):
       rows = part.column('row').to_pylist()
       values = part.column(f'nll_{_TERM}_cell').to_pylist()

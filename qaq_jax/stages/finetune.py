@@ -103,7 +103,7 @@ def start_of(config: ml_collections.ConfigDict) -> dict:
   own = model if model is not None and not c.path else None
   return {
     'field': 'config.finetune.path' if c.path else f'config.models.{name}',
-    'path': c.path or own.path,
+    'path': own.path if own else c.path,
     'revision': c.revision or (own.revision if own else ''),
     'chat_template': (
       c.chat_template or (own.chat_template if own else chat.AUTO)

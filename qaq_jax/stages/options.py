@@ -7,9 +7,12 @@ and those here. `qaq_jax/config.py` makes the sections; `of` reads them.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-Options = TypeVar('Options')
+if TYPE_CHECKING:
+  from _typeshed import DataclassInstance
+
+Options = TypeVar('Options', bound='DataclassInstance')
 
 
 def of(kind: type[Options], section: Mapping, **given) -> Options:
@@ -26,7 +29,7 @@ def of(kind: type[Options], section: Mapping, **given) -> Options:
   """
   values = {}
   for field in dataclasses.fields(kind):
-    if dataclasses.is_dataclass(field.type):
+    if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
       values[field.name] = of(field.type, section.get(field.name, section))
     elif field.name in section:
       values[field.name] = section[field.name]

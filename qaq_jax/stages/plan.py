@@ -51,18 +51,17 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   where = topology.describe(c.topology)
   console.say(text.header(where))
   mesh = _mesh(config.score.mesh, where)
-  result = {'topology': where.name, 'score': {}}
+  by_model: dict[str, dict] = {}
+  result: dict[str, object] = {'topology': where.name, 'score': by_model}
   scored = [] if 'score' not in config.stages else list(config.models)
   surveys = surveys_lib.Surveys(config, workdir)
   for name in scored:
     found = score_plan.plan(
       _score_request(config, workdir, name, surveys), where, mesh, assumed
     )
-    result['score'][name] = found
+    by_model[name] = found
     _say(f'score {name}', found)
-  hours = [
-    p['chip_hours'] for p in result['score'].values() if 'chip_hours' in p
-  ]
+  hours = [p['chip_hours'] for p in by_model.values() if 'chip_hours' in p]
   if len(hours) == len(scored) > 1:
     console.say(f'scoring with all models: {sum(hours):,.2f} chip-hours')
   if 'finetune' in config.stages:

@@ -6,6 +6,7 @@ import pathlib
 import threading
 import zlib
 from collections.abc import Callable, Mapping
+from typing import BinaryIO
 
 from qaq_jax.workdir import files
 from qaq_jax.workdir import fingerprint as fingerprint_lib
@@ -57,7 +58,8 @@ class Journal:
     self._path = pathlib.Path(path)
     self._fingerprint, self._fields, self._back = fingerprint, fields, back
     self._thread = threading.Lock()
-    self._file = self._lock = None
+    self._file: BinaryIO | None = None  # while lines can be added
+    self._lock: files.Lock | None = None
     if not write:
       self.records = [record for record, _ in self._read()]
       return
@@ -126,12 +128,14 @@ class Journal:
     text = json.dumps(record, ensure_ascii=summed)
     if summed:
       text = f'{text[:-1]}, "{_SUM}": "{_sum(text)}"}}'
+    assert self._file is not None, 'opened to be read, or closed'
     with self._thread, files.naming(self._path):
       self._file.write(text.encode() + b'\n')
       self._file.flush()
 
   def sync(self) -> None:
     """Makes the lines survive a power cut."""
+    assert self._file is not None, 'opened to be read, or closed'
     with files.naming(self._path):
       os.fsync(self._file.fileno())
 

@@ -101,7 +101,7 @@ class Mirror:
     self._root = root.rstrip('/')
     self.path.mkdir(parents=True, exist_ok=True)
     self._known = self._load()  # name -> version there, size and time here
-    self._lease = None
+    self._lease: lease.Lease | None = None
 
   def _load(self):
     """The state of before; of a damaged one nothing is believed."""
