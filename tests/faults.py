@@ -332,6 +332,20 @@ FAULTS = (
     '  if False:',
     'test_rules.py::test_scar_files_that_do_not_fit_are_refused',
   ),
+  Fault(
+    'selection/sql/ranks.py',
+    '    if nulls:\n',
+    '    if False:\n',
+    'test_beyond_memory.py'
+    '::test_rows_without_a_key_and_tokens_without_a_count_are_told',
+  ),
+  Fault(
+    'selection/sql/engine.py',
+    '  if unknown is not None:\n',
+    '  if False:\n',
+    'test_beyond_memory.py'
+    '::test_rows_without_a_key_and_tokens_without_a_count_are_told',
+  ),
   # Scoring.
   Fault(
     'scoring/window.py',
@@ -400,6 +414,13 @@ FAULTS = (
     'good = np.isfinite(nll) & (n > 0)',
     'good = np.isfinite(nll) & (n >= 0)',
     'test_metrics.py::test_nulls_and_zero_counts_are_nan_never_numbers',
+  ),
+  Fault(
+    'scoring/parts.py',
+    'if schema is not None and not table.schema.equals(schema):',
+    'if False:',
+    'test_store.py'
+    '::test_parts_without_their_plan_or_with_other_columns_are_refused',
   ),
   # Evaluation.
   Fault(
@@ -631,6 +652,12 @@ FAULTS = (
     "  if 'messages' in chosen and pair_mapped:",
     '  if False:',
     'test_samples.py::test_wrong_mapping_names_the_columns',
+  ),
+  Fault(
+    'data/sample_store.py',
+    "if info.get('version') != VERSION:",
+    "if info.get('version', 0) > VERSION:",
+    'test_samples.py::test_samples_of_another_layout_are_refused',
   ),
   # The sandbox.
   Fault(

@@ -280,6 +280,23 @@ def test_rows_of_one_table_that_stand_twice_are_told(tmp_path):
       engine()
 
 
+def test_rows_without_a_key_and_tokens_without_a_count_are_told(tmp_path):
+  table = selection_tables.make_table(30, not_ok=0.0)
+  path = str(tmp_path / 'scores.parquet')
+
+  def refused(words, **options):
+    pq.write_table(pa.table(table), path)
+    with pytest.raises(ValueError, match=words):
+      select.select(path, **options)
+    with pytest.raises(ValueError, match=words):
+      engine_lib.select(path, temporary=tmp_path / 'tmp', **options)
+
+  table['n_a_strong'] = pa.array([5] * 29 + [None], pa.int32())
+  refused('(?i)row 29 has no token count', budget={'tokens': 10**9})
+  table['row'] = pa.array([*range(29), None])
+  refused("(?i)column 'row' .*has .*nulls")
+
+
 def test_what_duckdb_cannot_read_is_told(tmp_path):
   with pytest.raises(RuntimeError, match='engine=duckdb: .*none.parquet'):
     engine_lib.select(

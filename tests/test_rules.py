@@ -852,6 +852,8 @@ def test_scar_from_a_column_or_the_records():
   np.testing.assert_array_equal(scores, [1, np.nan, np.nan, 2.5])
   kept = select(table, rule='scar', scores=scores, budget={'rows': 1}).rows
   assert list(kept) == [3]
+  with pytest.raises(ValueError, match=r'shape .3,.; the score table has 4'):
+    select(table, rule='scar', scores=scores[:3])
   with pytest.raises(ValueError, match="Row 1: field 's' is 'x'"):
     external.scores_of_samples([Record(1, '{"s": "x"}')], 4, 's')
   with pytest.raises(ValueError, match="No row of the input has a field 't'"):

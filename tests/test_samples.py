@@ -28,6 +28,7 @@ from qaq_jax.data.samples import (
   read_samples,
   write_selected,
 )
+from qaq_jax.workdir import files
 
 PAIR = {'instruction': 'Add.', 'input': '', 'output': 'a + b'}
 
@@ -308,6 +309,22 @@ def test_odd_rows(tmp_path):
   assert len(samples[13].query) == 100_001
   invalid = [s for s in samples if s.status == 'invalid']
   assert all(s.query == s.answer == '' for s in invalid)
+
+
+def test_turns_of_another_shape_get_a_status(tmp_path):
+  for history in (['q0'], [['q0']], [['q0', 7]], [['q0', 'a0'], None]):
+    (sample,) = read_lines(tmp_path, {**PAIR, 'history': history}, turns='last')
+    assert (sample.status, sample.query) == ('invalid', '')
+    assert sample.reason == 'wrong type: history is no list of pairs'
+  good = [{'role': 'user', 'content': 'q'}, {'role': 'gpt', 'content': 'a'}]
+  rows = [{'messages': m} for m in (good, 'q', ['q'])] + [{'text': 'q'}]
+  samples = read_lines(tmp_path, *rows)
+  assert [s.reason for s in samples] == [
+    '',
+    'wrong type: messages is no list',
+    'wrong type: messages[0] is no object',
+    'missing field: messages',
+  ]
 
 
 def test_ids_may_repeat_and_mix(tmp_path):
@@ -820,6 +837,16 @@ def test_incomplete_store_is_refused(tmp_path):
   prepared(tmp_path, tmp_path / 'in.jsonl')
   os.remove(tmp_path / 'store' / 'part-000000.parquet')
   with pytest.raises(DataError, match='part-000000.parquet is missing'):
+    SampleStore.open(tmp_path / 'store')
+
+
+def test_samples_of_another_layout_are_refused(tmp_path):
+  write_rows(tmp_path / 'in.jsonl', 2)
+  prepared(tmp_path, tmp_path / 'in.jsonl')
+  path = tmp_path / 'store' / 'samples.json'
+  info = json.loads(path.read_text())
+  path.write_text(json.dumps(files.seal(info | {'version': 1})))
+  with pytest.raises(DataError, match='layout version 1, .* reads 2; run the'):
     SampleStore.open(tmp_path / 'store')
 
 

@@ -181,6 +181,24 @@ def test_parts_without_fingerprint_or_plan_are_refused(tmp_path):
     open_store(tmp_path / 's')
 
 
+def test_parts_without_their_plan_or_with_other_columns_are_refused(tmp_path):
+  with open_store(tmp_path / 's') as opened:
+    fill(opened)
+  with (
+    open_store(tmp_path / 's', kinds=kinds.LIKELIHOODS[:2]) as opened,
+    pytest.raises(store.StoreError, match='part-000000.parquet .*columns'),
+  ):
+    opened.done()
+  (tmp_path / 's' / 'plan.json').unlink()
+  with (
+    store.ScoreStore(
+      tmp_path / 's', model='m', fingerprint=FINGERPRINT, num_rows=10
+    ) as opened,
+    pytest.raises(store.StoreError, match='holds parts but no plan.json'),
+  ):
+    opened.done()
+
+
 def test_a_part_of_another_run_is_refused_by_name(tmp_path):
   """The right rows, but scored by another model: one file copied over."""
   other = json.loads(json.dumps(FINGERPRINT))
