@@ -163,10 +163,12 @@ class Encoder:
       self.options.reverse_instruction,
       folded=self._chat.system == 'folded',
     )
+    template = self._author_template
+    assert template is not None, 'what is author-compatible has one'
     sequences, missing, cut = author.encode(
       self.tokenizer,
       messages,
-      template=self._author_template,
+      template=template,
       date_string=self.options.date_string,
       max_length=self.options.max_length,
     )

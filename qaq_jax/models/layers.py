@@ -204,8 +204,9 @@ class Layer:
     if cache is not None:
       cache = cache.write(index, k_BTGK, v_BTGK)
     if cache is not None and x_BTD.shape[1] == 1:
+      k_BGSK, v_BGSK = cache.read(index)
       y_BTNK = attention_lib.cached_attention(
-        q_BTNK, *cache.read(index), cache.start_B, cache.slot, **options
+        q_BTNK, k_BGSK, v_BGSK, cache.start_B, cache.slot, **options
       )
     else:
       case = dataclasses.replace(self.case, segments=segment_ids_BT is not None)

@@ -101,7 +101,7 @@ def find(text: str, devices: int) -> list[Collective]:
   channels: dict[tuple, tuple[int, str, int, int]] = {}
 
   def walk(name, times):
-    for line in bodies.get(name, ()):
+    for line in bodies.get(name, []):
       op = _OP.search(line)
       if op:
         kind, group = op['kind'], _group(line, devices)
@@ -116,7 +116,7 @@ def find(text: str, devices: int) -> list[Collective]:
       loop = _WHILE.search(line)
       inner = times
       if loop:
-        inner *= _trips(line, bodies.get(loop.group(1), ()))
+        inner *= _trips(line, bodies.get(loop.group(1), []))
       if op is None:  # the reduction of an all-reduce is no call
         for callee in _CALL.findall(line):
           walk(callee, inner)

@@ -163,8 +163,9 @@ def _compiled(request, topology, mesh):
     return {'fits': False, 'why': str(e)}
   shape = max(shapes(tokens), key=lambda s: (s[0] * s[1], s[1]))
   program = programs.program(shape)
-  stats = program.memory_analysis()
-  found = collectives.find(program.as_text(), mesh.number)
+  stats, text = program.memory_analysis(), program.as_text()
+  assert stats is not None and text is not None, 'XLA tells both'
+  found = collectives.find(text, mesh.number)
   most = _most_rows(programs, shape, mesh.rows, limit(topology))
   return {
     'fits': True,
@@ -237,7 +238,7 @@ def _rates(request, topology, mesh, assumed, found):
     found['tokens_per_batch'], mesh.rows, topology.chip.platform
   )
   seconds = positions = 0.0
-  bounds = {}
+  bounds: dict[str, float] = {}
   for (rows, length), count in shapes:
     step = predict.scoring_step(
       request.config,
@@ -257,7 +258,7 @@ def _rates(request, topology, mesh, assumed, found):
   result = {
     'padding': waste,
     'tokens_per_second': rate,
-    'bound_by': max(bounds, key=bounds.get),
+    'bound_by': max(bounds, key=bounds.__getitem__),
     'assumed': dataclasses.asdict(assumed),
   }
   if request.survey:

@@ -141,11 +141,13 @@ def _compiled(request, topology, mesh, shape):
     programs_lib.program_bytes(gradient) + moments,
     programs_lib.program_bytes(apply),
   )
-  found = collectives.find(gradient.as_text(), mesh.number)
+  stats, text = gradient.memory_analysis(), gradient.as_text()
+  assert stats is not None and text is not None, 'XLA tells both'
+  found = collectives.find(text, mesh.number)
   return {
     'memory_bytes': need,
     'state_bytes': _device_bytes(trainer.state),
-    'temporary_bytes': gradient.memory_analysis().temp_size_in_bytes,
+    'temporary_bytes': stats.temp_size_in_bytes,
     'collectives': [
       dataclasses.asdict(c) | {'wire_bytes': round(c.wire_bytes)} for c in found
     ],

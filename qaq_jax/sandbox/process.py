@@ -99,8 +99,8 @@ class Process:
     # As seen from here: of what was started, and of the one in which the
     # program runs, a child of the first in namespaces. That one is reaped by
     # its parent, so its number may be another's; the handle is its own.
-    self.program_pid = None
-    self._program = None
+    self.program_pid: int | None = None
+    self._program: int | None = None
     self._buffer = bytearray()
     self._process = subprocess.Popen(
       [
@@ -153,7 +153,7 @@ class Process:
     self.program_pid = answer['pid']
     if hasattr(os, 'pidfd_open'):
       with contextlib.suppress(OSError):  # an old kernel, or it has ended
-        self._program = os.pidfd_open(self.program_pid)
+        self._program = os.pidfd_open(answer['pid'])
 
   def send(self, message: dict) -> None:
     """Sends an order."""

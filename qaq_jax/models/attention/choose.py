@@ -138,11 +138,11 @@ def attention(
   assert rules is not None, 'a mesh is set, so rules say how it is used'
   q_spec = rules.spec('batch', None, 'heads', None)
   kv_spec = rules.spec('batch', None, 'kv_heads', None)
-  split = rules.heads is not None and rules.kv_heads is None
+  axis = rules.heads if rules.kv_heads is None else None
 
   def island(q, k, v, segments):
-    if split:
-      k, v = _own_kv_heads(q, k, v, rules.heads, mesh.shape[rules.heads])
+    if axis is not None:
+      k, v = _own_kv_heads(q, k, v, axis, mesh.shape[axis])
     return local(q, k, v, segments)
 
   # Every device has all it needs: attention of its rows and heads is local.
@@ -194,11 +194,11 @@ def cached_attention(
   assert rules is not None, 'a mesh is set, so rules say how it is used'
   q_spec = rules.spec('batch', None, 'heads', None)
   kv_spec = rules.spec('batch', 'kv_heads', None, None)
-  split = rules.heads is not None and rules.kv_heads is None
+  axis = rules.heads if rules.kv_heads is None else None
 
   def island(q, k, v, start, slot):
-    if split:
-      k, v = _own_kv_heads(q, k, v, rules.heads, mesh.shape[rules.heads], 1)
+    if axis is not None:
+      k, v = _own_kv_heads(q, k, v, axis, mesh.shape[axis], 1)
     return local(q, k, v, start, slot)
 
   return jax.shard_map(

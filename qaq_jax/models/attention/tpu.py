@@ -52,7 +52,7 @@ def attend(
 def _kernel(heads, length, window, soft_cap, interpret):
   """The kernel of one shape: [N, T, K] and [G, T, K] to [N, T, K]."""
   shape = (length, length)
-  mask = splash.CausalMask(shape)
+  mask: splash.CausalMask | splash.LocalMask = splash.CausalMask(shape)
   if window is not None and window < length:
     mask = splash.LocalMask(shape, window_size=(window - 1, 0), offset=0)
   block = next(b for b in _BLOCKS if length % b == 0)

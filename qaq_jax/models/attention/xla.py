@@ -32,7 +32,9 @@ def attend(q, k, v, segments, *, scale, window, soft_cap):
 
     def row(x):
       q, k, v, segments = x
-      return jax.lax.map(lambda qkv: run(*qkv, segments), (q, k, v))
+      return jax.lax.map(
+        lambda qkv: run(qkv[0], qkv[1], qkv[2], segments), (q, k, v)
+      )
 
     y = jax.lax.map(row, (q, k, v, segments))
   return y.transpose(0, 3, 1, 2, 4).reshape(b, t, n, d)
@@ -51,7 +53,7 @@ def _blocks(q, k, v, segments, *, scale, window, soft_cap):
   """Attention of [..., R, T, K] queries to [..., T, K] keys, by blocks."""
   t = q.shape[-2]
   block = _block_length(t)
-  out = []
+  out: list[jax.Array] = []
   for start in range(0, t, block):
     own = q[..., start : min(start + block, t), :]
     if out:

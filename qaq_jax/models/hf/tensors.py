@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import typing
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -91,11 +92,24 @@ def _open_file(path: pathlib.Path):
     ) from e
 
 
+class Slicer(typing.Protocol):
+  """A tensor of a file, as safetensors has it: what is indexed is read."""
+
+  def get_shape(self) -> list[int]:
+    """Its whole shape."""
+
+  def get_dtype(self) -> str:
+    """As the format names it: 'F32', say."""
+
+  def __getitem__(self, index) -> np.ndarray:
+    """The numbers of a block."""
+
+
 @dataclasses.dataclass(frozen=True)
 class _Piece:
   """One expert's part of a tensor [E, parts x rows, columns], as a slicer."""
 
-  tensor: object
+  tensor: Slicer
   expert: int
   part: int
   parts: int
@@ -219,7 +233,7 @@ class Tensors:
           ' are not supported, use the original checkpoint'
         )
 
-  def open(self, name: str):
+  def open(self, name: str) -> Slicer:
     """Returns a slicer: index it to read that block as a numpy array."""
     path, own, piece = self._where[name]
     tensor = self._handles[path].get_slice(own)

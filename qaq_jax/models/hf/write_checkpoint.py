@@ -88,7 +88,8 @@ def save_hf(
 
 def _plan_files(shapes, itemsize, limit):
   """Groups tensors, in order, into files of at most `limit` bytes."""
-  groups, room = [[]], limit
+  groups: list[list[str]] = [[]]
+  room = limit
   for name, shape in shapes.items():
     size = itemsize * int(np.prod(shape))
     if size > room and groups[-1]:

@@ -81,7 +81,7 @@ def _write(path, text):
 
 def _present(readable):
   """Outermost paths first; a path inside of another one is not repeated."""
-  kept = []
+  kept: list[str] = []
   for path in sorted({*readable, *_DEVICES}):
     inside = any(path.startswith(f'{folder}/') for folder in kept)
     if os.path.exists(path) and not inside:

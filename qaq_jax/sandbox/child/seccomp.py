@@ -261,9 +261,9 @@ def _assemble(machine, own):
   tables = (_DENIED, _EPERM), (_IPC, _EPERM), (_MISSING, _ENOSYS)
   for table, error in tables:
     for numbers in table.values():
-      if numbers[column] is not None:
+      if (number := numbers[column]) is not None:
         code += [
-          (_EQUAL, 0, 1, numbers[column]),
+          (_EQUAL, 0, 1, number),
           (_RETURN, 0, 0, _ERROR | error),
         ]
   for name, numbers in _OWN.items():

@@ -115,17 +115,17 @@ _SEQUENCES = {
   'set': set,
   'frozenset': frozenset,
 }
-_BASES = (
-  (int, 'int'),
-  (float, 'float'),
-  (str, 'str'),
-  (list, 'list'),
-  (tuple, 'tuple'),
-  (dict, 'dict'),
-  (set, 'set'),
-  (frozenset, 'frozenset'),
+_BASES: tuple[type, ...] = (
+  int,
+  float,
+  str,
+  list,
+  tuple,
+  dict,
+  set,
+  frozenset,
 )
-_VIEWS: tuple[type, ...] = (type({}.keys()), type({}.items()))
+_VIEWS = (type(_SEQUENCES.keys()), type(_SEQUENCES.items()))
 
 
 def encode(value, depth: int = 0) -> object:
@@ -185,7 +185,7 @@ def _encode_rare(value, kind, depth):
     return ['numpy', [value.dtype.str, shape, flat]]
   if isinstance(value, _VIEWS):
     return ['sub', encode(set(value), depth + 1)]
-  for base, _ in _BASES:
+  for base in _BASES:
     if isinstance(value, base):
       inner = encode(base(value), depth)
       huge = isinstance(inner, list) and inner[0] == 'digest'
@@ -196,7 +196,7 @@ def _encode_rare(value, kind, depth):
 
 
 def _encode_iterable(value, kind):
-  items = []
+  items: list = []
   for item in value:
     if len(items) == _MAX_ITEMS:
       return ['opaque', kind.__name__]
