@@ -277,6 +277,7 @@ class _PartWriter:
 
   def _flush(self):
     if self._group:
+      assert self._writer is not None, 'rows come after their part is open'
       self._writer.write_table(pa.Table.from_pylist(self._group, _SCHEMA))
     self._group, self._bytes = [], 0
 

@@ -154,8 +154,8 @@ def _open_samples(source, resolved):
   columns = {}
   if head:
     columns = mapping.recognise(head, source.columns, source.path)
-  records = itertools.chain(head, records)
+  whole = itertools.chain(head, records)
   return columns, (
     mapping.to_sample(row, record, columns, source)
-    for row, record in enumerate(records)
+    for row, record in enumerate(whole)
   )

@@ -46,7 +46,7 @@ REFUSAL = (
 def run(
   benchmark: benchmarks.Benchmark,
   samples: list[programs.Sample],
-  path: str,
+  path: str | os.PathLike,
   options: Options,
 ) -> dict:
   """Runs every sample that has no verdict yet, and sums up.
@@ -185,7 +185,7 @@ def summarize(
 
 def _failures(verdicts):
   """Number of samples by what went wrong first, an exception by its name."""
-  counts = collections.Counter()
+  counts: collections.Counter[str] = collections.Counter()
   for verdict in verdicts:
     for suite, result in verdict['suites'].items():
       if result['status'] != judge.PASS:

@@ -84,7 +84,7 @@ def evaluate(
       )
       for b in benchmarks
     }
-    scores = {}
+    scores: dict[str, dict] = {}
     for result in results.values():
       scores |= result['scores']
     files.write_json(

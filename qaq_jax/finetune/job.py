@@ -245,12 +245,13 @@ class Job:
 
     The frozen weights of the training are in the dtype of the computation.
     """
+    assert self._lora is not None, 'what is exact has adapters'
     base = self.model.load(mesh=self.mesh, dtype=jnp.float32)
     exact = lora_lib.add(base, self._lora)
     trained = {
       path: variable
       for path, variable in nnx.to_flat_state(nnx.state(model))
-      if '_lora_' in path[-1]
+      if '_lora_' in str(path[-1])
     }
     nnx.update(exact, nnx.from_flat_state(trained))
     return exact

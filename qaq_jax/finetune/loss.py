@@ -112,14 +112,14 @@ def _run(head, gradient, table_VD, hidden_BTD, targets_BT, weights_BT):
     rules.spec('batch', None),
     rules.spec('batch', None),
   )
-  args = tuple(
+  placed = tuple(
     sharding.reshard(x, spec) for x, spec in zip(args, specs, strict=True)
   )
   out = [jax.P()]
   if gradient:
     out += [specs[1], specs[0]][: 1 + head.trained]
   return jax.shard_map(island, in_specs=specs, out_specs=out, check_vma=False)(
-    *args
+    *placed
   )
 
 
@@ -190,7 +190,7 @@ def _chunk(head, vocab_axis, table_VD, hidden_CD, targets_C, weights_C):
   if vocab_axis is not None:
     first = jax.lax.axis_index(vocab_axis) * local
   logits_CV = _product('cd,vd->cv', hidden_CD, table_VD)
-  slope_CV = 1.0
+  slope_CV: jax.Array | float = 1.0
   if head.soft_cap is not None:
     tanh_CV = jnp.tanh(logits_CV / head.soft_cap)
     logits_CV, slope_CV = head.soft_cap * tanh_CV, 1.0 - tanh_CV * tanh_CV

@@ -291,7 +291,7 @@ class Generator:
     """Puts an array with rows on the devices that hold them."""
     if self._mesh is None:
       return jnp.asarray(array)
-    spec = [None] * array.ndim
+    spec: list = [None] * array.ndim
     spec[batch_axis] = self._batch_axes
     return jax.device_put(
       array, NamedSharding(self._mesh, PartitionSpec(*spec))

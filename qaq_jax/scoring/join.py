@@ -44,12 +44,14 @@ def join_scores(
     StoreError: a model's parts are damaged or don't cover the input.
   """
   path = epath.Path(path)
-  id_type = _id_type(ids)
+  id_type = None if ids is None else _id_type(ids)
 
   def raw():
     at = 0
     cursors = [_Cursor(name, folder) for name, folder in models.items()]
-    id_iterator = iter(ids()) if id_type is not None else None
+    id_iterator = None
+    if ids is not None and id_type is not None:
+      id_iterator = iter(ids())
     while at < num_rows:
       size = min(_GROUP_ROWS, num_rows - at)
       columns = {'row': pa.array(np.arange(at, at + size))}
@@ -112,8 +114,6 @@ def _writer(file, schema):
 
 def _id_type(ids):
   """int64 if every id is an integer, string if not, None if there is none."""
-  if ids is None:
-    return None
   found = None
   for value in ids():
     if value is None:

@@ -255,7 +255,7 @@ def _check(kinds):
     twice = sorted({x for x in found if found.count(x) > 1})
     if twice:
       raise ValueError(f'two score kinds have the {what} {twice[0]}')
-  reduces = {}
+  reduces: dict[str, Callable] = {}
   for k in kinds:
     if reduces.setdefault(k.result, k.reduce) is not k.reduce:
       raise ValueError(

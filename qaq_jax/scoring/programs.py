@@ -31,7 +31,7 @@ _OTHER_TOKENS = 1 << 16
 # The head's loop ends where the scored positions do. As part of a CUDA graph
 # that is decided on the device; outside of one the host waits for every step,
 # and the device then waits for the host to send the next batch.
-_LOOPS_IN_GRAPHS = {
+_LOOPS_IN_GRAPHS: dict[str, str | bool] = {
   'xla_gpu_enable_command_buffer': ','.join(
     (
       'FUSION',

@@ -234,18 +234,22 @@ def _best_shapes(
   """
   n = len(lengths)
   rounded = -(-np.maximum(lengths, 1) // multiple) * multiple
-  source, target, cost, rows = [], [], [], []
+  found = []  # (source, target, cost, rows) of some transitions
   for i in range(n):
     most = rows_of(int(rounded[i]))
     for r in _light_rows(most, n - i, rows_multiple, lightest):
       batches = np.arange(1, min(-(-(n - i) // r), _RUN) + 1)
       if batches[-1] == _RUN:  # or as many as it takes to the end
         batches[-1] = -(-(n - i) // r)
-      source.append(np.full(len(batches), i))
-      target.append(np.minimum(i + batches * r, n))
-      cost.append(batches * (r * int(rounded[i])))
-      rows.append(np.full(len(batches), r))
-  source, target, cost, rows = map(np.concatenate, (source, target, cost, rows))
+      found.append(
+        (
+          np.full(len(batches), i),
+          np.minimum(i + batches * r, n),
+          batches * (r * int(rounded[i])),
+          np.full(len(batches), r),
+        )
+      )
+  source, target, cost, rows = map(np.concatenate, zip(*found, strict=True))
   firsts = np.searchsorted(source, np.arange(n))
   best = np.full(n + 1, np.inf)
   best[n] = 0

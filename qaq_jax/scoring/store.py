@@ -153,13 +153,13 @@ class ScoreStore:
 
   def save_plan(self, plan: Mapping) -> None:
     """Saves the plan; its `rows_per_part` fixes the windows for good."""
-    plan = json.loads(json.dumps(plan))
-    if self.rows_per_part not in (None, plan['rows_per_part']):
+    copy = json.loads(json.dumps(plan))
+    if self.rows_per_part not in (None, copy['rows_per_part']):
       raise ValueError('the division into windows is fixed once it is saved')
-    self.plan = plan
-    self.rows_per_part = plan['rows_per_part']
+    self.plan = copy
+    self.rows_per_part = copy['rows_per_part']
     if self._lock is not None:
-      files.write_json(self.directory / 'plan.json', files.seal(plan))
+      files.write_json(self.directory / 'plan.json', files.seal(copy))
       self._store(self.directory / 'plan.json')
 
   def _store(self, path):
@@ -174,10 +174,12 @@ class ScoreStore:
   @property
   def num_windows(self) -> int:
     """Windows of the whole input."""
+    assert self.rows_per_part is not None, 'windows are those of a plan'
     return -(-self.num_rows // self.rows_per_part)
 
   def window(self, index: int) -> range:
     """Rows of a window."""
+    assert self.rows_per_part is not None, 'windows are those of a plan'
     start = index * self.rows_per_part
     return range(start, min(start + self.rows_per_part, self.num_rows))
 
@@ -268,7 +270,7 @@ class ScoreStore:
         )
       )
     arrays += [pa.array(status, pa.string()), pa.array(reason, pa.string())]
-    metadata = {parts_lib.HASH_KEY: self._hash}
+    metadata: dict[bytes, str | bytes] = {parts_lib.HASH_KEY: self._hash}
     # The Parquet part makes the window count as done, so it comes last.
     if self.embeddings:
       buffer = io.BytesIO()

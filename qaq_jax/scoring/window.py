@@ -159,7 +159,7 @@ class Window:
     wanted -= {kind.name for kind, _, _ in found}
     if wanted:
       raise ValueError(f'row {encoded.row}: {sorted(wanted)} was not scored')
-    counts = {}
+    counts: dict[str, int] = {}
     for kind, _, count in found:
       if kind.count and counts.setdefault(kind.count, count) != count:
         raise ValueError(

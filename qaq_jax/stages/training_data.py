@@ -88,10 +88,10 @@ def split(config, workdir, data):
       f'of {len(data):,} samples to train on'
     )
   rng = np.random.default_rng((_SPLIT_SEED, config.seed))
-  held = set(rng.permutation(len(data))[: c.validation_rows].tolist())
+  drawn = set(rng.permutation(len(data))[: c.validation_rows].tolist())
   return (
-    [s for i, s in enumerate(data) if i not in held],
-    [s for i, s in enumerate(data) if i in held],
+    [s for i, s in enumerate(data) if i not in drawn],
+    [s for i, s in enumerate(data) if i in drawn],
   )
 
 

@@ -87,7 +87,7 @@ class Journal:
       where = f'{self._path}: line {number}'
       if self._fingerprint is not None and not self._header:
         record, summed = _parse(line, where, 'delete the file to begin again')
-        self._check(record, where)
+        self._check(record, where, self._fingerprint)
         self._header = line
       elif line.strip():
         record, has_sum = _parse(line, where, self._back)
@@ -98,7 +98,7 @@ class Journal:
         found.append((record, line))
     return found
 
-  def _check(self, record, where):
+  def _check(self, record, where, fingerprint):
     old = record.get(_HEADER)
     if list(record) != [_HEADER] or not isinstance(old, dict):
       raise files.damaged(
@@ -108,7 +108,7 @@ class Journal:
       )
     fingerprint_lib.check(
       old,
-      self._fingerprint,
+      fingerprint,
       what=f'{self._path}: made with other settings',
       back='Set these back, delete the file, or write to another place',
     )

@@ -51,7 +51,7 @@ def _named(method):
     except (files.StoreError, *_OURS):
       raise
     except Exception as e:  # each client has errors of its own
-      if getattr(e, 'errno', None) in _DISK:
+      if isinstance(e, OSError) and e.errno in _DISK:
         raise files.StoreError(
           f'{self.path}, the copy of {self.url} on this disk: {e.strerror}. '
           'Make room, or set XDG_CACHE_HOME to a folder of another disk'

@@ -262,7 +262,8 @@ def _cut(ranked, asked, sql, eligible, counted, role_of):
   if budget.tokens is None:
     ranked.take('chosen', order, budget.limit(eligible), rule.stream)
   else:
-    tokens = _tokens(ranked, *counted, role_of)
+    (model,) = counted
+    tokens = _tokens(ranked, model, role_of)
     ranked.take_tokens('chosen', order, tokens, int(budget.tokens), rule.stream)
   return ranked.one(f"""
     WITH kept AS (
