@@ -1,5 +1,6 @@
 """Training and evaluation with plain arguments: no config, no stage."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -7,7 +8,6 @@ import pytest
 
 from qaq_jax.config import embedded_model
 from qaq_jax.data.types import Sample
-from qaq_jax.encoding.options import TrainingOptions
 from qaq_jax.evaluation import benchmarks, job
 from qaq_jax.evaluation.options import EvaluateOptions, Options
 from qaq_jax.finetune.job import Job
@@ -44,7 +44,6 @@ def one_device():
 
 def trained(folder, **changes):
   options = JobOptions(
-    training=TrainingOptions(max_length=64),
     fit=FitOptions(
       max_length=64,
       batch_size=4,
@@ -118,11 +117,19 @@ def test_adapters_are_trained(tmp_path):
   ]
 
 
+def test_one_length_says_what_is_long(capsys):
+  model = open_model(embedded_model('weak'), field='model')
+  options = JobOptions(fit=FitOptions(max_length=64))
+  made = Job(model, options, mesh=one_device(), template='plain')
+  long = dataclasses.replace(pairs(1)[0], row=8, answer='x = 1\n' * 100)
+  found = made.examples([*pairs(8), long], 'training')
+  assert [example.row for example in found] == list(range(8))
+  assert '1 samples left out: too long' in capsys.readouterr().out
+
+
 def test_no_sample_that_fits_is_told(tmp_path):
   model = open_model(embedded_model('weak'), field='model')
-  options = JobOptions(
-    training=TrainingOptions(max_length=2), fit=FitOptions(max_length=64)
-  )
+  options = JobOptions(fit=FitOptions(max_length=16))
   made = Job(model, options, mesh=one_device(), template='plain')
   with pytest.raises(ValueError, match='no training sample can be used'):
     made.run(pairs(2), tmp_path)

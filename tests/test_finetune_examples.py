@@ -7,6 +7,7 @@ import tiny_tokenizers
 from qaq_jax.data.types import Sample
 from qaq_jax.encoding import chat, examples
 from qaq_jax.encoding import encoder as encoder_lib
+from qaq_jax.finetune.options import FitOptions
 
 QUERY = 'Write a function that adds two numbers.'
 ANSWER = 'def add(a, b):\n    return a + b'
@@ -34,9 +35,9 @@ def _encoder(tmp_path, template, style=None, **options):
   return encoder_lib.Encoder(folder, template=template, **options)
 
 
-def _render(encoder, samples, **options):
+def _render(encoder, samples, max_length=2048, **options):
   return examples.make_examples(
-    samples, encoder, examples.TrainingOptions(**options)
+    samples, encoder, examples.TrainingOptions(**options), max_length
   )
 
 
@@ -162,5 +163,6 @@ def test_rows_that_are_not_ok_are_counted(tmp_path):
   ],
 )
 def test_impossible_options_are_refused(options, message):
+  kind = FitOptions if 'max_length' in options else examples.TrainingOptions
   with pytest.raises(ValueError, match=message):
-    examples.TrainingOptions(**options)
+    kind(**options)

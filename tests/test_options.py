@@ -128,4 +128,4 @@ def test_options_of_a_section():
   job = options.of(JobOptions, c, fit=options.of(FitOptions, c, seed=5))
   assert (job.fit.batch_size, job.fit.seed) == (7, 5)
   assert (job.optimizer.name, job.lora.rank) == ('muon', 3)
-  assert job.step.remat and job.training.max_length == 2048
+  assert job.step.remat and job.fit.max_length == 2048

@@ -369,6 +369,7 @@ def test_what_is_trained_on_follows_from_the_budget(
       store.iter_rows(),
       job_encoder,
       finetune.job_options(config).training,
+      config.finetune.max_length,
     ).examples
   ]
   assert result['tokens'] == pytest.approx(samples * np.mean(lengths_), abs=1)

@@ -132,7 +132,7 @@ def test_chat_prompts_are_those_of_training(folders, style, system):
     raw='',
   )
   [example] = examples.make_examples(
-    [sample], encoder, examples.TrainingOptions()
+    [sample], encoder, examples.TrainingOptions(), 2048
   ).examples
   trained = example.ids[: int(np.argmax(example.weights))].tolist()
   prompt = prompts.chat_prompt(encoder, sample.query)

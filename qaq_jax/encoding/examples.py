@@ -79,7 +79,10 @@ class Rendered:
 
 
 def make_examples(
-  samples: Iterable[Sample], encoder: Encoder, options: TrainingOptions
+  samples: Iterable[Sample],
+  encoder: Encoder,
+  options: TrainingOptions,
+  max_length: int,
 ) -> Rendered:
   """Renders samples for training.
 
@@ -88,7 +91,8 @@ def make_examples(
       counted.
     encoder: the encoder of the model's tokenizer, template and system prompt;
       its own `max_length` and `on_long` are for scoring and not used here.
-    options: length limit and weights.
+    options: weights, and what becomes of long examples.
+    max_length: tokens of an example at most, end of turn included.
 
   Returns:
     Examples of 2 to `max_length` tokens, each with a target of weight above 0.
@@ -112,12 +116,12 @@ def make_examples(
       response = np.concatenate([answer, ending])
       size = len(prompt) + len(response)
       longest = max(longest, (size, sample.row), key=lambda x: x[0])
-      if size > options.max_length:
+      if size > max_length:
         # At least one token of the answer must be left to learn from.
-        if options.on_long == 'skip' or len(prompt) >= options.max_length:
+        if options.on_long == 'skip' or len(prompt) >= max_length:
           skipped['too long'] += 1
           continue
-        response = answer[: options.max_length - len(prompt)]
+        response = answer[: max_length - len(prompt)]
         truncated += 1
       examples.append(_example(prompt, response, options, sample.row))
   return Rendered(examples, dict(skipped), truncated, longest)

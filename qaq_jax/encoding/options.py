@@ -61,14 +61,12 @@ class TrainingOptions:
   """How samples become training examples.
 
   Attributes:
-    max_length: tokens of an example, end of turn included.
     prompt_weight: the weight of the loss of everything before the answer.
     response_weight: the weight of the loss of the answer and its end of turn.
     on_long: 'skip', or 'truncate': the answer's tail is cut, and with it the
       end of turn, since the model should not learn to stop there.
   """
 
-  max_length: int = 2048
   prompt_weight: float = 0.0
   response_weight: float = 1.0
   on_long: str = 'skip'
@@ -78,8 +76,6 @@ class TrainingOptions:
       raise ValueError(
         f'on_long={self.on_long!r}: choose one of {ON_LONG_EXAMPLE}'
       )
-    if self.max_length < 2:
-      raise ValueError(f'max_length={self.max_length}: 2 tokens at least')
     weights = self.prompt_weight, self.response_weight
     if min(weights) < 0 or max(weights) <= 0:
       raise ValueError(

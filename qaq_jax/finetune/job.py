@@ -142,7 +142,7 @@ class Job:
       ValueError: none is left.
     """
     rendered = examples_lib.make_examples(
-      data, self.encoder, self.options.training
+      data, self.encoder, self.options.training, self.options.fit.max_length
     )
     for line in rendered.describe():
       console.say(f'{what}: {line}')

@@ -28,7 +28,8 @@ class FitOptions:
     batch_size: examples of an update, on all devices together.
     epochs: passes over the examples.
     max_steps: the most updates; 0: as many as the epochs have.
-    max_length: tokens of a row, and of the longest example.
+    max_length: tokens of a row, and of the longest example, end of turn
+      included.
     packing: 'packed' or 'padded', see `batches.Layout`.
     tokens_per_device: the tokens of a micro-batch on one device, padding
       included; what its memory allows.
@@ -45,7 +46,7 @@ class FitOptions:
   batch_size: int = 256
   epochs: int = 3
   max_steps: int = 0
-  max_length: int = TrainingOptions.max_length
+  max_length: int = 2048
   packing: str = 'packed'
   tokens_per_device: int = 8192
   seed: int = 0
@@ -57,12 +58,14 @@ class FitOptions:
   progress: bool = True
 
   def __post_init__(self):
-    for name in ('batch_size', 'epochs', 'max_length', 'log_every', 'keep'):
+    for name in ('batch_size', 'epochs', 'log_every', 'keep'):
       if getattr(self, name) < 1:
         raise ValueError(f'{name}={getattr(self, name)}: it is at least 1')
     for name in ('max_steps', 'eval_every', 'save_every'):
       if getattr(self, name) < 0:
         raise ValueError(f'{name}={getattr(self, name)}: it is at least 0')
+    if self.max_length < 2:
+      raise ValueError(f'max_length={self.max_length}: 2 tokens at least')
 
   def per_epoch(self, examples: int) -> int:
     """Updates of an epoch; the last one may be of fewer examples."""

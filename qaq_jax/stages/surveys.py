@@ -74,11 +74,13 @@ class Surveys:
       console.say(f'finetune: no hours: {e}')
       return None, None
     store = self._training_samples
+    how = finetune.job_options(config)
     read = lengths.blocks(store.num_rows, config.plan.survey_rows)
     examples = examples_lib.make_examples(
       (s for block in read for s in store.iter_rows(*block)),
       encoder,
-      finetune.job_options(config).training,
+      how.training,
+      how.fit.max_length,
     ).examples
     if not examples:
       console.say('finetune: no hours: none of the samples can be trained on')
