@@ -127,6 +127,38 @@ def test_one_length_says_what_is_long(capsys):
   assert '1 samples left out: too long' in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+  'kind, wrong, words',
+  [
+    (EvaluateOptions, {'prompt': 'chatt'}, "prompt style 'chatt'.*chat.*base"),
+    (EvaluateOptions, {'samples': 0}, 'samples=0: 1 per task'),
+    (EvaluateOptions, {'samples': 2}, '^samples=2 at temperature 0'),
+    (EvaluateOptions, {'dtype': 'int8'}, "dtype is 'int8'.*float32, bfloat16"),
+    (JobOptions, {'dtype': 'int8'}, "^dtype is 'int8'; it is one of float32"),
+    (JobOptions, {'export_dtype': 'f32'}, "export_dtype is 'f32'.*float16"),
+  ],
+)
+def test_wrong_options_are_refused_by_their_name(kind, wrong, words):
+  with pytest.raises(ValueError, match=words):
+    kind(**wrong)
+
+
+def test_wrong_arguments_are_refused_by_their_name(tmp_path):
+  model = open_model(embedded_model('weak'), field='model')
+  base, mesh = EvaluateOptions(prompt='base'), one_device()
+  with pytest.raises(TypeError, match='tmeplate'):
+    job.evaluate(model, [], tmp_path, base, mesh=mesh, tmeplate='plain')
+  with pytest.raises(TypeError, match="holds 'humaneval'; each is from .*read"):
+    job.evaluate(model, ['humaneval'], tmp_path, base, mesh=mesh)
+  long = JobOptions(fit=FitOptions(max_length=5000))
+  with pytest.raises(ValueError, match='^max_length: 5000 tokens are more'):
+    Job(model, long, mesh=mesh, template='plain')
+  short = JobOptions(fit=FitOptions(max_length=64))
+  made = Job(model, short, mesh=mesh, template='plain')
+  with pytest.raises(ValueError, match='^there are no training samples$'):
+    made.run([], tmp_path)
+
+
 def test_no_sample_that_fits_is_told(tmp_path):
   model = open_model(embedded_model('weak'), field='model')
   options = JobOptions(fit=FitOptions(max_length=16))

@@ -193,6 +193,7 @@ def test_lora_exports_an_adapter_and_the_merged_model(inputs, tmp_path):
   [
     ({'model': 'middle'}, "config.finetune.model is 'middle'"),
     ({'max_length': 5000}, 'max_length: 5000 tokens are more than the 4096'),
+    ({'max_length': 4097}, '^config.finetune.max_length: 4097 tokens'),
     ({'validation_rows': 40}, 'leaves nothing of 40 samples'),
     ({'validation_rows': 4, 'validation': 'x'}, 'both given'),
     ({'max_length': 30}, 'the template alone takes 54 tokens'),

@@ -18,6 +18,7 @@ import jax
 import tqdm
 
 from qaq_jax.encoding import prompts
+from qaq_jax.encoding.options import EncoderOptions
 from qaq_jax.evaluation import benchmarks as benchmarks_lib
 from qaq_jax.evaluation import harness, postprocess, programs
 from qaq_jax.evaluation.options import EvaluateOptions
@@ -38,7 +39,9 @@ def evaluate(
   options: EvaluateOptions = _DEFAULTS,
   *,
   mesh: jax.sharding.Mesh | None = None,
-  **encoding,
+  template: str = EncoderOptions.template,
+  system_prompt: str = EncoderOptions.system_prompt,
+  date_string: str = EncoderOptions.date_string,
 ) -> dict:
   """Generates programs for every benchmark; runs them where that is allowed.
 
@@ -48,8 +51,9 @@ def evaluate(
     folder: the folder of the results; what is in it is not made again.
     options: how; programs are run with `allow_code_execution` alone.
     mesh: the mesh to generate on; None: every device has a copy.
-    **encoding: `template`, `system_prompt`, `date_string` of EncoderOptions,
-      for chat prompts.
+    template: see `EncoderOptions`; for chat prompts.
+    system_prompt: see `EncoderOptions`; for chat prompts.
+    date_string: see `EncoderOptions`; for chat prompts.
 
   Returns:
     'executed'; and 'samples', benchmark -> number, or where the programs were
@@ -59,9 +63,21 @@ def evaluate(
   Raises:
     ValueError: the model or its template cannot be used, or what is in the
       folder was made with other settings; says what to do.
+    TypeError: a benchmark is not one that was read.
     Refused: programs cannot be contained on this machine.
   """
+  for benchmark in benchmarks:
+    if not isinstance(benchmark, benchmarks_lib.Benchmark):
+      raise TypeError(
+        f'benchmarks holds {benchmark!r}; each is from '
+        'evaluation.benchmarks.read(name, path)'
+      )
   folder = pathlib.Path(folder)
+  encoding = {
+    'template': template,
+    'system_prompt': system_prompt,
+    'date_string': date_string,
+  }
   writer = _Writer(model, options, mesh, encoding)
   made = {b.name: writer.samples(b, folder / b.name) for b in benchmarks}
 

@@ -3,7 +3,10 @@
 import dataclasses
 
 from qaq_jax.generation.options import GeneratorOptions, Sampling
+from qaq_jax.models.options import check_dtype
 from qaq_jax.sandbox.process import Limits
+
+STYLES = ('chat', 'base')  # of prompts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +87,13 @@ class EvaluateOptions:
   execution: Options = Options()
 
   def __post_init__(self):
+    if self.prompt not in STYLES:
+      raise ValueError(f'prompt style {self.prompt!r}: choose one of {STYLES}')
+    check_dtype('dtype', self.dtype)
+    if self.samples < 1:
+      raise ValueError(f'samples={self.samples}: 1 per task at least')
     if self.samples > 1 and not self.sampling.temperature:
       raise ValueError(
-        f'config.evaluate.samples={self.samples} at temperature 0 would be the '
-        'same program each time; set config.evaluate.temperature, 0.8 say'
+        f'samples={self.samples} at temperature 0 would be the same program '
+        'each time; set temperature, 0.8 say'
       )

@@ -11,8 +11,7 @@ import dataclasses
 import warnings
 
 from qaq_jax.evaluation.benchmarks import Task
-
-STYLES = ('chat', 'base')
+from qaq_jax.evaluation.options import STYLES
 
 _QUESTION = (
   'Please provide a self-contained Python script that solves the following '

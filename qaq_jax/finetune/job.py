@@ -20,6 +20,7 @@ from flax import nnx
 from qaq_jax.data import samples
 from qaq_jax.encoding import chat, encoder
 from qaq_jax.encoding import examples as examples_lib
+from qaq_jax.encoding.options import EncoderOptions
 from qaq_jax.finetune import looks, loop, optimizer, step
 from qaq_jax.finetune import lora as lora_lib
 from qaq_jax.finetune.options import MESH, JobOptions
@@ -32,23 +33,33 @@ from qaq_jax.workdir import checksums, files
 _DEFAULTS = JobOptions()
 
 
-def make_encoder(model, max_length: int, **encoding) -> encoder.Encoder:
+def make_encoder(
+  model,
+  max_length: int,
+  *,
+  template: str = EncoderOptions.template,
+  system_prompt: str = EncoderOptions.system_prompt,
+  date_string: str = EncoderOptions.date_string,
+) -> encoder.Encoder:
   """The encoder of training examples.
 
   Args:
     model: the model from `stages.model.open_model`.
     max_length: tokens of an example.
-    **encoding: see `Job`.
+    template: see `EncoderOptions`.
+    system_prompt: see `EncoderOptions`.
+    date_string: see `EncoderOptions`.
 
   Raises:
     ValueError: the model has no positions for such a length, or see `Job`.
   """
-  model.check_lengths({'config.finetune.max_length': max_length})
   return model.encoder(
     ending=True,
     reverse_instruction='{answer}',  # not used, and takes no room
     max_length=max_length,
-    **encoding,
+    template=template,
+    system_prompt=system_prompt,
+    date_string=date_string,
   )
 
 
@@ -61,7 +72,9 @@ class Job:
     options: JobOptions = _DEFAULTS,
     *,
     mesh: jax.sharding.Mesh | None = None,
-    **encoding,
+    template: str = EncoderOptions.template,
+    system_prompt: str = EncoderOptions.system_prompt,
+    date_string: str = EncoderOptions.date_string,
   ):
     """Reads the tokenizer; loads no weights yet.
 
@@ -69,13 +82,21 @@ class Job:
       model: where training starts, from `stages.model.open_model`.
       options: how it is trained.
       mesh: the mesh to train on; None: all devices share one copy.
-      **encoding: `template`, `system_prompt`, `date_string` of EncoderOptions.
+      template: see `EncoderOptions`.
+      system_prompt: see `EncoderOptions`.
+      date_string: see `EncoderOptions`.
 
     Raises:
       ValueError: the model or its tokenizer cannot be used for this.
     """
     self.model, self.options = model, options
-    self.encoder = make_encoder(model, options.fit.max_length, **encoding)
+    self.encoder = make_encoder(
+      model,
+      options.fit.max_length,
+      template=template,
+      system_prompt=system_prompt,
+      date_string=date_string,
+    )
     if mesh is None:
       mesh = sharding.make_mesh(**dataclasses.asdict(MESH))
     self.mesh = mesh
@@ -147,9 +168,12 @@ class Job:
     for line in rendered.describe():
       console.say(f'{what}: {line}')
     if not rendered.examples:
+      skipped = [f'{n:,} {why}' for why, n in rendered.skipped.items()]
       raise ValueError(
-        f'no {what} sample can be used: {dict(rendered.skipped)}; '
-        'config.finetune.max_length and on_long decide about long ones'
+        f'no {what} sample can be used: {", ".join(skipped)}; max_length and '
+        'on_long decide about long ones'
+        if skipped
+        else f'there are no {what} samples'
       )
     return rendered.examples
 

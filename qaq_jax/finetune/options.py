@@ -3,10 +3,16 @@
 import dataclasses
 
 from qaq_jax.encoding.options import TrainingOptions
-from qaq_jax.models.options import LoraOptions, MeshOptions
+from qaq_jax.models.options import (
+  DTYPES,
+  LoraOptions,
+  MeshOptions,
+  check_dtype,
+)
 
 SCHEDULES = ('cosine', 'linear', 'constant', 'wsd')
 OPTIMIZERS = ('adamw', 'muon')
+EXPORT_DTYPES = (*DTYPES, 'float16')
 # Copies of the model, and the devices that share one, of a run.
 MESH = MeshOptions(data=1, fsdp=-1)
 # Fields of FitOptions that change no number of the curve.
@@ -160,9 +166,11 @@ class JobOptions:
     optimizer: optimiser and learning rate.
     lora: adapters, where not all parameters are trained.
     step: memory and speed.
-    dtype: the dtype of the computation; the masters are float32.
+    dtype: the dtype of the computation, 'float32' or 'bfloat16'; the masters
+      are float32.
     attention: 'auto', or the name of an implementation.
-    export_dtype: the dtype of the exported weights.
+    export_dtype: the dtype of the exported weights: 'float32', 'bfloat16' or
+      'float16'.
     looks: samples generated from validation at each look.
   """
 
@@ -175,6 +183,10 @@ class JobOptions:
   attention: str = 'auto'
   export_dtype: str = 'bfloat16'
   looks: int = 2
+
+  def __post_init__(self):
+    check_dtype('dtype', self.dtype)
+    check_dtype('export_dtype', self.export_dtype, EXPORT_DTYPES)
 
   @property
   def adapters(self) -> LoraOptions | None:

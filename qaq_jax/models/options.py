@@ -2,6 +2,23 @@
 
 import dataclasses
 
+DTYPES = ('float32', 'bfloat16')  # of weights and compute
+
+
+def check_dtype(field: str, value: str, known: tuple[str, ...] = DTYPES):
+  """Refuses a dtype that is not known.
+
+  Args:
+    field: the name of the field that holds it.
+    value: the name of the dtype.
+    known: the dtypes that the field may have.
+
+  Raises:
+    ValueError: it is another; names the field and those there are.
+  """
+  if value not in known:
+    raise ValueError(f'{field} is {value!r}; it is one of ' + ', '.join(known))
+
 
 @dataclasses.dataclass(frozen=True)
 class MeshOptions:

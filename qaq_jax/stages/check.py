@@ -3,11 +3,10 @@
 import ml_collections
 
 from qaq_jax.models import quantized
+from qaq_jax.models.options import check_dtype
 from qaq_jax.selection import budget, strata
 from qaq_jax.selection.rules import rule as rule_lib
 from qaq_jax.stages import artifacts
-
-DTYPES = ('float32', 'bfloat16')
 
 
 def check(config: ml_collections.ConfigDict, loads_models: bool) -> None:
@@ -29,11 +28,7 @@ def check(config: ml_collections.ConfigDict, loads_models: bool) -> None:
   for name, model in config.models.items():
     if not model.path and loads_models:
       raise ValueError(f'config.models.{name}.path is empty')
-    if model.dtype not in DTYPES:
-      raise ValueError(
-        f'config.models.{name}.dtype is {model.dtype!r}; it is one of '
-        + ', '.join(DTYPES)
-      )
+    check_dtype(f'config.models.{name}.dtype', model.dtype)
     if model.quantization not in quantized.SCHEMES:
       raise ValueError(
         f'config.models.{name}.quantization is {model.quantization!r}; it '

@@ -61,14 +61,21 @@ def job_options(config: ml_collections.ConfigDict) -> JobOptions:
 def open_model(
   config: ml_collections.ConfigDict, workdir: WorkDir, *, weights: bool = True
 ) -> model_lib.Model:
-  """The start; `weights` as `model.open_model` has it."""
+  """The start; `weights` as `model.open_model` has it.
+
+  Raises:
+    ValueError: it cannot be used, or has no positions for the examples.
+  """
   start = start_of(config)
-  return model_lib.open_model(
+  model = model_lib.open_model(
     workdir.filled(start['path']),
     start['revision'],
     field=start['field'],
     weights=weights,
   )
+  length = config.finetune.max_length
+  model.check_lengths({'config.finetune.max_length': length})
+  return model
 
 
 def make_encoder(

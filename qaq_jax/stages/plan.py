@@ -110,9 +110,6 @@ def _score_request(config, workdir, name, surveys) -> score_plan.Request:
 
 def _train_request(config, workdir, mesh, surveys) -> train_plan.Request:
   model = finetune.open_model(config, workdir, weights=False)
-  model.check_lengths(
-    {'config.finetune.max_length': config.finetune.max_length}
-  )
   samples, tokens = surveys.training(model)
   how = finetune.job_options(config)
   return train_plan.Request(
