@@ -531,6 +531,18 @@ FAULTS = (
     'return (self.length - 0 * self.start_B)[:, None]',
     'test_generate.py::test_neighbours_and_padding_change_nothing',
   ),
+  Fault(
+    'models/hf/families/llama.py',
+    "  if 'sliding_attention' in types and not window:",
+    '  if False:',
+    'test_model_configs.py::test_wrong_configs_name_key_and_file',
+  ),
+  Fault(
+    'models/hf/families/llama.py',
+    '    if hidden % heads:\n',
+    '    if False:\n',
+    'test_model_configs.py::test_wrong_configs_name_key_and_file',
+  ),
   # Data.
   Fault(
     'data/json_document.py',

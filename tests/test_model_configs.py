@@ -162,6 +162,16 @@ def test_written_configs_read_back(case):
     ({'layer_types': ['full_attention']}, "'layer_types' has 1 entries"),
     ({'layer_types': ['full_attention', 'x']}, "'layer_types' has .'x'."),
     (
+      {
+        'layer_types': ['full_attention', 'sliding_attention'],
+        'sliding_window': None,
+      },
+      "'sliding_window' is missing for sliding layers",
+    ),
+    ({'hidden_size': 50}, "'hidden_size' is 50, not a multiple of 6 heads"),
+    ({'vocab_size': 0}, "'vocab_size' is 0, expected at least 1"),
+    ({'rms_norm_eps': -1e-6}, "'rms_norm_eps' is -1e-06, .* from 0 up"),
+    (
       {'rope_parameters': {'rope_type': 'dynamic', 'factor': 2.0}},
       "'rope_parameters' asks for 'dynamic'; supported: default, linear",
     ),
@@ -182,6 +192,12 @@ def test_wrong_configs_name_key_and_file(change, message):
   }
   with pytest.raises(ValueError, match=message):
     read_config(config | change, 'my.json')
+
+
+def test_heads_that_do_not_divide_the_stream_are_told():
+  config = tiny_models.hf_config('gpt2') | {'n_embd': 50, 'n_head': 4}
+  with pytest.raises(ValueError, match="'n_embd' is 50, not a multiple of n_h"):
+    read_config(config, 'my.json')
 
 
 def test_heads_without_pairs_to_rotate_are_told():

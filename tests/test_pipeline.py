@@ -501,6 +501,23 @@ def test_stages_out_of_order_say_what_to_run(inputs, tmp_path, stage, words):
     pipeline.run(stage, make_config(inputs), str(tmp_path))
 
 
+@pytest.mark.parametrize('engine', artifacts.ENGINES)
+def test_selecting_before_scoring_says_so(inputs, tmp_path, engine):
+  config = make_config(inputs)
+  config.select.engine = engine
+  pipeline.run('prepare', config, str(tmp_path))
+  with pytest.raises(ValueError, match='scores.parquet .* run the score stage'):
+    pipeline.run('select', config, str(tmp_path))
+
+
+def test_an_audit_needs_a_label(inputs, tmp_path):
+  config = make_config(inputs)
+  config.audit.label = ''
+  with pytest.raises(ValueError, match='config.audit.label is empty'):
+    pipeline.run('audit', config, str(tmp_path / 'none'))
+  assert not (tmp_path / 'none').exists()
+
+
 def set_role(c):
   c.roles.weak = 'weka'
 
