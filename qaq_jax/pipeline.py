@@ -11,9 +11,11 @@ from collections.abc import Sequence
 import jax
 import ml_collections
 
+from qaq_jax.models import quantized
+from qaq_jax.models.options import check_dtype
 from qaq_jax.runtime import console, processes, runlog
-from qaq_jax.stages import check as check_lib
-from qaq_jax.stages import registry
+from qaq_jax.selection.options import StrataOptions
+from qaq_jax.stages import options, registry
 from qaq_jax.workdir import files
 from qaq_jax.workdir import mirror as mirror_lib
 from qaq_jax.workdir.layout import WorkDir
@@ -78,10 +80,7 @@ def run(
     OSError: a file cannot be read or written.
   """
   stages = registry.named(name, config.stages)
-  check_lib.check(config, any(stage.loads_models for stage in stages))
-  for module in [stage.load() for stage in stages]:
-    if hasattr(module, 'check'):
-      module.check(config)
+  _check(config, stages)
   folder = _open(stages, workdir)
   # Process 0 holds the lock; stages of two commands would mix artifacts.
   lock = files.Lock(folder.path) if jax.process_index() == 0 else None
@@ -112,6 +111,30 @@ def _keep_programs() -> None:
       'jax_compilation_cache_dir', str(pathlib.Path(home) / 'qaq_jax')
     )
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+
+
+def _check(config, stages) -> None:
+  """Finds what can be known to be wrong before any work is done."""
+  loads_models = any(stage.loads_models for stage in stages)
+  for role, name in config.roles.items():
+    if name and name not in config.models:
+      raise ValueError(
+        f'config.roles.{role} is {name!r}; config.models has: '
+        + (', '.join(config.models) or 'none')
+      )
+  for name, model in config.models.items():
+    if not model.path and loads_models:
+      raise ValueError(f'config.models.{name}.path is empty')
+    check_dtype(f'config.models.{name}.dtype', model.dtype)
+    if model.quantization not in quantized.SCHEMES:
+      raise ValueError(
+        f'config.models.{name}.quantization is {model.quantization!r}; it '
+        'is one of ' + ', '.join(map(repr, quantized.SCHEMES))
+      )
+  options.of(StrataOptions, config.strata)
+  for module in [stage.load() for stage in stages]:
+    if hasattr(module, 'check'):
+      module.check(config)
 
 
 def _open(stages, path) -> WorkDir:

@@ -92,7 +92,7 @@ def test_generations_of_other_settings_are_not_mixed(tmp_path):
   config.evaluate.temperature = 1.0
   pipeline.run('evaluate', config, tmp_path)
   for field, value, message in (
-    ('attention', 'einsum', 'attention: "auto" -> "einsum"'),
+    ('attention', 'xla', 'attention: "auto" -> "xla"'),
     ('top_k', 5, 'top_k: 0 -> 5'),
   ):
     before = config.evaluate[field]

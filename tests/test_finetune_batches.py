@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qaq_jax.encoding.examples import Example
-from qaq_jax.finetune import batches, packing
+from qaq_jax.finetune import batches, options, packing
 
 # Tokens per sample of a code instruction set are about log-normal: median 350,
 # a tenth above 1,100.
@@ -49,7 +49,7 @@ def _found(micros):
 
 @given(
   st.lists(st.integers(2, 64), min_size=1, max_size=60),
-  st.sampled_from(batches.PACKING),
+  st.sampled_from(options.PACKING),
   st.integers(1, 300),
   st.integers(1, 4),
 )
@@ -102,7 +102,7 @@ def test_sequence_that_fits_no_row_is_an_error():
 def test_density_on_lengths_as_real_ones(capsys):
   examples = _examples(_LIKE_REAL)
   density = {}
-  for kind in batches.PACKING:
+  for kind in options.PACKING:
     layout = batches.Layout(2048, kind, tokens_per_device=8192, batch_size=512)
     micros = layout.lay_out(examples[:512])
     density[kind] = sum(len(e.ids) for e in examples[:512]) / sum(

@@ -19,6 +19,7 @@ from qaq_jax.data import samples
 from qaq_jax.models.hf import checkpoint
 from qaq_jax.models.hf.read_config import read_config
 from qaq_jax.runtime import runlog
+from qaq_jax.selection.options import ENGINES
 from qaq_jax.selection.rules import eligible
 from qaq_jax.selection.rules import rule as rule_lib
 from qaq_jax.stages import artifacts
@@ -501,7 +502,7 @@ def test_stages_out_of_order_say_what_to_run(inputs, tmp_path, stage, words):
     pipeline.run(stage, make_config(inputs), str(tmp_path))
 
 
-@pytest.mark.parametrize('engine', artifacts.ENGINES)
+@pytest.mark.parametrize('engine', ENGINES)
 def test_selecting_before_scoring_says_so(inputs, tmp_path, engine):
   config = make_config(inputs)
   config.select.engine = engine
@@ -574,6 +575,56 @@ def test_unusable_config_is_named(inputs, tmp_path, change, words):
   with pytest.raises(ValueError, match=words):
     pipeline.run('run', config, str(tmp_path))
   assert not (tmp_path / 'scores').exists()  # found before any scoring
+
+
+@pytest.mark.parametrize(
+  'stage, field, value, words',
+  [
+    ('prepare', 'data.format', 'jsnol', "data.format='jsnol'"),
+    ('score', 'score.terms', ('qq',), r"score.terms: \['qq'\] is not offered"),
+    ('score', 'score.attention', 'flush', "attention 'flush' is not known"),
+    ('score', 'score.on_long', 'cut', "score.on_long='cut'"),
+    ('score', 'score.reverse_instruction', 'x', '{answer} exactly once'),
+    ('score', 'score.mesh.tensor', 1024, 'needs 1024 devices|tensor.*1024'),
+    ('score', 'strata.num_strata', 0, 'strata.num_strata is 0'),
+    ('select', 'select.engine', 'duckbd', "select.engine is 'duckbd'"),
+    ('report', 'select.rule', 'difff', "'difff'"),
+    ('finetune', 'select.rule', 'difff', "'difff'"),
+    ('finetune', 'finetune.model', 'weka', "finetune.model is 'weka'"),
+    ('finetune', 'finetune.packing', 'full', "packing='full'"),
+    ('finetune', 'finetune.optimizer.name', 'sgd', "optimizer.name is 'sgd'"),
+    ('finetune', 'finetune.attention', 'flush', "'flush' is not known"),
+    ('finetune', 'finetune.trackers', ('mlflow',), "trackers has 'mlflow'"),
+    ('finetune', 'finetune.mesh.tensor', 1024, 'mesh .*1024'),
+    ('evaluate', 'evaluate.prompt', 'chatt', "prompt style 'chatt'"),
+    ('evaluate', 'evaluate.benchmarks', ('mbbp',), "there is no 'mbbp'"),
+    ('evaluate', 'evaluate.benchmarks', (), 'benchmarks names none'),
+    ('evaluate', 'evaluate.files.mbpp', '', 'evaluate.files.mbpp is empty'),
+    ('evaluate', 'evaluate.samples', 3, '^samples=3'),
+    ('compare', 'compare.table', (), 'compare.table is empty'),
+    (
+      'compare',
+      'compare.table',
+      (('difff', 'share', 0.5, 1),),
+      "compare.table is 'difff'",
+    ),
+    ('compare', 'compare.held_out', '', 'compare.held_out is empty'),
+    ('compare', 'finetune.packing', 'full', "packing='full'"),
+  ],
+)
+def test_every_stage_of_a_run_is_checked_before_any_work(
+  inputs, tmp_path, stage, field, value, words
+):
+  config = make_config(inputs)
+  config.stages = ('prepare', 'score', stage)
+  config.compare.table = (('random', 'share', 0.5, 1),)
+  config.compare.held_out = 'held_out.jsonl'
+  config.evaluate.files.mbpp = 'mbpp.jsonl'
+  config.evaluate.benchmarks = ('mbpp_plus',)
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(ValueError, match=words):
+    pipeline.run('run', config, str(tmp_path / 'work'))
+  assert not (tmp_path / 'work').exists()
 
 
 def test_empty_input_is_told(inputs, tmp_path):

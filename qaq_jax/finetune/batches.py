@@ -13,9 +13,8 @@ import numpy as np
 
 from qaq_jax.encoding.examples import Example
 from qaq_jax.finetune import packing as packing_lib
-from qaq_jax.finetune.options import FitOptions
+from qaq_jax.finetune.options import PACKING, FitOptions
 
-PACKING = ('packed', 'padded')
 # Lengths of padded rows, as shares of max_length: fixed, so that every data set
 # runs with the same few compiled programs.
 _SHARES = (0.125, 0.25, 0.375, 0.5, 0.75, 1.0)

@@ -11,6 +11,7 @@ from qaq_jax.models.options import (
 )
 
 SCHEDULES = ('cosine', 'linear', 'constant', 'wsd')
+PACKING = ('packed', 'padded')
 OPTIMIZERS = ('adamw', 'muon')
 EXPORT_DTYPES = (*DTYPES, 'float16')
 # Copies of the model, and the devices that share one, of a run.
@@ -72,6 +73,8 @@ class FitOptions:
         raise ValueError(f'{name}={getattr(self, name)}: it is at least 0')
     if self.max_length < 2:
       raise ValueError(f'max_length={self.max_length}: 2 tokens at least')
+    if self.packing not in PACKING:
+      raise ValueError(f'packing={self.packing!r}: choose one of {PACKING}')
 
   def per_epoch(self, examples: int) -> int:
     """Updates of an epoch; the last one may be of fewer examples."""

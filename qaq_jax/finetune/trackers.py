@@ -4,6 +4,7 @@ import importlib.util
 import os
 import pathlib
 import secrets
+from collections.abc import Iterable
 
 from qaq_jax.runtime import progress
 from qaq_jax.workdir import files
@@ -69,16 +70,11 @@ class Bar:
     self._bar.close()
 
 
-def open_trackers(
-  names, workdir: str | os.PathLike, *, name: str, config: dict
-) -> list:
-  """Opens trackers; each has `log(step, values)` and `close()`.
+def check(names: Iterable[str]) -> None:
+  """Refuses trackers that cannot be opened.
 
   Args:
     names: names of `TRACKERS`.
-    workdir: they write below it.
-    name: the name of the run.
-    config: what to show as its settings.
 
   Raises:
     ValueError: an unknown name.
@@ -94,6 +90,24 @@ def open_trackers(
         f'trackers has {tracker!r}, and its package is not installed: '
         f"pip install '.[{tracker}]'"
       )
+
+
+def open_trackers(
+  names, workdir: str | os.PathLike, *, name: str, config: dict
+) -> list:
+  """Opens trackers; each has `log(step, values)` and `close()`.
+
+  Args:
+    names: names of `TRACKERS`.
+    workdir: they write below it.
+    name: the name of the run.
+    config: what to show as its settings.
+
+  Raises:
+    ValueError: an unknown name.
+    ModuleNotFoundError: its package is not installed; says how to get it.
+  """
+  check(names)
   makers = {'tensorboard': _TensorBoard, 'wandb': _Wandb}
   return [makers[t](pathlib.Path(workdir), name, config) for t in names]
 

@@ -48,7 +48,7 @@ class ScoreColumns(Roles):
     by=StrataOptions.by,
     include_truncated=SelectOptions.include_truncated,
   ):
-    strata.check_by(by)
+    StrataOptions(num_strata, by)
     self.num_strata = int(num_strata)
     self.by = by
     self.include_truncated = bool(include_truncated)

@@ -2,6 +2,9 @@
 
 import dataclasses
 
+BY = ('own', 'strong', 'weak')
+ENGINES = ('memory', 'duckdb')
+
 
 @dataclasses.dataclass(frozen=True)
 class StrataOptions:
@@ -14,6 +17,14 @@ class StrataOptions:
 
   num_strata: int = 10
   by: str = 'own'
+
+  def __post_init__(self):
+    if self.num_strata < 1:
+      raise ValueError(
+        f'strata.num_strata is {self.num_strata}; it must be >= 1.'
+      )
+    if self.by not in BY:
+      raise ValueError(f'strata.by is {self.by!r}; it is one of {BY}.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +46,12 @@ class SelectOptions:
   engine: str = 'memory'
   memory_gb: float = 4.0
   output: str = 'selected.jsonl'
+
+  def __post_init__(self):
+    if self.engine not in ENGINES:
+      raise ValueError(
+        f'select.engine is {self.engine!r}; it is one of ' + ', '.join(ENGINES)
+      )
 
 
 @dataclasses.dataclass(frozen=True)

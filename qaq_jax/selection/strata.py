@@ -15,14 +15,6 @@ import numpy as np
 # would break what is a tie on paper. A power of two keeps the scaling exact.
 GRID = float(2**40)
 
-BY = ('own', 'strong', 'weak')
-
-
-def check_by(by: str) -> None:
-  """Refuses a `strata.by` that there is not."""
-  if by not in BY:
-    raise ValueError(f'strata.by is {by!r}; it is one of {BY}.')
-
 
 def to_grid(values):
   """Rounds to multiples of 2**-40, halves away from zero (so -x maps to -y).

@@ -19,8 +19,6 @@ from qaq_jax.stages import options as options_lib
 from qaq_jax.workdir import checksums, files, fingerprint
 from qaq_jax.workdir.layout import SAMPLES_KEY, WorkDir
 
-ENGINES = ('memory', 'duckdb')
-
 
 def data_source(config, workdir: WorkDir, path: str = '') -> samples.DataSource:
   """`config.data` as the reader takes it.
@@ -107,15 +105,10 @@ def selection(
   Raises:
     ValueError: an unknown engine, or as `select.select`.
   """
-  c = config.select
-  if c.engine not in ENGINES:
-    raise ValueError(
-      f'config.select.engine is {c.engine!r}; it is one of '
-      + ', '.join(ENGINES)
-    )
+  c = options_lib.of(SelectOptions, config.select)
   asked = {
     'rule': c.rule,
-    'budget': c.budget.to_dict(),
+    'budget': config.select.budget.to_dict(),
     'seed': config.seed,
     **rule_options(config, workdir, c.rule),
   }

@@ -49,6 +49,32 @@ _FREE = (
 )
 
 
+def check(config: ml_collections.ConfigDict) -> None:
+  """Refuses a table, rules, training or judging that cannot be."""
+  lines = comparison.parse_table(config.compare.table)
+  if not lines:
+    raise ValueError(
+      'config.compare.table is empty: list what to compare, as '
+      'configs/compare.py does'
+    )
+  for line in lines:
+    rule.get_rule(line.rule, 'config.compare.table')
+  if not config.compare.held_out:
+    raise ValueError(
+      'config.compare.held_out is empty: name a file of samples to judge '
+      'by, none of which is in the training data'
+    )
+  finetune.check(config)
+  if not config.compare.evaluate:
+    return
+  if not config.evaluate.allow_code_execution:
+    raise ValueError(
+      'config.compare.evaluate runs programs that the models wrote: read '
+      'docs/evaluation.md and add --allow-code-execution, or set it to False'
+    )
+  evaluate.check(config)
+
+
 def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   """Makes every cell of `config.compare.table` and the table of results.
 
@@ -68,18 +94,6 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
       'one host'
     )
   lines = comparison.parse_table(config.compare.table)
-  if not lines:
-    raise ValueError(
-      'config.compare.table is empty: list what to compare, as '
-      'configs/compare.py does'
-    )
-  for line in lines:
-    rule.get_rule(line.rule, 'config.compare.table')
-  if config.compare.evaluate and not config.evaluate.allow_code_execution:
-    raise ValueError(
-      'config.compare.evaluate runs programs that the models wrote: read '
-      'docs/evaluation.md and add --allow-code-execution, or set it to False'
-    )
   cells = _Cells(config, workdir)
   total = sum(line.seeds for line in lines)
   console.say(
@@ -132,11 +146,6 @@ class _Cells:
     self._store = artifacts.open_samples(config, workdir)
     self._table = artifacts.score_columns(config, workdir)
     self.job = finetune.make_job(config, workdir)
-    if not config.compare.held_out:
-      raise ValueError(
-        'config.compare.held_out is empty: name a file of samples to judge '
-        'by, none of which is in the training data'
-      )
     self._held_out = training_data.prepared(
       config, workdir, config.compare.held_out, self._folder / 'held_out'
     )

@@ -5,6 +5,7 @@ What it writes to WORKDIR/evaluate is told in `evaluation/job.py`.
 
 import pathlib
 
+import jax
 import ml_collections
 
 from qaq_jax.encoding import chat
@@ -12,9 +13,22 @@ from qaq_jax.evaluation import benchmarks, job
 from qaq_jax.evaluation.options import EvaluateOptions, Options, Timing
 from qaq_jax.generation.options import Sampling
 from qaq_jax.models import sharding
+from qaq_jax.models.attention import choose as attention
 from qaq_jax.stages import model as model_lib
 from qaq_jax.stages import options
 from qaq_jax.workdir.layout import WorkDir
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Refuses what no model can be evaluated with, or by."""
+  c = config.evaluate
+  if not c.benchmarks:
+    raise ValueError('config.evaluate.benchmarks names none')
+  for name in c.benchmarks:
+    _file_of(c, name)
+  _options(config)
+  attention.check(c.attention)
+  sharding.mesh_sizes(jax.device_count(), **c.mesh)
 
 
 def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
@@ -55,7 +69,22 @@ def of_model(
 ) -> dict:
   """Evaluates a model as `config.evaluate` says; see `job.evaluate`."""
   c = config.evaluate
-  how = options.of(
+  model = model_lib.open_model(path, revision, field='config.evaluate.path')
+  return job.evaluate(
+    model,
+    read,
+    folder,
+    _options(config),
+    mesh=sharding.make_mesh(**c.mesh),
+    template=c.chat_template or chat.AUTO,
+    system_prompt=c.system_prompt,
+    date_string=config.score.date_string,
+  )
+
+
+def _options(config) -> EvaluateOptions:
+  c = config.evaluate
+  return options.of(
     EvaluateOptions,
     c,
     sampling=options.of(Sampling, c, seed=config.seed),
@@ -65,17 +94,6 @@ def of_model(
       timing=Timing(floor=c.test_seconds, factor=c.test_factor),
     ),
   )
-  model = model_lib.open_model(path, revision, field='config.evaluate.path')
-  return job.evaluate(
-    model,
-    read,
-    folder,
-    how,
-    mesh=sharding.make_mesh(**c.mesh),
-    template=c.chat_template or chat.AUTO,
-    system_prompt=c.system_prompt,
-    date_string=config.score.date_string,
-  )
 
 
 def read_benchmarks(
@@ -84,15 +102,16 @@ def read_benchmarks(
   """Reads what `config.evaluate.benchmarks` names.
 
   Raises:
-    ValueError: it names none, or one that is not known or has no file.
+    ValueError: one of them is not known or has no file that can be read.
   """
   c = config.evaluate
-  if not c.benchmarks:
-    raise ValueError('config.evaluate.benchmarks names none')
-  return [_read(c, workdir, name) for name in c.benchmarks]
+  return [
+    benchmarks.read(name, workdir.filled(_file_of(c, name)), limit=c.limit)
+    for name in c.benchmarks
+  ]
 
 
-def _read(c, workdir, name):
+def _file_of(c, name) -> str:
   if name not in benchmarks.NAMES:
     raise ValueError(
       f'config.evaluate.benchmarks: there is no {name!r}; there are: '
@@ -105,4 +124,4 @@ def _read(c, workdir, name):
       f'config.evaluate.files.{field} is empty; {name} is read from a '
       f'published file: {benchmarks.PUBLISHED[name]}'
     )
-  return benchmarks.read(name, workdir.filled(path), limit=c.limit)
+  return path

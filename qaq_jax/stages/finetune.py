@@ -1,15 +1,29 @@
 """The finetune stage: chosen samples to a trained, exported model."""
 
+import jax
 import ml_collections
 
 from qaq_jax.encoding import chat, encoder
 from qaq_jax.finetune import job as job_lib
+from qaq_jax.finetune import trackers
 from qaq_jax.finetune.options import FitOptions, JobOptions
 from qaq_jax.models import sharding
+from qaq_jax.models.attention import choose as attention
 from qaq_jax.runtime import console
 from qaq_jax.stages import model as model_lib
-from qaq_jax.stages import options, training_data
+from qaq_jax.stages import options, select, training_data
 from qaq_jax.workdir.layout import WorkDir
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Refuses what no model can be trained with, and its data's selection."""
+  c = config.finetune
+  start_of(config)
+  trackers.check(job_options(config).fit.trackers)
+  attention.check(c.attention)
+  sharding.mesh_sizes(jax.device_count(), **c.mesh)
+  if c.data == 'selected':
+    select.check(config)
 
 
 def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:

@@ -5,8 +5,13 @@ import shutil
 import ml_collections
 
 from qaq_jax.data import samples
-from qaq_jax.stages import artifacts
+from qaq_jax.stages import artifacts, options
 from qaq_jax.workdir.layout import WorkDir
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Refuses a source that cannot be read by what is said of it."""
+  options.of(samples.DataSource, config.data)
 
 
 def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:

@@ -6,8 +6,13 @@ import ml_collections
 
 from qaq_jax import report as report_lib
 from qaq_jax.runtime import console
-from qaq_jax.stages import artifacts
+from qaq_jax.stages import artifacts, select
 from qaq_jax.workdir.layout import WorkDir
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Refuses what the select stage does: the page shows what is chosen."""
+  select.check(config)
 
 
 def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:

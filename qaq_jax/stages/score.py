@@ -12,12 +12,12 @@ import ml_collections
 
 from qaq_jax.data import samples as samples_lib
 from qaq_jax.data import types
-from qaq_jax.encoding import encoder, published_ifd
+from qaq_jax.encoding import chat, encoder, published_ifd
 from qaq_jax.encoding.options import EncoderOptions
 from qaq_jax.models import sharding
 from qaq_jax.models.attention import choose as attention
 from qaq_jax.runtime import console, processes
-from qaq_jax.scoring import join, parts, scorer
+from qaq_jax.scoring import join, kinds, parts, scorer
 from qaq_jax.scoring import store as score_store
 from qaq_jax.scoring.options import ScoreOptions
 from qaq_jax.selection import derived
@@ -28,6 +28,16 @@ from qaq_jax.workdir.layout import SAMPLES_KEY, WorkDir
 
 # Of keys that fingerprints of before lack.
 _DEFAULTS = {'quantization': ''}
+
+
+def check(config: ml_collections.ConfigDict) -> None:
+  """Refuses what no model can be scored with."""
+  c = config.score
+  options.of(ScoreOptions, c)
+  kinds.wanted(options.of(EncoderOptions, c), c.terms)
+  chat.check_reverse_instruction(c.reverse_instruction)
+  attention.check(c.attention)
+  sharding.mesh_sizes(jax.device_count(), **c.mesh)
 
 
 def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:

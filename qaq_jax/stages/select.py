@@ -5,20 +5,23 @@ import ml_collections
 from qaq_jax.data import samples
 from qaq_jax.runtime import console
 from qaq_jax.selection import request, summary
+from qaq_jax.selection.options import SelectOptions
 from qaq_jax.selection.sql import engine
-from qaq_jax.stages import artifacts
+from qaq_jax.stages import artifacts, options
 from qaq_jax.workdir import checksums, files
 from qaq_jax.workdir.layout import WorkDir
 
 
 def check(config: ml_collections.ConfigDict) -> None:
   """Refuses what no engine can select, before anything is scored."""
-  c = config.select
+  c = options.of(SelectOptions, config.select)
+  budget = config.select.budget.to_dict()
   asked = request.Request.of(
-    c.rule, c.budget.to_dict(), config.seed, artifacts.given_options(config)
+    c.rule, budget, config.seed, artifacts.given_options(config)
   )
   if c.engine == 'duckdb':
     engine.sql_of(asked.rule)
+    engine.load()
 
 
 def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:

@@ -67,6 +67,19 @@ def refusal(name: str, case: Case) -> str | None:
   return None
 
 
+def check(name: str) -> None:
+  """Refuses a name that is neither 'auto' nor of an implementation.
+
+  Raises:
+    ValueError: names those that there are.
+  """
+  if name not in ('auto', *IMPLEMENTATIONS):
+    raise ValueError(
+      f"attention {name!r} is not known; choose 'auto' or one of"
+      f' {", ".join(IMPLEMENTATIONS)}'
+    )
+
+
 def choose(name: str, case: Case) -> str:
   """Returns the implementation that `name` stands for.
 
@@ -81,11 +94,7 @@ def choose(name: str, case: Case) -> str:
   if name == 'auto':
     offered = _BY_PLATFORM.get(case.platform, ('xla',))
     return next(n for n in offered if refusal(n, case) is None)
-  if name not in IMPLEMENTATIONS:
-    raise ValueError(
-      f"attention {name!r} is not known; choose 'auto' or one of"
-      f' {", ".join(IMPLEMENTATIONS)}'
-    )
+  check(name)
   why = refusal(name, case)
   if why:
     raise ValueError(f"attention {name!r}: {why}; 'auto' chooses one that can")

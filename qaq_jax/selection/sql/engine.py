@@ -10,12 +10,13 @@ since they are summed in another order.
 import contextlib
 import os
 import shutil
+import types
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from qaq_jax.selection import budget as budget_lib
-from qaq_jax.selection import request, strata, summary
+from qaq_jax.selection import request, summary
 from qaq_jax.selection.facts import Facts
 from qaq_jax.selection.options import SelectOptions, StrataOptions
 from qaq_jax.selection.roles import Roles
@@ -68,7 +69,7 @@ def select(
   """
   asked = request.Request.of(rule, budget, seed, options)
   sql = sql_of(asked.rule)
-  strata.check_by(by)
+  StrataOptions(num_strata, by)
   with _connect(memory_gb, threads, temporary) as connection:
     table, names = ranks.join(connection, tables)
     cast = Roles(names, roles)
@@ -125,14 +126,24 @@ def sql_of(rule: rule_lib.Rule) -> rule_lib.Sql:
   return rule.sql
 
 
-@contextlib.contextmanager
-def _connect(memory_gb, threads, temporary) -> Iterator:
+def load() -> types.ModuleType:
+  """DuckDB, which is an extra.
+
+  Raises:
+    ModuleNotFoundError: it is not installed; says how to get it.
+  """
   try:
     import duckdb
   except ModuleNotFoundError as e:
     raise ModuleNotFoundError(
       "select.engine=duckdb needs duckdb: pip install '.[duckdb]'"
     ) from e
+  return duckdb
+
+
+@contextlib.contextmanager
+def _connect(memory_gb, threads, temporary) -> Iterator:
+  duckdb = load()
   folder = os.path.join(temporary, 'selection')
   shutil.rmtree(folder, ignore_errors=True)
   os.makedirs(folder)
