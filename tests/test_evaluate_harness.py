@@ -547,6 +547,14 @@ def test_other_files_that_cannot_be_used(tmp_path):
   path.write_text('{"task_id": 1}\nx')
   with pytest.raises(ValueError, match="line 1: field 'task_id' is of type"):
     benchmarks.read('mbpp', str(path))
+  path.write_text('{"task": 1}')
+  with pytest.raises(
+    ValueError, match="line 1: field 'task_id' is missing; there are: task"
+  ):
+    benchmarks.read('mbpp', str(path))
+  path.write_text('[1]')
+  with pytest.raises(ValueError, match='line 1: not a JSON object'):
+    benchmarks.read('mbpp', str(path))
   path.write_text('x')
   with pytest.raises(ValueError, match='line 1: not JSON'):
     benchmarks.read('mbpp', str(path))

@@ -181,6 +181,17 @@ def test_parts_without_fingerprint_or_plan_are_refused(tmp_path):
     open_store(tmp_path / 's')
 
 
+def test_a_part_that_does_not_say_what_it_is_of_is_refused(tmp_path):
+  with open_store(tmp_path / 's') as opened:
+    fill(opened)
+  path = tmp_path / 's' / 'part-000001.parquet'
+  pq.write_table(pq.read_table(path).replace_schema_metadata(), path)
+  with pytest.raises(
+    store.StoreError, match='part-000001.parquet .*it has no fingerprint'
+  ):
+    list(parts.read_parts(tmp_path / 's'))
+
+
 def test_parts_without_their_plan_or_with_other_columns_are_refused(tmp_path):
   with open_store(tmp_path / 's') as opened:
     fill(opened)
