@@ -2,6 +2,7 @@
 
 import decimal
 import fractions
+import itertools
 import json
 import pathlib
 import random
@@ -15,6 +16,7 @@ import pytest
 
 from qaq_jax.evaluation import judge, oracles
 from qaq_jax.sandbox.child import hashing, values
+from qaq_jax.sandbox.process import ProgramError
 
 # One small object of Python for each three or four bytes of JSON.
 _MEMORY_PER_BYTE = 64
@@ -237,6 +239,43 @@ def test_values_of_one_hash_are_refused_where_they_are_hashed(kind):
   items = [[k, 0] for k in _SAME_HASH] if kind == 'dict' else _SAME_HASH
   with pytest.raises(ValueError, match='values with one hash'):
     values.decode([kind, items])
+
+
+def _nested(fan, depth):
+  """Frozensets of one hash, `fan` in each, down to integers of one hash."""
+
+  def make(level, number):
+    if not level:
+      return ['int', hex(number * _PRIME + 5)]
+    inside = [make(level - 1, k) for k in range(1, fan)]
+    return ['frozenset', [*inside, make(level - 1, 1000**level + number)]]
+
+  return ['set', [make(depth, number) for number in range(fan)]]
+
+
+def test_few_sets_of_one_hash_within_each_other_are_refused():
+  """Their comparisons multiply, though each has fewer than are counted."""
+  start = time.process_time()
+  with pytest.raises(ValueError, match='values with one hash'):
+    values.decode(_nested(40, 2))
+  assert time.process_time() - start < 2
+
+
+def test_small_values_that_share_a_hash_are_sets():
+  """-1 and -2 have one hash, and so has what is made of them."""
+  signs = list(itertools.product((-1, -2), repeat=6))
+  assert hashing.distinct(signs) == set(signs)
+  sets = [frozenset((i, *range(40))) for i in (-1, -2)]
+  assert hashing.distinct(sets) == set(sets)
+
+
+def test_an_error_that_is_no_text_is_a_verdict():
+  error = 'x'
+  for _ in range(700):
+    error = [error]
+  assert (
+    judge._reason(ProgramError('error', error)) == 'an error that is no text'
+  )
 
 
 def test_a_fraction_too_long_to_be_reduced_is_no_number():

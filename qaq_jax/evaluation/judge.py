@@ -316,7 +316,7 @@ def _load(process: Process, program: str, limit: float) -> None:
   process.send({'load': program})
   answer = process.receive(limit, _ANSWER_SLACK)
   if 'loaded' not in answer:
-    raise ProgramError('error', str(answer.get('error')))
+    raise ProgramError('error', answer.get('error'))
 
 
 def _send_calls(process, function, calls):
@@ -331,4 +331,6 @@ def _reason(e):
 
 def _clean(text):
   """Text of a program, made harmless to a terminal and a log."""
-  return ''.join(c if c.isprintable() else '?' for c in str(text)[:300])
+  if not isinstance(text, str):  # it may be nested too deeply to be written
+    return 'an error that is no text'
+  return ''.join(c if c.isprintable() else '?' for c in text[:300])

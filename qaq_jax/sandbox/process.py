@@ -216,15 +216,14 @@ class Process:
     poll.register(stream, select.POLLIN)
     while len(self._buffer) < size:
       ready = poll.poll(clock.wait() * 1000)
-      if clock.over(moving=ready):
-        raise ProgramError('timeout', f'more than {clock.limit:.2f} s')
-      try:
+      # What is there counts, however late this thread comes to look.
+      with contextlib.suppress(BlockingIOError):  # or the program took it back
         part = os.read(stream, _MB)
-      except BlockingIOError:  # nothing there, or the program took it back
-        continue
-      if not part:
-        raise ProgramError('crash', self._end())
-      self._buffer += part
+        if not part:
+          raise ProgramError('crash', self._end())
+        self._buffer += part
+      if len(self._buffer) < size and clock.over(moving=ready):
+        raise ProgramError('timeout', f'more than {clock.limit:.2f} s')
     taken = self._buffer[:size]
     del self._buffer[:size]
     return taken
