@@ -76,7 +76,7 @@ def made(tmp_path_factory):
     patch.chdir(folder)
     pipeline.run('score', config(), 'scored')  # joins, and scores nothing
     pipeline.run('select', config(), 'scored')
-  assert (folder / 'scored' / 'scores.parquet.sha256').exists()
+  assert (folder / 'scored' / 'scores.parquet.qaq.sha256').exists()
   return folder
 
 
@@ -120,7 +120,7 @@ def test_score_table(work, engine_name):
 @pytest.mark.parametrize('engine_name', ['memory', 'duckdb'])
 def test_score_table_of_before_without_a_checksum(work, engine_name):
   """Pages have checksums of their own, which no engine takes on trust."""
-  (work.path / 'scores.parquet.sha256').unlink()
+  (work.path / 'scores.parquet.qaq.sha256').unlink()
   good = chosen('memory', work)
   whole = work.scores.read_bytes()
   with table.open_table(work.scores) as file:
@@ -168,7 +168,7 @@ def test_selection_is_told_by_its_own_name(work):
 
 
 def test_file_of_checksums_is_told_by_its_own_name(work):
-  beside = work.path / 'selection.json.sha256'
+  beside = work.path / 'selection.json.qaq.sha256'
   good = artifacts.written_selection(work)
   refused, total = refusals(
     beside, lambda: artifacts.written_selection(work), good
@@ -181,18 +181,49 @@ def test_a_kill_between_a_file_and_its_checksum_is_no_damage(tmp_path):
   for text in (b'one', b'two'):
     with checksums.atomic_file(path) as file:
       file.write(text)
-  beside = path.with_name('x.sha256').read_bytes()
+  beside = path.with_name('x.qaq.sha256').read_bytes()
   with pytest.raises(KeyboardInterrupt), checksums.atomic_file(path) as file:
     file.write(b'three')
     raise KeyboardInterrupt
-  assert path.with_name('x.sha256').read_bytes() == beside
+  assert path.with_name('x.qaq.sha256').read_bytes() == beside
   checksums.note(path, _written(tmp_path / 'y', b'three'))  # killed after it
   assert path.read_bytes() == b'two' and checksums.check(path, 'back')
   (tmp_path / 'y').replace(path)
   assert checksums.check(path, 'back')
   path.write_bytes(b'one')
-  with pytest.raises(files.StoreError, match='x is damaged.*x.sha256.: back'):
+  with pytest.raises(
+    files.StoreError, match='x is damaged.*x.qaq.sha256.: back'
+  ):
     checksums.check(path, 'back')
+
+
+def test_kills_between_a_file_and_its_checksum_leave_what_is_there(tmp_path):
+  """Also twice, and where there was no checksum before."""
+  path = tmp_path / 'x'
+  path.write_bytes(b'one')
+  for text in (b'two', b'three'):
+    checksums.note(path, _written(tmp_path / 'y', text))
+    assert checksums.check(path, 'back')
+  path.write_bytes(b'two')  # no longer what could be there
+  checksums.note(path, _written(tmp_path / 'y', b'four'))
+  with pytest.raises(files.StoreError, match='x is damaged'):
+    checksums.check(path, 'back')
+
+
+@pytest.mark.parametrize(
+  'text',
+  ['{}', '{"versions": []}', '{"versions": 5}', '{"versions": [{}]}', '[]'],
+)
+def test_other_json_is_no_file_of_checksums(tmp_path, text):
+  path = tmp_path / 'x'
+  with checksums.atomic_file(path) as file:
+    file.write(b'one')
+  path.with_name('x.qaq.sha256').write_text(text)
+  with pytest.raises(files.StoreError, match='x.qaq.sha256 is damaged.*delete'):
+    checksums.check(path, 'back')
+  with checksums.atomic_file(path) as file:
+    file.write(b'two')
+  assert checksums.check(path, 'back')
 
 
 def _written(path, data):
@@ -282,7 +313,7 @@ def test_embeddings(tmp_path):
 
   refused, total = refusals(path, read, good, back='run the score stage')
   assert refused == total
-  path.with_name(f'{path.name}.sha256').unlink()
+  path.with_name(f'{path.name}.qaq.sha256').unlink()
   for data in (path.read_bytes()[:100], b'', b'\0' * 200):
     path.write_bytes(data)
     with pytest.raises(files.StoreError, match='npy is damaged.*score stage'):
@@ -318,6 +349,39 @@ def test_checkpoint(tmp_path):
   assert refused == total > 20
 
 
+@pytest.mark.parametrize('summed', [True, False])
+def test_metadata_of_any_checkpoint(tmp_path, summed):
+  """Which one is best is said by files of all of them."""
+  store = checkpoints.Checkpoints(tmp_path, keep=4)
+  for step, loss in ((1, 1.5), (2, 1.0), (3, 1.25)):
+    store.save(step, {'a': jnp.full((3,), float(step))}, {}, loss)
+  store.close()
+  if not summed:  # of 1cbf695, or killed before they were written
+    (tmp_path / '2' / 'all.sha256').unlink()
+
+  def read():
+    store = checkpoints.Checkpoints(tmp_path, keep=4, tidy=False)
+    store.close()
+    return store.latest, store.best
+
+  for name in ('metrics/metrics', '_CHECKPOINT_METADATA'):
+    path = tmp_path / '2' / name
+    if summed:
+      refused, total = refusals(
+        path, read, (3, (2, 1.0)), name=tmp_path / '2', most=30
+      )
+      assert refused == total
+    else:
+      whole = path.read_bytes()
+      other = whole.replace(b'custom', b'custon').replace(b'loss', b'l0ss')
+      for text in (b'', b'{"a', b'[]', whole[:-9], other):
+        path.write_bytes(text)
+        with pytest.raises(files.StoreError, match='2 cannot.*delete this'):
+          read()
+      path.write_bytes(whole)
+  assert read() == (3, (2, 1.0))
+
+
 def test_fingerprint_of_training(tmp_path):
   path = tmp_path / 'fingerprint.json'
   wanted = {'version': 1, 'options': {'batch_size': 4, 'name': 'x' * 40}}
@@ -348,6 +412,7 @@ def test_exported_model(work):
     )
     assert refused == total
   (folder / 'README.md').write_text('a file of the user')
+  pathlib.Path('strong.sha256').write_text(f'{"0" * 64}  strong.tar\n')
   assert source.resolve(str(folder))
 
 

@@ -1,6 +1,7 @@
 """Checkpoints of a training run: all that is needed to go on exactly."""
 
 import contextlib
+import json
 import os
 import pathlib
 import shutil
@@ -16,6 +17,8 @@ _LOSS = 'validation_loss'
 _SUMS = 'all.sha256'  # in a checkpoint's folder: checksums of its files
 _BACK = 'delete this folder to go on from the checkpoint before it'
 _SHOWN = 200  # characters of an error
+# What is read of every checkpoint when the folder is opened.
+_METADATA = ('_CHECKPOINT_METADATA', 'metrics/metrics')
 _SLACK = 64 << 20  # bytes, for metrics, samples and file system blocks
 
 
@@ -38,10 +41,15 @@ class Checkpoints:
       keep: how many of the latest stay; the one of the least validation loss
         stays besides.
       tidy: delete the pieces of saves that did not end.
+
+    Raises:
+      StoreError: what is said of a checkpoint there, as its loss, is damaged;
+        names it and what to do.
     """
     policies = ocp.training.preservation_policies
     self.directory = pathlib.Path(directory).absolute()
     self._saved: int | None = None  # step whose save may still be going on
+    processes.by_the_first(self._check_metadata, 'checkpoints')
     self._checkpointer = ocp.training.Checkpointer(
       self.directory,
       preservation_policy=policies.AnyPreservationPolicy(
@@ -57,6 +65,13 @@ class Checkpoints:
       ),
       cleanup_tmp_directories=tidy,
     )
+
+  def _check_metadata(self):
+    for folder in sorted(self.directory.glob('[0-9]*')):
+      if folder.name.isdigit():
+        with _reading(folder):
+          if not checksums.check(folder, _BACK, folder / _SUMS, _METADATA):
+            _parse_metadata(folder)
 
   @property
   def latest(self) -> int | None:
@@ -119,17 +134,13 @@ class Checkpoints:
     folder = self.directory / str(step)
 
     def check():  # arrays in orbax's files have no checksums
-      try:
+      with _reading(folder):
         checksums.check(folder, _BACK, folder / _SUMS)
-      except StoreError as e:
-        raise _unreadable(folder, e) from e
 
     processes.by_the_first(check, f'checkpoint {step}')
-    try:
+    with _reading(folder):
       state = self._checkpointer.load(step, abstract(like))
       progress = self._checkpointer.metadata(step).custom_metadata
-    except Exception as e:  # noqa: BLE001  (many kinds, all with one cure)
-      raise _unreadable(folder, e) from e
     return state, progress
 
   def wait(self) -> None:
@@ -165,11 +176,27 @@ class Checkpoints:
       ) from e
 
 
-def _unreadable(folder, error) -> StoreError:
-  return StoreError(  # orbax prints the whole tree
-    f'the checkpoint {folder} cannot be read ({str(error)[:_SHOWN]}...): '
-    f'{_BACK}'
-  )
+@contextlib.contextmanager
+def _reading(folder):
+  try:
+    yield
+  except Exception as e:  # many kinds, all with one cure
+    raise StoreError(  # orbax prints the whole tree
+      f'the checkpoint {folder} cannot be read ({str(e)[:_SHOWN]}...): {_BACK}'
+    ) from e
+
+
+def _parse_metadata(folder):
+  """Refuses what can't have been written, where there are no checksums."""
+  for name in _METADATA:
+    path = folder / name
+    if path.exists():
+      found = json.loads(path.read_bytes())
+      needed = 'custom_metadata' if name == _METADATA[0] else _LOSS
+      if not isinstance(found, dict) or needed not in found:
+        raise ValueError(f'{name} has no {needed}')
+      if needed == _LOSS and not isinstance(found[_LOSS], float):
+        raise ValueError(f'{name} has no number')
 
 
 def abstract(state):

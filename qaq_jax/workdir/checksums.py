@@ -1,22 +1,23 @@
-"""Checksums beside files whose own format has none, in `NAME.sha256`.
+"""Checksums beside files whose own format has none, in `NAME.qaq.sha256`.
 
 A file without one is read unchecked: another program, or an earlier version,
 wrote it. The one beside is written first and names what was there before as
-well, so that a kill between the two leaves a pair that fits.
+well, so that a kill between the two leaves a pair that fits. `NAME.sha256` is
+what people call checksums of their own.
 """
 
 import contextlib
 import functools
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent import futures
 
 from etils import epath
 
 from qaq_jax.workdir import files
 
-SUFFIX = '.sha256'
+SUFFIX = '.qaq.sha256'
 
 
 @contextlib.contextmanager
@@ -46,16 +47,21 @@ def note(path, of=None, beside=None) -> None:
     of: where it is now, if it takes its place later.
     beside: where to; None: beside it.
   """
-  beside = beside or _beside(path)
-  now = _sums(epath.Path(of or path))
-  before = []
-  with contextlib.suppress(files.StoreError):  # damaged, and not needed
-    before = (files.read_json(beside) or {}).get('versions', [])
-  versions = [now, *(sums for sums in before if sums != now)][:2]
+  path, beside = epath.Path(path), beside or _beside(path)
+  versions = [_sums(epath.Path(of or path))]
+  if of is not None and path.exists():
+    before, known = _sums(path), None
+    with contextlib.suppress(files.StoreError):  # damaged, and not needed
+      known = _versions(beside, path)
+    # What does not fit its checksums is damaged, and stays so.
+    if known is None or before in known:
+      versions.append(before)
   files.write_json(beside, files.seal({'versions': versions}))
 
 
-def check(path, back: str, beside=None) -> bool:
+def check(
+  path, back: str, beside=None, only: Collection[str] | None = None
+) -> bool:
   """Compares a file or folder with its checksums.
 
   Files in a folder that have none are not looked at.
@@ -64,6 +70,7 @@ def check(path, back: str, beside=None) -> bool:
     path: the file or folder.
     back: what to do about a damaged one.
     beside: the file of checksums, as in `note`.
+    only: names below the folder to compare; None: all.
 
   Returns:
     Whether there are any.
@@ -73,11 +80,13 @@ def check(path, back: str, beside=None) -> bool:
     OSError: it cannot be read.
   """
   path, beside = epath.Path(path), beside or _beside(path)
-  found = files.read_json(beside, f'delete it, and {path} is read unchecked')
-  if found is None:
+  versions = _versions(beside, path)
+  if versions is None:
     return False
-  now = _sums(path)
-  for sums in (versions := found['versions']):
+  if only is not None:
+    versions = [{n: v[n] for n in only if n in v} for v in versions]
+  now = _sums(path, only)
+  for sums in versions:
     if all(now.get(name) == one for name, one in sums.items()):
       return True
   which = next(n for n, one in versions[0].items() if now.get(n) != one)
@@ -86,6 +95,17 @@ def check(path, back: str, beside=None) -> bool:
     f'not what was written, says {beside.name}',
     f'{back}; or, if you changed it yourself, delete {beside}',
   )
+
+
+def _versions(beside, path) -> list[dict[str, str]] | None:
+  """The checksums in a file of them, the newest first; None without one."""
+  back = f'delete it, and {path} is read unchecked'
+  found = files.read_json(beside, back)
+  if found is None:
+    return None
+  if files.SEAL not in found or 'versions' not in found:
+    raise files.damaged(beside, 'no checksums of a file', back)
+  return found['versions']
 
 
 def sha256(path) -> str:
@@ -107,7 +127,7 @@ def _beside(path):
   return path.parent / f'{path.name}{SUFFIX}'
 
 
-def _sums(path) -> dict[str, str]:
+def _sums(path, only=None) -> dict[str, str]:
   """Name below a folder ('' for a file itself) -> SHA-256."""
   names = {'': path}
   if path.is_dir():
@@ -118,5 +138,7 @@ def _sums(path) -> dict[str, str]:
       for folder, _, found in os.walk(path)
       for name in found
     }
+  if only is not None:
+    names = {name: file for name, file in names.items() if name in only}
   with futures.ThreadPoolExecutor(4) as pool:
     return dict(zip(names, pool.map(sha256, names.values()), strict=True))
