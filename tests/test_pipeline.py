@@ -649,6 +649,19 @@ def test_tokenizer_of_another_model_is_refused(inputs, tmp_path):
     pipeline.run('run', config, str(tmp_path / 'work'))
 
 
+def test_cut_weights_of_the_last_model_are_found_first(inputs, tmp_path):
+  """Not hours later, when those before it are scored."""
+  config = make_config(inputs)
+  folder = shutil.copytree(config.models.weak.path, tmp_path / 'cut')
+  weights = folder / 'model.safetensors'
+  weights.write_bytes(weights.read_bytes()[:-100])
+  config.models.weak.path = str(folder)
+  pipeline.run('prepare', config, str(tmp_path / 'w'))
+  with pytest.raises(ValueError, match='cut/model.safetensors: damaged'):
+    pipeline.run('score', config, str(tmp_path / 'w'))
+  assert not list((tmp_path / 'w').glob('scores/*/part-*'))
+
+
 def test_second_command_in_a_work_directory_is_refused(inputs, tmp_path):
   lock = files.Lock(tmp_path)
   with pytest.raises(ValueError, match='another process'):

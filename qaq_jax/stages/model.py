@@ -76,6 +76,10 @@ class Model:
       self.source, mesh=mesh, dtype=jnp.dtype(dtype), **options
     )
 
+  def check_weights(self) -> None:
+    """Looks into the weights' headers, see `checkpoint.check`."""
+    checkpoint.check(self.source)
+
   @functools.cached_property
   def hashes(self) -> dict[str, str]:
     """SHA-256 of config.json and weights by file name, wherever they lie."""

@@ -147,6 +147,7 @@ class _Scoring:
     self._name, self._mesh = name, mesh
     self._options = options.of(ScoreOptions, config.score)
     self._model = open_model(config, workdir, name)
+    self._model.check_weights()
     self._encoder = make_encoder(config, workdir, name, self._model)
     self._attention = attention.choose(
       self._c.attention,

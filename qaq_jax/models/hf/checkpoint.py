@@ -94,6 +94,17 @@ def read_config(source: ModelSource | str | os.PathLike) -> ModelConfig:
   )
 
 
+def check(source: ModelSource | str | os.PathLike) -> None:
+  """Sees that the files hold what config.json asks for; loads no weights.
+
+  Raises:
+    CheckpointError: see `tensors` for its kinds; names tensor and file.
+  """
+  source = _as_source(source)
+  config = read_config(source)
+  _check(config, tensors.Tensors(source.directory, family_of(config)))
+
+
 def load(
   source: ModelSource | str | os.PathLike,
   *,

@@ -223,19 +223,18 @@ def take_turns(
   threshold=False,
 )
 def _rds_plus(columns, options, context):
-  for name, how in (
-    ('embeddings', ''),
-    (
-      'targets',
+  missing = [n for n in ('embeddings', 'targets') if options[n] is None]
+  if missing:
+    how = (
       ' and `--config.score.targets_path=FILE` of examples of what the model '
-      'should learn',
-    ),
-  ):
-    if options[name] is None:
-      raise MissingColumn(
-        f'rds_plus needs {name}: score with '
-        f'`--config.score.embeddings=True`{how}.'
-      )
+      'should learn'
+      if 'targets' in missing
+      else ''
+    )
+    raise MissingColumn(
+      f'rds_plus needs {" and ".join(missing)}: score with '
+      f'`--config.score.embeddings=True`{how}.'
+    )
   embeddings = as_embeddings(options['embeddings'], 'embeddings')
   targets = as_embeddings(options['targets'], 'targets')
   if len(embeddings) != columns.num_rows:
