@@ -3,6 +3,7 @@
 All must be set before jax starts its backend, hence at import time.
 """
 
+import ctypes
 import gc
 import os
 import pathlib
@@ -48,6 +49,8 @@ def pytest_runtest_teardown(item, nextitem):
   if (nextitem is None or nextitem.path != item.path) and 'jax' in sys.modules:
     sys.modules['jax'].clear_caches()
     gc.collect()
+    if trim := getattr(ctypes.CDLL(None), 'malloc_trim', None):
+      trim(0)  # glibc keeps what is free, in pieces that fit no other file
 
 
 def pytest_sessionfinish(session):
