@@ -167,6 +167,36 @@ def test_selection_is_told_by_its_own_name(work):
   assert artifacts.written_selection(work) == good
 
 
+def test_a_selection_that_cannot_be_read_is_no_obstacle_to_another(
+  work, capsys
+):
+  """Known before anything is chosen or written."""
+  good = artifacts.written_selection(work)
+  whole = work.selection.read_bytes()
+  (work.path / 'selection.json.qaq.sha256').unlink()
+  for text in ('{"rows', '{"rule": "x"}', '{"rows_sha256": "", "counts": 5}'):
+    work.selection.write_text(text)
+    pipeline.run('select', config(), 'scored')
+    said = capsys.readouterr().out
+    assert 'what was selected before is not known' in said
+    assert said.index('not known') < said.index('wrote')
+    assert work.selection.read_bytes() == whole
+  assert artifacts.written_selection(work) == good
+
+
+def test_a_folder_in_the_place_of_a_file_is_told(work):
+  names = ('selection.json', 'selection.json.qaq.sha256', 'selected.jsonl')
+  for name in (*names, 'samples/samples.json'):
+    path, kept = work.path / name, work.path / 'kept'
+    path.rename(kept)
+    path.mkdir()
+    with pytest.raises(files.StoreError, match=f'{name} is a folder.*move it'):
+      pipeline.run('select', config(), 'scored')
+    path.rmdir()
+    kept.rename(path)
+  pipeline.run('select', config(), 'scored')
+
+
 def test_file_of_checksums_is_told_by_its_own_name(work):
   beside = work.path / 'selection.json.qaq.sha256'
   good = artifacts.written_selection(work)

@@ -99,6 +99,7 @@ class SampleStore:
 
     Raises:
       DataError: there is none, or it is incomplete.
+      StoreError: the manifest cannot be read.
     """
     directory = pathlib.Path(directory)
     try:
@@ -109,6 +110,9 @@ class SampleStore:
       raise DataError(
         f'{directory}: no prepared samples; run the prepare stage first'
       ) from e
+    except OSError as e:
+      files.check_readable(directory / MANIFEST, e)
+      raise
     except ValueError as e:
       raise _damaged(directory / MANIFEST, e) from e
     if not isinstance(info, dict):

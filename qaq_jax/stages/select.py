@@ -26,9 +26,9 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   """Score table -> chosen samples, in the input's own schema."""
+  before = _before(workdir)
   store = artifacts.open_samples(config, workdir)
   selection = artifacts.selection(config, workdir)
-  before = artifacts.written_selection(workdir)
   path = workdir.path / config.select.output
   samples.write_selected(store, selection.rows, path)
   report = selection.report | {
@@ -40,10 +40,29 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   if not len(selection.rows):
     console.say('! Nothing was kept.')
   console.say(f'wrote {path} and {workdir.selection}')
-  if before and before['rows_sha256'] != report['rows_sha256']:
-    console.say(f'(before: {before["rule"]}, {before["counts"]["kept"]} rows)')
+  if before and before[0] != report['rows_sha256']:
+    console.say(f'(before: {before[1]}, {before[2]} rows)')
     if workdir.report.exists():
       console.say(
         f'{workdir.report} shows that one still: qaq report makes it anew'
       )
   return {'rule': config.select.rule, 'kept': len(selection.rows)}
+
+
+def _before(workdir) -> tuple[str, str, int] | None:
+  """Hash of the rows, rule and number of rows of what will be replaced.
+
+  Damage to it is no obstacle.
+  """
+  try:
+    found = artifacts.written_selection(workdir)
+    return found and (
+      found['rows_sha256'],
+      found['rule'],
+      found['counts']['kept'],
+    )
+  except (files.StoreError, LookupError, TypeError) as e:
+    if workdir.selection.is_dir():
+      raise
+    console.say(f'! what was selected before is not known: {e!r}')
+    return None

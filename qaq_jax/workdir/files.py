@@ -54,6 +54,10 @@ def check_readable(path, error: Exception) -> None:
   Raises:
     StoreError: names the file and what the system says.
   """
+  if isinstance(error, IsADirectoryError):
+    raise StoreError(
+      f'{path} is a folder where a file is expected: move it away'
+    ) from error
   if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
     raise StoreError(
       f'{path} cannot be read ({os.strerror(error.errno)}). It may be whole: '
@@ -89,9 +93,14 @@ def atomic_file(path, before: Callable | None = None):
   Args:
     path: the file.
     before: called with the whole file's temporary path before that.
+
+  Raises:
+    StoreError: there is a folder in its place.
   """
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
+  if path.is_dir():
+    check_readable(path, IsADirectoryError(errno.EISDIR, 'is a folder'))
   temporary = path.parent / f'.{path.name}{TEMPORARY}{os.getpid()}'
   try:
     with naming(path), temporary.open('wb') as file:
@@ -213,14 +222,17 @@ def read_json(
     back: what to do about a damaged one.
 
   Raises:
-    StoreError: it is no JSON object, or not the one that was sealed; names it.
-    OSError: it cannot be read.
+    StoreError: it is no JSON object, or not the one that was sealed, or it
+      cannot be read; names it.
   """
   path = epath.Path(path)
   try:
     data = path.read_bytes()
   except FileNotFoundError:
     return None
+  except OSError as e:
+    check_readable(path, e)
+    raise
   try:
     value = json.loads(data)
   except (ValueError, RecursionError) as e:
