@@ -150,3 +150,25 @@ def test_scores_go_on_with_the_wording_they_began_with(
   same_scores(
     old / 'half_scored/scores.parquet', old / 'complete/scores.parquet'
   )
+
+
+def test_scores_of_several_wordings_are_told_apart(old, monkeypatch):
+  """Each of an earlier version's own: there is none to go on with."""
+  begun = types.REVERSE_INSTRUCTION
+  path = old / 'scored/scores/weak/fingerprint.json'
+  other = 'What is {answer} for?'
+  path.write_text(
+    path.read_text().replace(json.dumps(begun), json.dumps(other))
+  )
+  for part in path.parent.glob('part-*'):  # they carry the other's hash
+    part.unlink()
+  monkeypatch.setattr(types, 'REVERSE_INSTRUCTION', '{answer}\nWhat for?')
+  monkeypatch.setattr(types, 'EARLIER_REVERSE_INSTRUCTIONS', (begun, other))
+  with pytest.raises(files.StoreError) as told:
+    run(
+      'score',
+      'scored',
+      score={'reverse_instruction': types.REVERSE_INSTRUCTION},
+    )
+  assert f'scores/weak: {other!r}' in str(told.value)
+  assert f'scores/strong: {begun!r}' in str(told.value)

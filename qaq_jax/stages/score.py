@@ -24,6 +24,7 @@ from qaq_jax.selection import derived
 from qaq_jax.stages import artifacts, options
 from qaq_jax.stages import model as model_lib
 from qaq_jax.workdir import fingerprint
+from qaq_jax.workdir.files import StoreError
 from qaq_jax.workdir.layout import SAMPLES_KEY, WorkDir
 
 # Of keys that fingerprints of before lack.
@@ -118,10 +119,19 @@ def make_encoder(
   c, m = config.score, config.models[name]
   wording = c.reverse_instruction
   # Of any model: those of one table are asked in the same words.
-  folders = [workdir.parts(other) for other in config.models]
-  begun = {score_store.begun_wording(folder) for folder in folders}
-  earlier = begun & set(types.EARLIER_REVERSE_INSTRUCTIONS)
+  begun = {
+    score_store.begun_wording(folder): folder
+    for folder in map(workdir.parts, config.models)
+  }
+  earlier = [w for w in begun if w in types.EARLIER_REVERSE_INSTRUCTIONS]
   if wording == types.REVERSE_INSTRUCTION and earlier:
+    if len(earlier) > 1:
+      told = '\n'.join(f'  {begun[w]}: {w!r}' for w in earlier)
+      raise StoreError(
+        f'{workdir} holds scores that were begun with several reverse '
+        f'instructions:\n{told}\nSet config.score.reverse_instruction to one '
+        'of them, and delete the folders that were begun with another.'
+      )
     (wording,) = earlier
     console.say(
       f'{name}: goes on with the reverse instruction that the scores of '
