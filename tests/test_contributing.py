@@ -138,6 +138,22 @@ def test_they_are_listed(worked):
   assert 'length_short' in run('-m', 'qaq_jax.selection')
 
 
+def test_the_tests_of_tables_pass_with_the_examples(worked):
+  tree, _, run = worked
+  table = run('-m', 'qaq_jax.scoring.kinds')
+  assert '\n| `a_worst` | `a_worst_nll_<m>` |' in table
+  page = tree / 'docs/scoring.md'
+  text = re.sub(
+    r'(?m)^\| kind \|.*\n(\|.*\n)*', lambda _: table, page.read_text()
+  )
+  page.write_text(text)
+  run(
+    *('-m', 'pytest', '-q', '-p', 'no:cacheprovider'),
+    'tests/test_kinds.py::test_the_documented_table_is_that_of_the_records',
+    'tests/test_rules.py::test_every_rule_of_the_specification_is_registered',
+  )
+
+
 def test_both_engines_choose_the_same(worked):
   tree, _, run = worked
   before = (tree / 'work/selected.jsonl').read_bytes()
