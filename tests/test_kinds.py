@@ -5,6 +5,7 @@ and the number of its surprising tokens.
 """
 
 import dataclasses
+import functools
 import pathlib
 
 import jax.numpy as jnp
@@ -13,10 +14,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import scoring_rig as rig
+import selection_tables
 from flax import nnx
 from scipy import special
 
+from qaq_jax.encoding import published_ifd, sequences
 from qaq_jax.scoring import join, kinds, parts, store
+from qaq_jax.scoring import table as table_lib
+from qaq_jax.selection import derived
 
 DOCS = pathlib.Path(__file__).resolve().parent.parent / 'docs'
 
@@ -185,9 +190,194 @@ def test_another_parameter_is_refused_by_name(folder, tmp_path, monkeypatch):
     interrupt(monkeypatch, folder, tmp_path / 'a', 2)
   add(monkeypatch, dataclasses.replace(SURPRISES, parameters={'nats': 2.0}))
   with pytest.raises(
-    store.StoreError, match=r'kinds.a_surprises.nats: 6.0 -> 2.0'
+    store.StoreError, match=r'kinds.a_surprises.parameters.nats: 6.0 -> 2.0'
   ):
     rig.score(folder, tmp_path / 'a')
+
+
+def test_a_folder_goes_on_with_the_terms_it_began_with(
+  folder, tmp_path, monkeypatch, capsys
+):
+  options = dataclasses.replace(rig.OPTIONS, terms=('q', 'q_given_a'))
+  interrupt(monkeypatch, folder, tmp_path / 'a', 2, options=options)
+  capsys.readouterr()
+  shown = dataclasses.replace(rig.OPTIONS, progress=True)
+  summary = rig.score(folder, tmp_path / 'a', options=shown)
+  assert summary['windows_reused'] == 2
+  assert (
+    f'm: goes on with the terms that {tmp_path / "a"} was begun with: '
+    'q, q_given_a\n' in capsys.readouterr().out
+  )
+  table = read(tmp_path / 'a')
+  assert table['nll_q_m'].null_count == 3
+  assert table['nll_a_m'].null_count == 30
+  rig.score(folder, tmp_path / 'b', options=shown)
+  assert 'goes on' not in capsys.readouterr().out
+  with pytest.raises(store.StoreError, match='scored_terms'):
+    rig.score(
+      folder,
+      tmp_path / 'a',
+      options=dataclasses.replace(rig.OPTIONS, terms=('q',)),
+    )
+
+
+def test_a_finished_folder_outlives_a_new_likelihood(
+  folder, tmp_path, monkeypatch
+):
+  rig.score(folder, tmp_path / 'a')
+  new = kinds.likelihood(
+    'again', 'answer once more', span='a_given_q', count='n_a'
+  )
+  add(monkeypatch, new)
+  assert rig.score(folder, tmp_path / 'a')['windows_reused'] == 4
+  rig.score(folder, tmp_path / 'b')
+  table = read(tmp_path / 'b')
+  assert table['nll_again_m'].null_count == 3
+  assert table['nll_again_m'] == table['nll_a_given_q_m']
+
+
+def total(values, inside_BT):
+  """Of log-probabilities, or of the first component of hidden states."""
+  values = values if values.ndim == 2 else values[..., 0]
+  return jnp.sum(jnp.where(inside_BT, values, 0.0), axis=1)
+
+
+def test_kinds_with_one_reduce_may_read_other_values(
+  folder, tmp_path, monkeypatch
+):
+  logp = kinds.ScoreKind('logp_a', 'x', total, column='logp_a', span='a')
+  first = dataclasses.replace(
+    logp, name='first', column='first', reads='hidden'
+  )
+  add(monkeypatch, first, logp)
+  rig.score(folder, tmp_path / 'both')
+  table = read(tmp_path / 'both')
+  np.testing.assert_array_equal(
+    table['logp_a_m'].drop_null(), -table['nll_a_m'].drop_null().to_numpy()
+  )
+  assert table['first_m'].null_count == 3
+  with monkeypatch.context() as patch:
+    patch.setattr(kinds, 'KINDS', (*kinds.LIKELIHOODS, first))
+    rig.score(folder, tmp_path / 'alone')
+  assert read(tmp_path / 'alone')['first_m'] == table['first_m']
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'column': 'n_q'}, 'two score kinds have the column n_q'),
+    ({'column': 'n_x', 'count': 'n_x'}, 'two score kinds have the column n_x'),
+    ({'column': 'rmi'}, 'zz: the score table has a column rmi of its own'),
+    ({'column': 'ifd_cherry'}, 'a column ifd_cherry of its own'),
+    ({'column': 'status'}, 'a column status of its own'),
+    ({'count': 'reason'}, 'a column reason of its own'),
+    ({'span': 'a_givn_q'}, r"zz: span is 'a_givn_q'; it is one of \['a', "),
+    ({'span': ''}, "zz: span is 'zz'"),
+    ({'span': 'a_cherry_cond'}, "span is 'a_cherry_cond'"),
+    ({'reads': 'hiden'}, r"reads is 'hiden'; .* \['hidden', 'logp'\]"),
+    ({'option': 'no_such'}, "option is 'no_such'; .*'embeddings'"),
+    ({'option': 'max_length'}, "option is 'max_length'"),
+    ({'dtype': bool}, "dtype's kind is 'b'"),
+    ({'column': ''}, 'zz: .*set one of the two'),
+    (
+      {'sequence': 'forward', 'span': '', 'reads': 'hidden'},
+      'zz: .*set one of the two',
+    ),
+    ({'sequence': 'forwards', 'span': '', 'column': ''}, "is 'forwards'"),
+    ({'sequence': 'forward', 'span': '', 'column': ''}, 'as hidden states'),
+    ({'sequence': 'forward', 'column': '', 'reads': 'hidden'}, "span is 'a'"),
+  ],
+  ids=str,
+)
+def test_a_kind_that_cannot_be_is_refused(
+  folder, monkeypatch, changes, message
+):
+  zz = kinds.ScoreKind('zz', 'x', total, column='zz', span='a')
+  # Whatever kind stands first.
+  wrong = dataclasses.replace(zz, **changes)
+  monkeypatch.setattr(kinds, 'KINDS', (wrong, *kinds.LIKELIHOODS))
+  with pytest.raises(ValueError, match=message):
+    kinds.offered(rig.encoder(folder).options)
+
+
+def test_a_reduce_without_a_name_is_its_kinds_own(
+  folder, tmp_path, monkeypatch
+):
+  zz = kinds.ScoreKind(
+    'zz', 'x', functools.partial(above, nats=6.0), column='zz', span='a_given_q'
+  )
+  add(monkeypatch, dataclasses.replace(zz, dtype=np.int32), SURPRISES)
+  rig.score(folder, tmp_path / 'a')
+  table = read(tmp_path / 'a')
+  assert table['zz_m'] == table['n_a_surprises_m']
+
+
+def test_spans_and_columns_that_kinds_are_held_against(folder):
+  """Those that the encoder makes and that are joined."""
+  encoder = rig.encoder(folder, ifd_cherry=True, ifd_superfilter=True)
+  (row,) = encoder.encode(list(rig.samples(folder).iter_rows(0, 1)))
+  found = {s.kind: tuple(term for term, _, _ in s.spans) for s in row.sequences}
+  wanted = dict(sequences.TERMS)
+  for form in published_ifd.FORMS.values():
+    wanted |= {term.removeprefix('a_'): (term,) for term in form.terms}
+  assert found == wanted
+  made = derived.derive(selection_tables.make_table(9), ['strong'])
+  assert [*made] == [f'{name}_strong' for name in table_lib.DERIVED]
+
+
+@pytest.mark.parametrize(
+  'changes, message',
+  [
+    ({'span': 'q'}, r'kinds.a_worst.span: "a_given_q" -> "q"'),
+    ({'dtype': np.float64}, r'kinds.a_worst.dtype: .* -> "float64"'),
+    ({'reads': 'hidden', 'reduce': total}, r'kinds.a_worst.reads'),
+  ],
+  ids=str,
+)
+def test_another_definition_is_refused_by_name(
+  folder, tmp_path, monkeypatch, changes, message
+):
+  with monkeypatch.context() as patch:
+    add(patch, WORST)
+    interrupt(patch, folder, tmp_path / 'a', 2)
+  add(monkeypatch, dataclasses.replace(WORST, **changes))
+  with pytest.raises(store.StoreError, match=message):
+    rig.score(folder, tmp_path / 'a')
+
+
+def test_another_column_is_no_damage(folder, tmp_path, monkeypatch):
+  with monkeypatch.context() as patch:
+    add(patch, WORST)
+    interrupt(patch, folder, tmp_path / 'a', 2)
+  add(monkeypatch, dataclasses.replace(WORST, column='a_worst'))
+  with pytest.raises(
+    store.StoreError,
+    match=r"is whole, but columns \['a_worst_m', 'a_worst_nll_m'\] were",
+  ):
+    rig.score(folder, tmp_path / 'a')
+
+
+def test_only_what_differs_from_the_shipped_kinds_is_in_the_fingerprint():
+  names = [k.name for k in kinds.KINDS if k.column]
+  assert kinds.fingerprint(kinds.KINDS) == {'scored_terms': names}
+  other = dataclasses.replace(kinds.EMBEDDING, parameters={'power': 2.0})
+  assert kinds.fingerprint([other]) == {
+    'scored_terms': [],
+    'kinds': {'embedding': {'parameters': {'power': 2.0}}},
+  }
+
+
+def not_a_number(logp_BT, inside_BT):
+  return jnp.sum(jnp.where(inside_BT, logp_BT, 0.0), axis=1) * jnp.nan
+
+
+def test_what_is_not_finite_is_named_as_its_kind(folder, tmp_path, monkeypatch):
+  bad = dataclasses.replace(WORST, reduce=not_a_number)
+  add(monkeypatch, bad)
+  rig.score(folder, tmp_path / 'a')
+  table = read(tmp_path / 'a')
+  assert table['status_m'][0].as_py() == 'non_finite'
+  assert table['reason_m'][0].as_py() == 'a_worst_nll is not finite'
 
 
 def largest_of_another_kind(logp_BT, inside_BT):

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import numpy as np
 
 SPANS = 2  # of a sequence, at most
+# Those of every sample: sequence -> its spans. Published forms have their own.
+TERMS = {'forward': ('q', 'a_given_q'), 'reverse': ('a', 'q_given_a')}
 
 
 @dataclasses.dataclass(frozen=True)

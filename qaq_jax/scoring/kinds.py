@@ -10,6 +10,7 @@ Letters: B rows of the batch, T tokens of a row, D hidden size.
 
 import dataclasses
 from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from qaq_jax.encoding import published_ifd
+from qaq_jax.scoring import check_kinds
+from qaq_jax.workdir import fingerprint as fingerprint_lib
 
 
 def nll(logp_BT: jax.Array, inside_BT: jax.Array) -> jax.Array:
@@ -56,7 +59,7 @@ class ScoreKind:
       mask says which tokens are read; it has none in rows that are not there,
       whose result is not used. Not finite: the row becomes `non_finite`.
     column: where it is stored, with `_<model>` behind it.
-    dtype: the dtype of the column; float or int.
+    dtype: the dtype of what is stored; float or int.
     span: the tokens that it is read off, as `Sequence.spans` names them; ''
       is `name`. A row that has no such span gets a null.
     reads: the values: 'logp', the log-probability of each scored token given
@@ -66,7 +69,10 @@ class ScoreKind:
       store keeps it beside the parts, not in a column.
     count: column of the number of tokens read; '' = none.
     option: the option of `EncoderOptions`, that offers it; '' = always offered.
-    parameters: the parameters of `reduce`; part of the fingerprint.
+    parameters: the parameters of `reduce`.
+    always: whether a table in which it is not computed has its column too, of
+      nulls: rules and reports count on it. Not of a kind that is younger than
+      some folder of scores, whose parts have no such column.
   """
 
   name: str
@@ -82,6 +88,7 @@ class ScoreKind:
   parameters: Mapping[str, float | str] = dataclasses.field(
     default_factory=dict, hash=False
   )
+  always: bool = False
 
   @property
   def tokens(self) -> str:
@@ -90,32 +97,45 @@ class ScoreKind:
 
   @property
   def result(self) -> str:
-    """Name of what the scoring program returns for it."""
-    name = self.name if self.parameters else self.reduce.__name__
+    """Name of what the scoring program returns for it.
+
+    One result holds all spans, so kinds that differ in theirs alone share it.
+    """
+    name = self.name
+    if self.reads == 'logp' and not self.parameters:
+      name = getattr(self.reduce, '__name__', name)
     return f'{name}_{"BD" if self.sequence else "BS"}'
 
+  def definition(self) -> dict:
+    """What its numbers depend on, for the fingerprint."""
+    return {
+      'span': self.tokens,
+      'reads': self.reads,
+      'sequence': self.sequence,
+      'dtype': np.dtype(self.dtype).name,
+      **({'parameters': dict(self.parameters)} if self.parameters else {}),
+    }
 
-def likelihood(
-  name: str, what: str, *, count: str = '', option: str = ''
-) -> ScoreKind:
-  """The kind of the likelihood of a span, `what` in words."""
-  return ScoreKind(
-    name,
-    f'sum of -log p of the {what}, nats',
-    nll,
-    column=f'nll_{name}',
-    count=count or f'n_{name}',
-    option=option,
-  )
+
+def likelihood(name: str, what: str, **fields: Any) -> ScoreKind:
+  """The kind of the likelihood of a span.
+
+  Args:
+    name: its name, and its span's.
+    what: the span in words.
+    **fields: more fields of the `ScoreKind`, or others than these.
+  """
+  fields = {'column': f'nll_{name}', 'count': f'n_{name}'} | fields
+  return ScoreKind(name, f'sum of -log p of the {what}, nats', nll, **fields)
 
 
 # QAQ's four terms, arXiv 2603.12165. A and A given Q are over the same tokens,
 # so they share a count.
 LIKELIHOODS = (
-  likelihood('q', 'query'),
-  likelihood('q_given_a', 'query after the answer'),
-  likelihood('a', 'answer'),
-  likelihood('a_given_q', 'answer after the query', count='n_a'),
+  likelihood('q', 'query', always=True),
+  likelihood('q_given_a', 'query after the answer', always=True),
+  likelihood('a', 'answer', always=True),
+  likelihood('a_given_q', 'answer after the query', count='n_a', always=True),
 )
 EMBEDDING = ScoreKind(
   'embedding',
@@ -130,7 +150,7 @@ EMBEDDING = ScoreKind(
 KINDS = (
   *LIKELIHOODS,
   *(
-    likelihood(term, what, option=form.option)
+    likelihood(term, what, option=form.option, always=True)
     for form in published_ifd.FORMS.values()
     for term, what in form.terms.items()
   ),
@@ -142,9 +162,10 @@ def offered(options) -> tuple[ScoreKind, ...]:
   """The kinds that an encoder's options offer, in the order of the columns.
 
   Raises:
-    ValueError: two kinds have the same name, column or result.
+    ValueError: two kinds would overwrite each other, or one of them could
+      hold nothing; says which and why.
   """
-  _check(KINDS)
+  check_kinds.check(KINDS)
   return tuple(k for k in KINDS if not k.option or getattr(options, k.option))
 
 
@@ -158,8 +179,8 @@ def wanted(
   Args:
     options: the options of the encoder.
     terms: names, as `score.terms` has them; () is all.
-    begun: names that a folder of scores was begun with. Where `terms` is
-      empty it goes on without the kinds that are younger than it.
+    begun: names that a folder of scores was begun with: where `terms` is
+      empty it goes on with those.
 
   Raises:
     ValueError: one of `terms` is not offered.
@@ -173,31 +194,38 @@ def wanted(
       + ', '.join(names)
     )
   if not terms:
-    terms = [
-      k.name
-      for k in kinds
-      if begun is None or k.name in begun or k.reduce is nll
-    ]
+    terms = names if begun is None else begun
   return tuple(k for k in kinds if k.name in terms or not k.column)
 
 
 def stored(options, computed: Collection[ScoreKind]) -> tuple[ScoreKind, ...]:
-  """The kinds that a score table of `computed` has columns for.
+  """The kinds that a score table of `computed` has columns for."""
+  return tuple(k for k in offered(options) if k in computed or k.always)
 
-  Of likelihoods those not computed too, as nulls: rules and reports count on
-  their columns.
-  """
-  return tuple(k for k in offered(options) if k in computed or k.reduce is nll)
+
+# Definitions that a fingerprint does not spell out: the most usual one, and
+# that of a kind from before there were definitions in it.
+_PLAIN = {'reads': 'logp', 'sequence': '', 'dtype': 'float32'}
+_BEFORE = {
+  'embedding': {
+    'span': 'embedding',
+    'reads': 'hidden',
+    'sequence': 'forward',
+    'dtype': 'float16',
+  }
+}
 
 
 def fingerprint(kinds: Iterable[ScoreKind]) -> dict:
-  """What the numbers depend on: names of the kinds, and their parameters."""
-  kinds = [k for k in kinds if k.column]
-  own = {k.name: dict(k.parameters) for k in kinds if k.parameters}
-  return {
-    'scored_terms': [k.name for k in kinds],
-    **({'kinds': own} if own else {}),
-  }
+  """What the numbers depend on: names of the kinds, and their definitions."""
+  kinds = list(kinds)
+  return fingerprint_lib.written(
+    {
+      'scored_terms': [k.name for k in kinds if k.column],
+      'kinds': {k.name: k.definition() for k in kinds},
+    },
+    {'kinds': {k.name: _PLAIN | {'span': k.name} for k in kinds} | _BEFORE},
+  )
 
 
 def columns(kinds: Iterable[ScoreKind]) -> dict[str, type]:
@@ -246,19 +274,5 @@ def describe() -> list[str]:
   ]
 
 
-def _check(kinds):
-  """Refuses kinds that would overwrite each other."""
-  for what, found in (
-    ('name', [k.name for k in kinds]),
-    ('column', [k.column or 'a file beside the parts' for k in kinds]),
-  ):
-    twice = sorted({x for x in found if found.count(x) > 1})
-    if twice:
-      raise ValueError(f'two score kinds have the {what} {twice[0]}')
-  reduces: dict[str, Callable] = {}
-  for k in kinds:
-    if reduces.setdefault(k.result, k.reduce) is not k.reduce:
-      raise ValueError(
-        f'score kind {k.name}: another has a `reduce` that is called '
-        f'{k.reduce.__name__} too; give it a name of its own'
-      )
+if __name__ == '__main__':
+  print('\n'.join(describe()))

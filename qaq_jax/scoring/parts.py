@@ -50,6 +50,13 @@ def content(table: pa.Table) -> bytes:
   return total.hexdigest().encode()
 
 
+def _holds(table, noted):
+  try:
+    return content(table) == noted
+  except (pa.ArrowException, TypeError, ValueError):  # of no type of ours
+    return False
+
+
 def made_by(directory, digest: str) -> bool:
   """Whether a part in `directory` carries the hash of a fingerprint."""
   for index in list_parts(directory):
@@ -102,23 +109,31 @@ def read_part(path, schema: pa.Schema | None = None) -> pa.Table:
   """Reads a part, checking checksums and, where given, its columns.
 
   Raises:
-    StoreError: it is damaged.
+    StoreError: it is damaged, or whole but with other columns.
   """
   try:
     with epath.Path(path).open('rb') as file:
       table = pq.read_table(file, page_checksum_verification=True)
-    names = table.column_names  # not UTF-8 in some damaged files
+    _ = table.column_names  # not UTF-8 in some damaged files
   except (pa.ArrowException, OSError, ValueError) as e:
     files.check_readable(path, e)
     raise damaged(path, e) from e
-  if schema is not None and not table.schema.equals(schema):
-    raise damaged(path, f'columns {names}')
   if table.schema.metadata is None or HASH_KEY not in table.schema.metadata:
     raise damaged(path, 'it has no fingerprint')
   # Pages have checksums; what says where they are and what is in them has none.
   noted = table.schema.metadata.get(CONTENT_KEY)
-  if noted is not None and noted != content(table):
+  if noted is not None and not _holds(table, noted):
     raise damaged(path, 'other rows than were written')
+  if schema is not None and not table.schema.equals(schema):
+    unlike = set(table.schema) ^ set(schema)
+    columns = sorted({f.name for f in unlike}) or table.column_names
+    if noted is None:
+      raise damaged(path, f'columns {columns}')
+    raise files.StoreError(
+      f'{path} is whole, but columns {columns} were defined otherwise when it '
+      'was written: use another --workdir, set their score kinds back, or '
+      f'delete {epath.Path(path).parent} to score again'
+    )
   return table
 
 

@@ -89,6 +89,12 @@ def score(
     exclusive=jax.process_index() == 0,
     mirror=mirror,
   ) as parts:
+    names = [k.name for k in kinds if k.column]
+    if not options.terms and kinds != kinds_lib.offered(encoder.options):
+      parts.notes.append(
+        f'goes on with the terms that {out_dir} was begun with: '
+        + ', '.join(names)
+      )
     source = rows_lib.Source(samples, encoder, kinds)
     return _Run(source, kinds, model, parts, options, mesh).run()
 

@@ -8,6 +8,8 @@ import pyarrow.parquet as pq
 
 from qaq_jax.workdir import checksums, files
 
+# Columns of a model that are made when its parts are joined, of theirs.
+DERIVED = ('rmi', 'ifd', 'r_ifd', 'stratum', 'rank')
 BACK = 'delete it and run the score stage, which joins it again without a model'
 
 

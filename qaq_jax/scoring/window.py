@@ -124,11 +124,10 @@ class Window:
         if (encoded.row, kind.name) in self._found
       ]
       self._check(encoded, found)
-      broken = [k.tokens for k, value, _ in found if not math.isfinite(value)]
+      broken = [k for k, value, _ in found if not math.isfinite(value)]
       if broken:
         status.append('non_finite')
-        shown = ', '.join(dict.fromkeys(broken))
-        reason.append(f'nll of {shown} is not finite')
+        reason.append(f'{_names(broken)} is not finite')
         self._embeddings.pop(encoded.row, None)
         continue
       status.append(encoded.status)
@@ -166,6 +165,13 @@ class Window:
           f'row {encoded.row}: the terms of {kind.count} are over '
           f'{counts[kind.count]} and {count} tokens'
         )
+
+
+def _names(kinds) -> str:
+  """Likelihoods by their names, in the words of parts of before."""
+  sums = [k.name for k in kinds if k.reduce is kinds_lib.nll]
+  others = [k.column for k in kinds if k.reduce is not kinds_lib.nll]
+  return ', '.join([f'nll of {", ".join(sums)}'] * bool(sums) + others)
 
 
 def _reason(encoded) -> str:

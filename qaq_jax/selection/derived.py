@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pyarrow as pa
 
+from qaq_jax.scoring.table import DERIVED
 from qaq_jax.selection.columns import ScoreColumns
 from qaq_jax.selection.options import SelectOptions, StrataOptions
 
@@ -46,17 +47,20 @@ def derive(
   )
   out = {}
   for model in models:
-    for name, values in (
-      (f'rmi_{model}', scores.rmi(model)),
-      (f'ifd_{model}', scores.ifd(model, required=False)),
-      (f'r_ifd_{model}', scores.r_ifd(model)),
-    ):
-      out[name] = pa.array(values, pa.float64(), mask=np.isnan(values))
     stratum = scores.stratum(model)
-    out[f'stratum_{model}'] = pa.array(stratum, pa.int32(), mask=stratum < 0)
-    rank = scores.rank(model)
-    out[f'rank_{model}'] = pa.array(rank, pa.float64(), mask=np.isnan(rank))
+    found = (
+      _nullable(scores.rmi(model)),
+      _nullable(scores.ifd(model, required=False)),
+      _nullable(scores.r_ifd(model)),
+      pa.array(stratum, pa.int32(), mask=stratum < 0),
+      _nullable(scores.rank(model)),
+    )
+    for name, values in zip(DERIVED, found, strict=True):
+      out[f'{name}_{model}'] = values
   if all(scores.roles.get(role) in models for role in ('strong', 'weak')):
-    for name, values in (('diff', scores.diff()), ('sum', scores.sum())):
-      out[name] = pa.array(values, pa.float64(), mask=np.isnan(values))
+    out |= {'diff': _nullable(scores.diff()), 'sum': _nullable(scores.sum())}
   return out
+
+
+def _nullable(values):
+  return pa.array(values, pa.float64(), mask=np.isnan(values))
