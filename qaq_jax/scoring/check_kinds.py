@@ -1,9 +1,8 @@
 """Score kinds that cannot be, told before anything is scored."""
 
-from __future__ import annotations
-
 import dataclasses
-import typing
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,16 +11,16 @@ from qaq_jax.encoding.options import EncoderOptions
 from qaq_jax.encoding.sequences import TERMS
 from qaq_jax.scoring import table
 
-if typing.TYPE_CHECKING:  # kinds.py imports this file
-  from qaq_jax.scoring.kinds import ScoreKind
-
 _READS = ('logp', 'hidden')
 # Columns of a model that are no kind's.
 _TAKEN = {*table.DERIVED, *published_ifd.FORMS, 'status', 'reason', 'row', 'id'}
 
 
-def check(kinds: typing.Sequence[ScoreKind]) -> None:
+def check(kinds: Sequence[Any]) -> None:
   """Refuses kinds that would overwrite each other, or that nothing fills.
+
+  Args:
+    kinds: `kinds.ScoreKind`s, all that there are.
 
   Raises:
     ValueError: names the kind, or what two of them share.
