@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from qaq_jax.selection import budget, select
 from qaq_jax.selection.columns import MissingColumn
+from qaq_jax.selection.rules import eligible
 from qaq_jax.selection.rules import rule as rule_lib
 from qaq_jax.selection.sql import engine as engine_lib
 from qaq_jax.selection.sql import expressions
@@ -40,7 +41,7 @@ def assert_equal(table, folder, rule, **options):
   )
   np.testing.assert_array_equal(found.rows, wanted.rows)
   for key, value in wanted.report.items():
-    if key not in ('score', 'per_stratum', 'share_of_eligible', 'notes'):
+    if key not in ('score', 'per_stratum', 'share_of_eligible'):
       assert found.report[key] == value, key
   for key in ('kept_low', 'kept_high', 'kept_mean', 'eligible_mean'):
     _close(found.report['score'][key], wanted.report['score'][key])
@@ -79,6 +80,61 @@ def test_thresholds(rule, amount, tmp_path):
   assert_equal(
     selection_tables.make_table(500, seed=1), tmp_path, rule, budget=amount
   )
+
+
+@pytest.mark.parametrize('rule', ['diff_high', 'diff_low', 'sum_high'])
+@pytest.mark.parametrize('twice', [False, True], ids=['apart', 'alike'])
+def test_thresholds_that_nothing_passes(rule, twice, tmp_path):
+  """Both say in which range the scores lie, or that all of them are 0."""
+  roles = {'strong': 'strong', 'weak': 'strong'} if twice else None
+  threshold = -2.0 if rule == 'diff_low' else 2.5
+  if rule == 'diff_low' and twice:
+    threshold = 0.0
+  assert_equal(
+    selection_tables.make_table(200, seed=1),
+    tmp_path,
+    rule,
+    budget={'threshold': threshold},
+    roles=roles,
+  )
+
+
+@pytest.mark.parametrize('amount', [{'rows': 6}, {'threshold': 20.0}])
+def test_rows_without_a_score_go_for_the_first_reason_too(
+  amount, tmp_path, monkeypatch
+):
+  """A filter over columns that the score has none of."""
+
+  def function(columns, options, context):
+    length = columns.length('strong')
+    return rule_lib.Candidates(
+      np.where(length >= 60, length, np.nan),
+      dropped={'long': length > 100, 'short': length < 50},
+    )
+
+  monkeypatch.setitem(
+    rule_lib.RULES,
+    'toy',
+    rule_lib.Rule(
+      'toy',
+      keeps='x',
+      source='ours',
+      score='tokens',
+      function=function,
+      models=eligible.played('strong'),
+      sql=rule_lib.Sql(
+        'CASE WHEN n_a_strong >= 60 THEN n_a_strong END',
+        dropped=lambda options, engine: {
+          'long': 'n_a_strong > 100',
+          'short': 'n_a_strong < 50',
+        },
+      ),
+    ),
+  )
+  table = selection_tables.make_table(300, seed=1)
+  found = select.select(table, rule='toy', budget=amount).report['dropped']
+  assert list(found) == ['long', 'short', 'no value']
+  assert_equal(table, tmp_path, 'toy', budget=amount)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ class Facts:
     dropped: reason -> rows that it left out.
     score: kept_low, kept_high, kept_mean and eligible_mean.
     candidate_scores: the candidates' lowest and highest score, None where
-      there is none; None: not measured.
+      there is none.
     cut: score at the line (higher is better), rows there, rows kept there;
       None where the line is not one of scores.
     picked: whether the rule picked the rows itself.
@@ -43,13 +43,13 @@ class Facts:
   rows: int
   eligible: int
   candidates: int
+  candidate_scores: tuple[float | None, float | None]
   dropped: Mapping[str, int]
   score: Mapping[str, float | None]
   cut: tuple | None
   tokens: Mapping | None
   strata_of: str | None
   per_stratum: Sequence[Mapping]
-  candidate_scores: tuple | None = None
   picked: bool = False
   notes: Sequence[str] = ()
   engine: str = ''
@@ -94,11 +94,7 @@ def measure(
       'kept_mean': _mean(found.score_N[chosen]),
       'eligible_mean': _mean(found.score_N[eligible]),
     },
-    candidate_scores=(
-      None
-      if asked.budget.threshold is None
-      else _span(found.score_N[candidate])
-    ),
+    candidate_scores=_span(found.score_N[candidate]),
     cut=(cut.last, cut.tied, cut.tied_kept) if scored else None,
     picked=found.picks is not None,
     tokens=_tokens(table, models, eligible, chosen),

@@ -101,8 +101,6 @@ def _notes(asked, facts, report):
 def _nothing_beyond(asked, facts):
   """The note where no candidate is beyond the threshold."""
   threshold = asked.budget.threshold
-  if facts.candidate_scores is None:
-    return f'Nothing is beyond the threshold {threshold:g}. Selected nothing.'
   side = 'above' if asked.rule.highest else 'below'
   text = f'Nothing is {side} the threshold {threshold:g}'
   low, high = facts.candidate_scores

@@ -125,10 +125,14 @@ def _drop(options, num_eligible):
 
 
 def _drop_in_sql(options, ranked):
-  num_eligible, num_ranked = ranked.counts()
+  num_eligible, num_ranked = ranked.one(
+    'SELECT count(*), count(rank_strong) FROM ranked WHERE eligible'
+  )
   number, reason = _drop(options, num_eligible)
   ranked.take('kept_high', 'rank_strong', max(0, num_ranked - number))
-  return {reason: 'row NOT IN (SELECT row FROM kept_high)'}
+  return {
+    reason: 'rank_strong IS NOT NULL AND row NOT IN (SELECT row FROM kept_high)'
+  }
 
 
 @register(

@@ -80,7 +80,8 @@ class Sql:
     order: what the budget goes by, always higher first, where that is not the
       score; see `Candidates.order_N`.
     dropped: (options, engine) -> reason -> condition, the rule's own filter of
-      candidates; the engine is a `sql.engine.Candidates`.
+      eligible rows, with a score or without; the engine is a
+      `sql.engine.Ranked`.
   """
 
   score: str

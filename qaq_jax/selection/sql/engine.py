@@ -92,6 +92,10 @@ def select(
     ranked = Ranked(connection, sql.score, asked.seed)
     dropped = ranked.drop(sql, asked.options)
     eligible, candidates = ranked.counts()
+    candidate_scores = ranked.one(
+      f'SELECT min({ranked.score}), max({ranked.score}) FROM ranked '
+      'WHERE candidate'
+    )
     cut = _cut(ranked, asked, sql, eligible, counted, role_of)
     rows = connection.execute('SELECT row FROM chosen ORDER BY row')
     rows = rows.fetchnumpy()['row'].astype(np.int64)
@@ -103,6 +107,7 @@ def select(
       models=tuple(models),
       eligible=eligible,
       candidates=candidates,
+      candidate_scores=candidate_scores,
       dropped=dropped,
       cut=None if sql.order else cut,
       engine='duckdb',
@@ -172,7 +177,7 @@ class Ranked:
 
   Args:
     connection: a connection of DuckDB, with the table.
-    score: the rule's score in SQL; rows that have none are no candidates.
+    score: the rule's score in SQL.
     seed: the seed of the hash.
 
   Attributes:
@@ -184,9 +189,7 @@ class Ranked:
     score = f'({score})::DOUBLE'
     self.score = f'CASE WHEN isfinite({score}) THEN {score} END'
     connection.execute('ALTER TABLE ranked ADD COLUMN candidate BOOLEAN')
-    connection.execute(
-      f'UPDATE ranked SET candidate = eligible AND {self.score} IS NOT NULL'
-    )
+    connection.execute('UPDATE ranked SET candidate = eligible')
 
   def all(self, query: str) -> list[tuple]:
     """The lines of a query's result."""
@@ -205,16 +208,17 @@ class Ranked:
   def lose(self, condition: str) -> int:
     """Drops candidates of which it is true; returns how many those are."""
     return self.one(
-      f'UPDATE ranked SET candidate = false WHERE candidate AND {condition}'
+      f'UPDATE ranked SET candidate = false WHERE candidate AND ({condition})'
     )[0]
 
   def drop(self, sql: rule_lib.Sql, options: Mapping) -> dict[str, int]:
-    """Applies the rule's own filter; returns the rows lost for each reason."""
+    """Applies the rule's own filter; returns the rows lost for each reason.
+
+    The last of them is to have no score.
+    """
     tests = sql.dropped(options, self) if sql.dropped else {}
+    tests = {**tests, 'no value': f'{self.score} IS NULL'}
     lost = {why: self.lose(test) for why, test in tests.items()}
-    lost['no value'] = self.one(
-      f'SELECT count(*) FROM ranked WHERE eligible AND {self.score} IS NULL'
-    )[0]
     return {why: number for why, number in lost.items() if number}
 
   def take(
@@ -222,14 +226,16 @@ class Ranked:
   ) -> None:
     """Makes table `name`: the best candidates by (order, hash, row).
 
+    Those whose order is null are none.
+
     Args:
       name: the name of the table, whose one column is `row`.
       order: expression, higher is better.
       limit: rows to take; None = all.
       stream: the stream of the hash.
     """
-    source = 'SELECT row FROM ranked WHERE candidate'
-    count = self.counts()[1]
+    source = f'SELECT row FROM ranked WHERE candidate AND {order} IS NOT NULL'
+    count = self.one(f'SELECT count(*) FROM ({source})')[0]
     if limit is None or limit >= count:
       query = source
     elif limit == 0:
