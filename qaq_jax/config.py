@@ -8,13 +8,14 @@ config at their door; the rooms behind it take plain arguments.
 
 import ast
 import dataclasses
+import difflib
 import importlib.resources
 import inspect
 import re
 import sys
 import textwrap
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import ml_collections
 from ml_collections.config_dict import placeholder
@@ -31,6 +32,16 @@ from qaq_jax.scoring.options import ScoreOptions
 from qaq_jax.selection import options as selection_options
 from qaq_jax.selection.budget import Budget
 from qaq_jax.stages import options as stage_options
+
+
+class WrongWord(ValueError):
+  """A word of the command line cannot be used; says what to do."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+  """' (did you mean ...?)' of the nearest name, '' if none is near."""
+  near = difflib.get_close_matches(name, list(known), n=1)
+  return f' (did you mean {near[0]!r}?)' if near else ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,8 +168,17 @@ def describe(*names: str) -> str:
 
   Args:
     *names: of sections; none: all.
+
+  Raises:
+    WrongWord: there is no such section.
   """
   found = sections()
+  for name in names:
+    if name not in found:
+      raise WrongWord(
+        f'the config has no section {name!r}{nearest(name, found)}; it has: '
+        + ', '.join(found)
+      )
   lines = []
   for name in names or found:
     lines += _described(f'config.{name}', found[name])
@@ -207,28 +227,30 @@ def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
     The options.
 
   Raises:
-    ValueError: on an option that is not among the defaults, or whose value
+    WrongWord: on an option that is not among the defaults, or whose value
       has another type.
   """
   options = dict(defaults)
   for item in filter(None, (arg or '').split(',')):
     name, equals, text = item.partition('=')
     if name not in options:
-      raise ValueError(
-        f'config argument {name!r} is unknown; there are: '
-        + ', '.join(sorted(options))
+      raise WrongWord(
+        f'config argument {name!r} is unknown{nearest(name, options)}; there '
+        'are: ' + (', '.join(sorted(options)) or 'none')
       )
-    options[name] = _parse_value(text, defaults[name]) if equals else True
-    if type(options[name]) is not type(defaults[name]):
-      raise ValueError(
+    kind = type(defaults[name])
+    options[name] = parse_value(text, kind) if equals else True
+    if type(options[name]) is not kind:
+      raise WrongWord(
         f'config argument {item!r}: expected '
         f'{type(defaults[name]).__name__}, as in {name}={defaults[name]!r}'
       )
   return ml_collections.ConfigDict(options)
 
 
-def _parse_value(text, default):
-  if isinstance(default, str):
+def parse_value(text: str, kind: type):
+  """Text as a value of a type, where it can be read as one."""
+  if kind is str:
     return text
   try:
     return ast.literal_eval(text)
@@ -300,4 +322,7 @@ def shrink(config: ml_collections.ConfigDict) -> None:
 
 
 if __name__ == '__main__':
-  print(describe(*sys.argv[1:]))
+  try:
+    print(describe(*sys.argv[1:]))
+  except WrongWord as error:
+    sys.exit(f'error: {error}')

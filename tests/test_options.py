@@ -68,6 +68,12 @@ def test_help_loads_no_model_code():
   assert not loaded & (HEAVY | {'jax', 'pyarrow'})
 
 
+def test_help_of_a_stage_loads_no_model_code():
+  for stage in ('score', 'finetune', 'select', 'evaluate'):
+    loaded = loaded_by(COMMAND, stage, '--help')
+    assert not loaded & (HEAVY | {'jax', 'pyarrow'})
+
+
 def test_selecting_from_a_finished_table_loads_no_model_code(tmp_path):
   with tarfile.open(OLD) as archive:
     archive.extractall(tmp_path, filter='data')

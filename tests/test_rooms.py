@@ -16,6 +16,7 @@ import qaq_jax
 FLOORS = (
   'main',
   'pipeline',
+  'recipe',
   'config',
   'stages',
   'rl',

@@ -169,6 +169,77 @@ def test_a_name_is_taken_once(name):
     registry.add(registry.Stage(name, says='another'))
 
 
+@pytest.mark.parametrize('name', ['topology', 'workdir', 'config', 'one'])
+def test_a_flag_is_taken_once(name):
+  flags = tuple(
+    registry.Flag(flag, 'plan.topology', 'Any.') for flag in ('one', name)
+  )
+  with pytest.raises(ValueError, match=f'a flag --{name} already'):
+    registry.add(registry.Stage('another', says='nothing', flags=flags))
+  assert 'another' not in registry.STAGES
+
+
+def test_a_flag_is_read_by_the_type_of_its_field(toys):
+  """And a field that there is not is told by the flag's name."""
+  program = TOYS.replace(
+    "registry.Flag('pod', 'plan.topology', 'Any pod.'),",
+    "registry.Flag('rows', 'data.limit', 'Of the input.'),"
+    "registry.Flag('typo', 'plan.topologie', 'Nothing.'),",
+  )
+  (toys.folder / 'toys.py').write_text(program)
+  words = ['both', '--config=recipe.py', '--workdir=w']
+  code, _, err = toys(*words, '--rows=13')
+  assert code and err == 'qaq both: error: config.data.limit is 13: no luck\n'
+  code, _, err = toys(*words, '--rows=many')
+  assert code and err == (
+    'qaq: error: --rows=many: config.data.limit is of type int\n'
+  )
+  code, _, err = toys(*words, '--typo=x')
+  assert code and err == (
+    'qaq: error: --typo sets config.plan.topologie, which there is not\n'
+  )
+
+
+@pytest.mark.parametrize(
+  'words, told',
+  [
+    (
+      ['--config=recpie.py'],
+      "--config: there is no recipe recpie.py (did you mean 'recipe.py'?)",
+    ),
+    (
+      ['--config', 'recpie.py:x', '--config.data.limit=3'],
+      "--config: there is no recipe recpie.py (did you mean 'recipe.py'?)",
+    ),
+    (
+      ['--config=recipe.py:rowz=10'],
+      "config argument 'rowz' is unknown (did you mean 'rows'?); there are: "
+      'rows, runlocal',
+    ),
+    (
+      ['--config=recipe.py:rows=x'],
+      "config argument 'rows=x': expected int, as in rows=20",
+    ),
+    (
+      ['--config=recipe.py', '--config.data.limt=3'],
+      'no such field of the config: ',
+    ),
+    (['--config=recipe.py', '--wordkir=w'], "command line flag 'wordkir'"),
+  ],
+)
+def test_a_wrong_word_is_told_in_a_sentence(toys, words, told):
+  (toys.folder / 'recipe.py').write_text(
+    RECIPE.replace(
+      'c = lib', 'lib.parse_arg(arg, rows=20, runlocal=False)\n  c = lib'
+    )
+  )
+  code, out, err = toys('both', '--workdir=w', *words)
+  assert code == 1 and not out
+  assert err.startswith('qaq: error: ') and told in err
+  assert 'Traceback' not in err and len(err.splitlines()) < 4, err
+  assert not (toys.folder / 'w').exists()
+
+
 @pytest.mark.parametrize(
   'name, listed, words',
   [
@@ -196,6 +267,31 @@ def test_every_record_holds(stage):
   for field in fields + re.findall(r'{config\.([\w.]+)}', stage.next):
     functools.reduce(getattr, field.split('.'), config)
   assert set(re.findall(r'qaq (\w+)', stage.next)) <= set(registry.STAGES)
+  assert stage.sections and config_lib.describe(*stage.sections)
+
+
+def test_the_help_of_a_stage_lists_its_fields(toys):
+  for words in (['plan', '--help'], ['help', 'plan']):
+    code, out, _ = toys(*words)
+    assert not code and out.startswith('usage: qaq plan --config=')
+    assert '\n--topology\n    Chips to plan for.\n' in out
+    assert "\n--config.plan.finetune_topology=''\n    '' = the same.\n" in out
+    assert '--config.score' not in out
+  # One that names no section has the help of all.
+  assert toys('both', '--help')[1].startswith('usage: qaq STAGE --config=')
+
+
+def test_a_wrong_section_is_told_the_nearest():
+  process = subprocess.run(
+    [sys.executable, '-m', 'qaq_jax.config', 'finetun'],
+    check=False,
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+  )
+  assert process.returncode == 1 and process.stderr.startswith(
+    "error: the config has no section 'finetun' (did you mean 'finetune'?); it"
+  )
 
 
 def test_the_command_line_starts_without_jax():

@@ -47,6 +47,7 @@ class Stage:
     elsewhere: whether it uses neither a chip that is here nor other processes.
     workdir: the work directory where none is given; '' asks for one.
     flags: the words of the command line that it adds.
+    sections: the sections of the config whose fields its help lists.
     next: what to do after `qaq run`, with `{workdir}`, `{config.FIELD}` and
       `{given}`, the command's arguments.
   """
@@ -60,6 +61,7 @@ class Stage:
   elsewhere: bool = False
   workdir: str = ''
   flags: tuple[Flag, ...] = ()
+  sections: tuple[str, ...] = ()
   next: str = ''
 
   def load(self) -> types.ModuleType:
@@ -69,16 +71,25 @@ class Stage:
 
 RUN = 'run'  # the command that runs all stages of the config
 STAGES: dict[str, Stage] = {}
+# Of any command; those of absl begin in other ways.
+_WORDS = ('config', 'workdir', 'help', 'version')
 
 
 def add(stage: Stage) -> None:
   """Adds a stage.
 
   Raises:
-    ValueError: there is one of that name.
+    ValueError: there is one of that name, or another flag of one of its.
   """
   if stage.name in (RUN, *STAGES):
     raise ValueError(f'there is a stage {stage.name!r} already')
+  taken = [*_WORDS, *(flag.name for flag in flags())]
+  for flag in stage.flags:
+    if flag.name in taken:
+      raise ValueError(
+        f'stage {stage.name!r}: there is a flag --{flag.name} already'
+      )
+    taken.append(flag.name)
   STAGES[stage.name] = stage
 
 
@@ -122,6 +133,18 @@ def usage() -> str:
   return _USAGE.format('\n'.join(f'  {k:8} {v}' for k, v in told.items()))
 
 
+def usage_of(stage: Stage) -> str:
+  """How one stage is called, for its help."""
+  where = '[--workdir=DIR]' if stage.workdir else '--workdir=DIR'
+  lines = [
+    f'usage: qaq {stage.name} --config=FILE.py[:arg] {where} '
+    '[--config.field=value ...]',
+    f'\n{" ".join(stage.says.split())}',
+  ]
+  lines += [f'\n--{flag.name}\n    {flag.says}' for flag in stage.flags]
+  return '\n'.join(lines) + '\n'
+
+
 _USAGE = """\
 usage: qaq STAGE --config=FILE.py[:arg] --workdir=DIR [--config.field=value ...]
 
@@ -131,20 +154,31 @@ stages:
 example:
   qaq run --config=configs/demo.py --workdir=workdir/demo
 
---config comes before its fields; python -m qaq_jax.config lists them all."""
+--config comes before its fields; `qaq STAGE --help` lists those of a stage,
+python -m qaq_jax.config lists them all."""
 
 for _stage in (
-  Stage('prepare', says='input data -> prepared samples'),
+  Stage(
+    'prepare',
+    says='input data -> prepared samples',
+    sections=('data',),
+  ),
   Stage(
     'score',
     says='samples and models -> scores.parquet',
+    sections=('score', 'roles', 'strata'),
     together=True,
     loads_models=True,
   ),
-  Stage('select', says='scores.parquet -> chosen samples'),
+  Stage(
+    'select',
+    says='scores.parquet -> chosen samples',
+    sections=('select', 'strata', 'roles'),
+  ),
   Stage(
     'finetune',
     says='chosen samples -> finetune/model, trained and exported',
+    sections=('finetune',),
     together=True,
     one_folder=True,
     loads_models=True,
@@ -156,6 +190,7 @@ for _stage in (
     'evaluate',
     says="""a model -> programs for HumanEval(+) and MBPP(+), and with
            --allow-code-execution what they are worth""",
+    sections=('evaluate',),
     together=True,
     one_folder=True,
     flags=(
@@ -170,6 +205,7 @@ for _stage in (
   Stage(
     'compare',
     says='what each rule is worth: fine-tunes on the choice of each',
+    sections=('compare', 'finetune'),
     together=True,
     one_folder=True,
     loads_models=True,
@@ -178,6 +214,7 @@ for _stage in (
   Stage(
     'report',
     says='report/index.html',
+    sections=('select', 'strata'),
     next="""open {workdir}/report/index.html
       read docs/selection.md, or list the rules: python -m qaq_jax.selection
       choose again, without a model; put another rule in:
@@ -186,15 +223,24 @@ for _stage in (
       train on what was chosen:
       qaq finetune {given}""",
   ),
-  Stage('audit', says='what each rule lets through, by a label in the input'),
-  Stage('analyse', says='rank correlations of scores, overlaps of rules'),
-  Stage('mine', says="the demo's input"),
+  Stage(
+    'audit',
+    says='what each rule lets through, by a label in the input',
+    sections=('audit', 'strata'),
+  ),
+  Stage(
+    'analyse',
+    says='rank correlations of scores, overlaps of rules',
+    sections=('analyse', 'strata'),
+  ),
+  Stage('mine', says="the demo's input", sections=('mine',)),
   Stage(
     'plan',
     says='--topology=v5e:4x4: memory, batch, hours of a pod, without the pod',
     loads_models=True,
     elsewhere=True,
     workdir='workdir/plan',  # leaves a page of numbers, wherever
+    sections=('plan',),
     flags=(Flag('topology', 'plan.topology', 'Chips to plan for.'),),
   ),
 ):
