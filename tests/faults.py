@@ -55,7 +55,7 @@ FAULTS = (
   # The command line.
   Fault(
     'config.py',
-    'if type(options[name]) is not type(defaults[name]):',
+    'if type(options[name]) is not kind:',
     'if False:',
     'test_configs.py::test_config_argument_of_another_type_is_an_error',
   ),
