@@ -138,6 +138,40 @@ def test_score_table_of_before_without_a_checksum(work, engine_name):
       assert 'run the score stage' in str(e)
 
 
+@pytest.mark.parametrize('engine_name', ['memory', 'duckdb'])
+def test_table_of_contents_of_a_score_table_of_before(work, engine_name):
+  """It has no checksum of its own; the parts say what the columns were."""
+  (work.path / 'scores.parquet.qaq.sha256').unlink()
+  good = chosen('memory', work)
+  whole = work.scores.read_bytes()
+  footer = len(whole) - int.from_bytes(whole[-8:-4], 'little') - 8
+  step = 37 if engine_name == 'memory' else 149
+  refused = 0
+  for at in range(footer, len(whole), step):
+    data = bytearray(whole)
+    data[at] ^= 1 << at % 8
+    work.scores.write_bytes(data)
+    try:
+      assert chosen(engine_name, work) == good, at
+    except ValueError as e:
+      told = str(e)
+      assert 'scores.parquet' in told and 'score' in told, (at, e)
+      assert 'score model' not in told, (at, e)
+      refused += 1
+  assert refused > 3
+  # A column under another one's name.
+  names = (b'nll_q_given_a_strong', b'nll_a_given_q_strong')
+  work.scores.write_bytes(
+    whole.replace(names[0], b'#' * 20)
+    .replace(*names[::-1])
+    .replace(b'#' * 20, names[1])
+  )
+  with pytest.raises(files.StoreError, match='damaged.*run the score stage'):
+    chosen(engine_name, work)
+  (work.path / 'scores').rename(work.path / 'moved')  # as it says
+  chosen(engine_name, work)
+
+
 def test_any_table_is_checked_by_both_engines(work, tmp_path):
   """Also called from Python, without a stage."""
   data = bytearray(work.scores.read_bytes())

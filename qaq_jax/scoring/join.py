@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from etils import epath
 
 from qaq_jax.scoring import parts
+from qaq_jax.scoring import table as table_lib
 from qaq_jax.workdir import checksums, files
 
 _GROUP_ROWS = 1 << 16  # rows of a row group, and all that is held in memory
@@ -122,6 +123,66 @@ def _id_type(ids):
       return pa.string()
     found = pa.int64()
   return found
+
+
+def check_joined(path, folders: Iterable, *, num_rows: int) -> None:
+  """Compares a table that has no checksum beside it with the parts.
+
+  Its pages have checksums of their own; what says where they are and which
+  column is in them has none. A model whose parts are damaged or unfinished, or
+  that is not in the table, is not compared.
+
+  Args:
+    path: the table.
+    folders: the models' folders of parts.
+    num_rows: rows of the input.
+
+  Raises:
+    StoreError: the table holds something else, or cannot be read.
+  """
+  with table_lib.open_table(path) as file:
+    for folder in folders:
+      with contextlib.suppress(_Uncompared):
+        _compare(file, path, folder, num_rows)
+
+
+class _Uncompared(Exception):
+  """There is nothing to compare a table with."""
+
+
+def _compare(file, path, folder, num_rows):
+  back = (
+    f'{table_lib.BACK}; or, if you changed it yourself, move '
+    f'{epath.Path(folder).parent} away'
+  )
+  cursor, at = _Cursor(epath.Path(folder).name, folder), 0
+  names = list(_taken(cursor, 0))
+  if not set(names) & set(file.schema_arrow.names):
+    return
+  groups = range(file.num_row_groups)
+  sizes = [file.metadata.row_group(group).num_rows for group in groups]
+  if sum(sizes) != num_rows or min(sizes, default=0) < 0:
+    raise files.damaged(path, f'{sum(sizes)} of {num_rows} rows', back)
+  for group, size in enumerate(sizes):
+    wanted = pa.table(
+      {'row': np.arange(at, at + size), **_taken(cursor, size)},
+    )
+    try:
+      found = file.read_row_group(group, wanted.column_names)
+      same = parts.content(found) == parts.content(wanted)
+    except (pa.ArrowException, OSError, ValueError, TypeError) as e:
+      files.check_readable(path, e)
+      raise files.damaged(path, e, back) from e
+    if not same:
+      raise files.damaged(path, f'other than the parts in {folder}', back)
+    at += size
+
+
+def _taken(cursor, size):
+  try:
+    return cursor.take(size)
+  except files.StoreError as e:
+    raise _Uncompared from e
 
 
 class _Cursor:

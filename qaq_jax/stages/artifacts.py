@@ -8,7 +8,7 @@ import dataclasses
 import os
 
 from qaq_jax.data import samples
-from qaq_jax.scoring import parts
+from qaq_jax.scoring import join, parts
 from qaq_jax.scoring import table as table_lib
 from qaq_jax.selection import columns
 from qaq_jax.selection import select as select_lib
@@ -60,20 +60,26 @@ def check_scores(config, workdir: WorkDir) -> None:
 
   Raises:
     ValueError: there is none, or it is of other samples.
+    StoreError: it is damaged.
   """
   path = workdir.scores
   if not path.exists():
     raise ValueError(f'{path} does not exist: run the score stage first')
   with table_lib.open_table(path) as file:
-    made_from = (file.schema_arrow.metadata or {}).get(SAMPLES_KEY.encode())
-  prepared = open_samples(config, workdir).content_hash
+    metadata = file.schema_arrow.metadata or {}
+    made_from = metadata.get(SAMPLES_KEY.encode(), b'unknown')
+  store = open_samples(config, workdir)
+  prepared = store.content_hash
   if made_from != prepared.encode():
     raise ValueError(
       f'{path} was made from other samples than {workdir.samples} holds '
-      f'now (content {(made_from or b"unknown").decode()[:16]}, now '
+      f'now (content {made_from[:16].decode(errors="replace")}, now '
       f'{prepared[:16]}): prepare the old input again, or score the new one '
       'in another --workdir'
     )
+  if not checksums.check(path, table_lib.BACK):
+    folders = sorted(p.parent for p in workdir.path.glob('scores/*/plan.json'))
+    join.check_joined(path, folders, num_rows=store.num_rows)
 
 
 def score_columns(config, workdir: WorkDir) -> columns.ScoreColumns:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from qaq_jax.scoring import table as table_lib
 from qaq_jax.selection.roles import ROLES
 from qaq_jax.selection.sql import expressions
+from qaq_jax.workdir import files
 
 
 def join(
@@ -20,10 +21,17 @@ def join(
   Raises:
     ValueError: `row` is no key of a table, or the tables have other rows.
   """
+  import duckdb  # of an extra
+
   if not isinstance(tables, Mapping):
     tables = {'': os.fspath(tables)}
   for path in tables.values():  # DuckDB checks no checksums
     table_lib.check(path)
+    source = f'read_parquet({expressions.text(path)})'
+    try:  # its reader of the table of contents is another one
+      connection.execute(f'DESCRIBE SELECT * FROM {source}')
+    except (duckdb.Error, RuntimeError) as e:
+      raise files.damaged(path, e, table_lib.BACK) from e
   _check_rows(connection, tables)
   first, *others = (
     f'read_parquet({expressions.text(path)}) AS t{i}'
