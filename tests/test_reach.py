@@ -219,10 +219,13 @@ def make_config(models, name, template='chatml'):
     )
   c.score.max_shapes = 1
   c.score.max_length = 256
+  c.score.tokens_per_batch = 512
   c.finetune.data = 'all'
   c.finetune.dtype = 'float32'
   c.finetune.max_length = 256
   c.finetune.max_steps = 1
+  c.finetune.batch_size = 8
+  c.finetune.tokens_per_device = 256
   c.finetune.remat = False
   c.finetune.looks = 0
   c.evaluate.path = models[name]
