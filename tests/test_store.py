@@ -201,6 +201,9 @@ def test_parts_without_their_plan_or_with_other_columns_are_refused(tmp_path):
   ):
     opened.done()
   (tmp_path / 's' / 'plan.json').unlink()
+  for path in (tmp_path / 's').glob('part-*.parquet'):
+    whole = path.read_bytes()  # pages come first
+    path.write_bytes(whole[:20] + bytes(40) + whole[60:])
   with (
     store.ScoreStore(
       tmp_path / 's', model='m', fingerprint=FINGERPRINT, num_rows=10
@@ -208,6 +211,35 @@ def test_parts_without_their_plan_or_with_other_columns_are_refused(tmp_path):
     pytest.raises(store.StoreError, match='holds parts but no plan.json'),
   ):
     opened.done()
+
+
+@pytest.mark.parametrize('lost', [(), (0,), (0, 1)])
+def test_parts_tell_how_they_divide_the_input(tmp_path, lost):
+  folder = tmp_path / 's'
+  with open_store(folder) as opened:
+    fill(opened)
+  for index in lost:
+    (folder / f'part-{index:06d}.parquet').unlink()
+  plan = folder / 'plan.json'
+  plan.unlink()
+
+  def reopen():
+    return store.ScoreStore(
+      folder, model='m', fingerprint=FINGERPRINT, num_rows=10
+    )
+
+  with reopen() as opened:
+    assert opened.rows_per_part == 4
+    assert opened.done() == {0, 1, 2} - set(lost)
+    assert 'no plan.json' in opened.notes[0]
+    opened.save_plan({'rows_per_part': 4, 'runs': []})
+  # One without a seal, as 1cbf695 wrote it, is compared with them.
+  plan.write_text('{"rows_per_part": 5, "runs": []}')
+  with pytest.raises(store.StoreError, match='plan.json is damaged.*this file'):
+    reopen()
+  plan.write_text('{"rows_per_part": 4, "runs": []}')
+  with reopen() as opened:
+    assert opened.done() == {0, 1, 2} - set(lost)
 
 
 def test_a_part_of_another_run_is_refused_by_name(tmp_path):

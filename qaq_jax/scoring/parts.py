@@ -19,6 +19,10 @@ HASH_KEY = b'qaq.fingerprint'  # SHA-256 of its run's fingerprint
 EMBEDDINGS_KEY = b'qaq.embeddings'  # SHA-256 of the .npy beside it
 CONTENT_KEY = b'qaq.content'  # SHA-256 of its rows; see `content`
 FINGERPRINT = 'fingerprint.json'
+PLAN_BACK = (
+  'delete this file and run the score stage: the parts beside it tell what is '
+  'needed of it'
+)
 _PART = re.compile(r'part-(\d{6,})\.parquet')
 
 
@@ -94,15 +98,32 @@ def read_fingerprint(directory) -> dict | None:
 
 
 def read_plan(directory) -> dict:
-  """The plan of a model's folder; {} where there is none yet.
+  """The plan of a model's folder, with its seal; {} where there is none yet.
 
   Raises:
     StoreError: it is damaged.
   """
   path = epath.Path(directory) / 'plan.json'
-  found = files.read_json(path, f'delete {directory} to score again') or {}
-  found.pop(files.SEAL, None)
-  return found
+  return files.read_json(path, PLAN_BACK) or {}
+
+
+def rows_per_part(directory, digest: str) -> int | None:
+  """Rows of a window, as the first good part of a fingerprint tells.
+
+  Args:
+    directory: a model's folder.
+    digest: the hash of the fingerprint.
+
+  Returns:
+    None without such a part. Where one part holds all rows, their number: the
+    windows are the same.
+  """
+  for index in list_parts(directory):
+    with contextlib.suppress(files.StoreError):
+      part = read_part(epath.Path(directory) / f'part-{index:06d}.parquet')
+      if len(part) and part.schema.metadata[HASH_KEY] == digest.encode():
+        return part['row'][0].as_py() // index if index else len(part)
+  return None
 
 
 def read_part(path, schema: pa.Schema | None = None) -> pa.Table:

@@ -128,8 +128,27 @@ class ScoreStore:
       )
     # Of a folder's own, also where keys of now are not in it: its parts say so.
     self._hash = fingerprint_lib.digest(old or fingerprint)
+    self._open_plan()
+
+  def _open_plan(self):
     self.plan = parts_lib.read_plan(self.directory)
+    sealed = self.plan.pop(files.SEAL, None)
     self.rows_per_part = self.plan.get('rows_per_part')
+    if sealed:
+      return
+    told = parts_lib.rows_per_part(self.directory, self._hash)
+    if told is None:
+      return
+    if self.rows_per_part is None:
+      self.rows_per_part = told
+      self.notes.append(f'no plan.json: its parts tell of {told} rows each')
+    # Of two that are beyond the input, each makes one window.
+    elif told != self.rows_per_part and told < self.num_rows:
+      raise files.damaged(
+        self.directory / 'plan.json',
+        f'rows_per_part: {self.rows_per_part}, but its parts have {told}',
+        parts_lib.PLAN_BACK,
+      )
 
   def _is_of(self, fingerprint) -> bool:
     """Whether a folder without fingerprint.json has parts of this one."""
@@ -198,8 +217,8 @@ class ScoreStore:
     parts = self._parts()
     if parts and self.rows_per_part is None:
       raise StoreError(
-        f'{self.directory} holds parts but no plan.json; delete the folder '
-        'to score again'
+        f'{self.directory} holds parts but no plan.json, and none of them '
+        'can be used; delete the folder to score again'
       )
     for index in parts:
       self.read(index)
