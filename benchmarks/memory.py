@@ -51,6 +51,7 @@ def measure(rows: int) -> None:
   from qaq_jax.models.hf import checkpoint
   from qaq_jax.models.hf.read_config import read_config
   from qaq_jax.scoring import join, scorer
+  from qaq_jax.scoring.options import ScoreOptions
 
   folder = pathlib.Path(tempfile.mkdtemp(prefix='memory_'))
   words = tokenizers.models.WordLevel(
@@ -122,9 +123,7 @@ def measure(rows: int) -> None:
     out_dir=folder / 'scores',
     mesh=mesh,
     fingerprint={},
-    options=scorer.ScoreOptions(
-      rows_per_part=1024, max_shapes=8, progress=False
-    ),
+    options=ScoreOptions(rows_per_part=1024, max_shapes=8, progress=False),
   )
   scored = peak()
   join.join_scores(

@@ -43,6 +43,7 @@ from qaq_jax.models import sharding
 from qaq_jax.models.hf import checkpoint
 from qaq_jax.models.hf.read_config import read_config
 from qaq_jax.scoring import kinds, parts, scorer
+from qaq_jax.scoring.options import ScoreOptions
 
 CONFIG = {
   'model_type': 'qwen2',
@@ -100,7 +101,7 @@ class Ours:
       out_dir=self.last,
       mesh=self._mesh,
       fingerprint={},
-      options=scorer.ScoreOptions(
+      options=ScoreOptions(
         terms=terms,
         tokens_per_batch=self._tokens,
         max_shapes=self._max_shapes,

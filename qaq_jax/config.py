@@ -68,20 +68,24 @@ def fields(*kinds, without=()) -> dict[str, Field]:
   found = {}
   for kind in kinds:
     comments = _comments(kind)
+    hints = typing.get_type_hints(
+      kind if isinstance(kind, type) else type(kind)
+    )
     for field in dataclasses.fields(kind):
-      nested = dataclasses.is_dataclass(field.type)
+      nested = dataclasses.is_dataclass(hints[field.name])
       if field.name in found or field.name in without or nested:
         continue
-      found[field.name] = Field(_default(kind, field), comments[field.name])
+      default = _default(kind, field, hints)
+      found[field.name] = Field(default, comments[field.name])
   return found
 
 
-def _default(kind, field):
+def _default(kind, field, hints):
   if field.default_factory is not dataclasses.MISSING:
     return field.default_factory()
   value = getattr(kind, field.name)
   if value is None:  # of `float | None`, say
-    return placeholder(typing.get_args(field.type)[0])
+    return placeholder(typing.get_args(hints[field.name])[0])
   return value
 
 

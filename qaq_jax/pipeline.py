@@ -95,7 +95,8 @@ def run(
       lock.release()
   if name == registry.RUN:
     words = list(given or (name, f'--workdir={folder}', '--config=THE_SAME'))
-    words.remove(name)
+    if name in words:
+      words.remove(name)
     for hint in filter(None, (stage.next for stage in stages)):
       same = shlex.join(words)
       text = hint.format(workdir=folder, config=config, given=same)

@@ -25,10 +25,11 @@ from qaq_jax.encoding import encoder as encoder_lib
 from qaq_jax.models import decoder, sharding
 from qaq_jax.models.hf.read_config import read_config
 from qaq_jax.scoring import scorer
+from qaq_jax.scoring.options import ScoreOptions
 
 WORDS = ('add', 'sum', 'i', 'for', '(x)', '= 10', 'return', 'What?', 'name\n')
 FINGERPRINT = {'samples': 'a hash', 'model': {'path': 'tiny', 'dtype': 'f32'}}
-OPTIONS = scorer.ScoreOptions(
+OPTIONS = ScoreOptions(
   tokens_per_batch=256, max_shapes=3, rows_per_part=8, progress=False
 )
 

@@ -19,6 +19,7 @@ from qaq_jax.encoding import chat
 from qaq_jax.finetune import lora
 from qaq_jax.models.hf import checkpoint, export, source
 from qaq_jax.models.hf.read_config import read_config
+from qaq_jax.models.options import LoraOptions
 
 IDS = np.arange(24, dtype=np.int32).reshape(2, 12) * 7
 
@@ -143,7 +144,7 @@ def test_an_export_takes_the_place_of_an_older_one_in_one_step(
 
 def adapted(model, rank=3, alpha=6.0):
   """The model with adapters that do something."""
-  model = lora.add(model, lora.LoraOptions(rank=rank, alpha=alpha))
+  model = lora.add(model, LoraOptions(rank=rank, alpha=alpha))
   rng = np.random.default_rng(0)
   for path, variable in nnx.to_flat_state(nnx.state(model)):
     if path[-1].endswith('_lora_b'):

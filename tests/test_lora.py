@@ -28,6 +28,7 @@ from qaq_jax.finetune import step as step_lib
 from qaq_jax.models import sharding
 from qaq_jax.models.hf import checkpoint
 from qaq_jax.models.hf.read_config import read_config
+from qaq_jax.models.options import LoraOptions
 
 TARGETS = {
   'qwen2': ('q', 'k', 'v', 'o', 'gate', 'up', 'down'),
@@ -38,7 +39,7 @@ TARGETS = {
 
 def adapted(case, mesh=None, targets=None, random_b=True, **kwargs):
   """A random model with adapters; B is random too where `random_b`."""
-  options = lora.LoraOptions(4, 6.0, targets or TARGETS[case])
+  options = LoraOptions(4, 6.0, targets or TARGETS[case])
   model = lora.add(random_model(case, mesh, **kwargs), options, seed=1)
   if random_b:
     for i, stack in enumerate(model.stacks):
@@ -179,9 +180,7 @@ def test_frozen_weights_get_no_gradient():
     tiny_models.hf_config('qwen3')
     | {'vocab_size': 8192, 'hidden_size': 256, 'intermediate_size': 1024}
   )
-  model = lora.add(
-    checkpoint.random_init(config, mesh=None), lora.LoraOptions(4)
-  )
+  model = lora.add(checkpoint.random_init(config, mesh=None), LoraOptions(4))
   trainer = trainer_of(model, OPTIONS, head_rows=16)
   batch = micro_batch(211, 1, 16)
   args = (trainer._program, trainer.state, trainer._frozen, batch, 0.1)
@@ -193,17 +192,15 @@ def test_frozen_weights_get_no_gradient():
 
 def test_wrong_adapters_are_named(tmp_path):
   with pytest.raises(ValueError, match=r"\['gate'\]; a gpt2 layer has q, k"):
-    lora.add(random_model('gpt2'), lora.LoraOptions(4, targets=('gate',)))
+    lora.add(random_model('gpt2'), LoraOptions(4, targets=('gate',)))
   for target in ('router', 'experts_up'):
     with pytest.raises(ValueError, match='a qwen3_moe layer has q, k, v, o$'):
-      lora.add(
-        random_model('qwen3_moe'), lora.LoraOptions(4, targets=(target,))
-      )
+      lora.add(random_model('qwen3_moe'), LoraOptions(4, targets=(target,)))
   with pytest.raises(ValueError, match='rank 0'):
-    lora.add(random_model('gpt2'), lora.LoraOptions())
+    lora.add(random_model('gpt2'), LoraOptions())
   model = adapted('gpt2')
   with pytest.raises(ValueError, match='already'):
-    lora.add(model, lora.LoraOptions(4, targets=('q',)))
+    lora.add(model, LoraOptions(4, targets=('q',)))
   with pytest.raises(ValueError, match='lora.merge'):
     checkpoint.save_hf(model, tmp_path)
   with pytest.raises(ValueError, match='no adapters'):

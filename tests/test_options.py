@@ -1,5 +1,6 @@
 """Defaults live once, say what they mean, and cost nothing to import."""
 
+import dataclasses
 import pathlib
 import shutil
 import subprocess
@@ -135,3 +136,25 @@ def test_options_of_a_section():
   assert (job.fit.batch_size, job.fit.seed) == (7, 5)
   assert (job.optimizer.name, job.lora.rank) == ('muon', 3)
   assert job.step.remat and job.fit.max_length == 2048
+
+
+def test_types_may_be_written_as_text():
+  """As `from __future__ import annotations` writes them all."""
+
+  @dataclasses.dataclass(frozen=True)
+  class Late:
+    """Some.
+
+    Attributes:
+      share: a share.
+      mesh: a layout.
+    """
+
+    share: 'float | None' = None
+    mesh: 'MeshOptions' = MeshOptions()
+
+  section = config_lib.fields(Late)
+  assert set(section) == {'share'}
+  assert section['share'].default.get_type() is float
+  given = {'share': 0.5, 'mesh': {'fsdp': 2}}
+  assert options.of(Late, given) == Late(0.5, MeshOptions(fsdp=2))

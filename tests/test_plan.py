@@ -18,6 +18,7 @@ from qaq_jax.finetune import optimizer, step
 from qaq_jax.models import sharding
 from qaq_jax.models.hf import checkpoint
 from qaq_jax.models.hf.read_config import read_config
+from qaq_jax.models.options import LoraOptions
 from qaq_jax.planner import (
   collectives,
   footprint,
@@ -481,7 +482,7 @@ def test_int8_kernels_are_read_and_gathered_as_such():
 
 def test_adapters_alone_have_optimiser_state_by_estimate():
   """As the compiled state of a LoRA run has it, frozen weights in bfloat16."""
-  options, mesh = lora_lib.LoraOptions(rank=2), Mesh(1, 2, 2)
+  options, mesh = LoraOptions(rank=2), Mesh(1, 2, 2)
   config = tiny()
   device_mesh = sharding.make_mesh(**mesh.shape, devices=jax.devices()[:4])
   model = lora_lib.add(

@@ -32,6 +32,7 @@ from qaq_jax.runtime import progress
 from qaq_jax.scoring import batching, kinds, loop, metrics, parts, scorer, store
 from qaq_jax.scoring import programs as programs_lib
 from qaq_jax.scoring import window as window_lib
+from qaq_jax.scoring.options import ScoreOptions
 
 # Of float32 sums in other batches, orders and shardings: nothing in them
 # cancels, and a token's is made of about what a blind guess has.
@@ -151,7 +152,7 @@ def test_other_batches_and_order_give_the_same_numbers(folder, table, tmp_path):
   rig.score(
     folder,
     tmp_path / 'a',
-    options=scorer.ScoreOptions(
+    options=ScoreOptions(
       tokens_per_batch=700, max_shapes=2, rows_per_part=100, progress=False
     ),
   )

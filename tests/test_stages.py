@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import types
 
 import pytest
 from test_processes import free_port
@@ -136,6 +137,21 @@ def test_a_stage_is_added_in_one_place(toys):
   code, _, err = toys('one', '--config=recipe.py')
   assert not code, err
   assert (toys.folder / 'toys' / 'one').read_text() == '[]\n'
+
+
+def test_a_run_from_python_ends_with_hints_whatever_was_given(
+  tmp_path, monkeypatch, capsys
+):
+  stage = registry.Stage(
+    'toy', says='nothing', module='toy', next='qaq {given}'
+  )
+  monkeypatch.setitem(registry.STAGES, 'toy', stage)
+  toy = types.SimpleNamespace(run=lambda config, workdir: None)
+  monkeypatch.setitem(sys.modules, 'toy', toy)
+  c = config_lib.get_default()
+  c.stages, c.roles.strong, c.roles.weak = ('toy',), '', ''
+  pipeline.run('run', c, str(tmp_path), given=['--config=x'])
+  assert capsys.readouterr().out.endswith('\nnext: qaq --config=x\n')
 
 
 def test_processes_run_it_as_its_record_says(toys):
@@ -333,6 +349,7 @@ def test_what_is_said_goes_one_way():
     'runtime/console.py',
     'runtime/processes.py',  # of its own end, whichever process it is
     'sandbox/process.py',
+    'scoring/kinds.py',  # as a command of its own
     'selection/__main__.py',
   }
 

@@ -11,8 +11,6 @@ from qaq_jax.models import sharding
 from qaq_jax.models.decoder import Decoder
 from qaq_jax.models.options import LoraOptions
 
-__all__ = ['LoraOptions', 'add', 'merge']
-
 
 def add(model: Decoder, options: LoraOptions, seed: int = 0) -> Decoder:
   """Returns a decoder of the same arrays with adapters that do nothing yet.

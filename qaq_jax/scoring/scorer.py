@@ -29,8 +29,6 @@ VERSION = 1
 
 _DEFAULTS = ScoreOptions()
 
-__all__ = ['ScoreOptions', 'plan', 'score', 'VERSION']
-
 
 def score(
   samples,

@@ -18,6 +18,7 @@ from qaq_jax.evaluation import comparison
 from qaq_jax.finetune import identity
 from qaq_jax.runtime import console
 from qaq_jax.scoring import parts, scorer
+from qaq_jax.scoring.options import ScoreOptions
 from qaq_jax.selection import budget as budget_lib
 from qaq_jax.selection import select as select_lib
 from qaq_jax.selection.rules import rule
@@ -302,7 +303,7 @@ class _Cells:
       name='cell',
       out_dir=folder / 'held_out',
       fingerprint=fingerprint,
-      options=scorer.ScoreOptions(terms=(_TERM,), max_shapes=6, progress=False),
+      options=ScoreOptions(terms=(_TERM,), max_shapes=6, progress=False),
       mesh=self.job.mesh,
     )
     found: dict[int, float] = {}

@@ -6,6 +6,7 @@ and those here. `qaq_jax/config.py` makes the sections; `of` reads them.
 """
 
 import dataclasses
+import typing
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeVar
 
@@ -28,9 +29,11 @@ def of(kind: type[Options], section: Mapping, **given) -> Options:
     **given: fields that the section lacks, or that it is overruled in.
   """
   values = {}
+  hints = typing.get_type_hints(kind)
   for field in dataclasses.fields(kind):
-    if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
-      values[field.name] = of(field.type, section.get(field.name, section))
+    inner = hints[field.name]
+    if isinstance(inner, type) and dataclasses.is_dataclass(inner):
+      values[field.name] = of(inner, section.get(field.name, section))
     elif field.name in section:
       values[field.name] = section[field.name]
   return kind(**values | given)
