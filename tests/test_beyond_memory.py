@@ -275,6 +275,7 @@ def test_little_memory_goes_to_disk(tmp_path):
     ({'rule': 'ifd'}, "has no rule 'ifd'.*select.engine=memory"),
     ({'budget': {'threshold': 0.1}, 'rule': 'random'}, 'has no score'),
     ({'by': 'third'}, 'strata.by'),
+    ({'num_strata': 0}, 'strata.num_strata is 0; it must be >= 1'),
     ({'roles': {'strong': 'other'}}, "no column 'status_other'"),
     ({'roles': {'strong': 'strong'}}, 'needs a weak model'),
   ],

@@ -9,7 +9,9 @@ import pytest
 import tiny_tokenizers
 
 from qaq_jax.data.types import Sample
+from qaq_jax.encoding import published_ifd
 from qaq_jax.encoding.encoder import Encoder
+from qaq_jax.selection import columns
 
 REVERSE = 'Answer:\n{answer}'
 QWEN3 = (
@@ -350,3 +352,24 @@ def test_published_forms_keep_markers_plain(tmp_path):
   for s in encoded.sequences[2:]:
     assert not set(s.ids.tolist()) & encoder.tokenizer.marker_ids
     assert s.ids.dtype == np.int32
+
+
+def test_a_forms_ratio_is_in_its_record(monkeypatch):
+  form = published_ifd.Form(
+    'ifd_toy',
+    'cherry_limit',
+    published_ifd.cherry,
+    {'a_toy_alone': 'x', 'a_toy_cond': 'y'},
+    lambda cond, alone: cond - 2 * alone,
+  )
+  monkeypatch.setitem(published_ifd.FORMS, 'ifd_toy', form)
+  table = {
+    'row': [0, 1],
+    'status_m': ['ok', 'ok'],
+    'nll_a_toy_alone_m': [6.0, None],
+    'n_a_toy_alone_m': [3, 1],
+    'nll_a_toy_cond_m': [5.0, 5.0],
+    'n_a_toy_cond_m': [1, 1],
+  }
+  found = columns.ScoreColumns(table).published_ifd('ifd_toy', 'm')
+  np.testing.assert_array_equal(found, [1.0, np.nan])

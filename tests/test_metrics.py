@@ -8,6 +8,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pyarrow as pa
 
+from qaq_jax.encoding import published_ifd
 from qaq_jax.scoring import metrics
 
 
@@ -18,9 +19,10 @@ def test_values_by_hand():
     metrics.r_ifd([10.0], [5], [4.0], [5]), [math.exp(-1.2)]
   )
   np.testing.assert_allclose(metrics.ifd([6.0], [12.0], [4]), [0.5])
-  np.testing.assert_allclose(metrics.ifd_cherry([6.0], [3], [8.0], [2]), [0.5])
+  means = metrics.log_ppl([6.0], [3]), metrics.log_ppl([8.0], [2])
+  np.testing.assert_allclose(published_ifd.ratio_of_losses(*means), [0.5])
   np.testing.assert_allclose(
-    metrics.ifd_superfilter([6.0], [3], [8.0], [2]), [math.exp(-2.0)]
+    published_ifd.ratio_of_perplexities(*means), [math.exp(-2.0)]
   )
   np.testing.assert_allclose(metrics.ppl([2.0], [2]), [math.e])
 
@@ -34,8 +36,8 @@ def test_nulls_and_zero_counts_are_nan_never_numbers():
     metrics.rmi(nll, n, good, good),
     metrics.rmi(good, good, nll, n),
     metrics.r_ifd(nll, n, good, good),
-    metrics.ifd_superfilter(good, good, nll, n),
-    metrics.ifd_cherry(nll, n, good, good),
+    published_ifd.ratio_of_perplexities(good, metrics.log_ppl(nll, n)),
+    published_ifd.ratio_of_losses(metrics.log_ppl(nll, n), good),
     metrics.ifd(nll, good, n),
     metrics.ppl(
       pa.chunked_array([nll]), np.ma.masked_invalid([2, 2, np.nan, 0])

@@ -140,24 +140,53 @@ def _encode(tokenizer: Tokenizer, texts) -> list[np.ndarray]:
   return [np.concatenate([prefix, i]) for i in ids] if len(prefix) else ids
 
 
+def ratio_of_losses(cond_N: np.ndarray, alone_N: np.ndarray) -> np.ndarray:
+  """IFD as published with Cherry LLM, arXiv 2308.12032, section 2.2.
+
+  Args:
+    cond_N: mean -log p of the answer behind the prompt, nats per token.
+    alone_N: the same of the answer alone.
+
+  Returns:
+    float64 [N], NaN where one is not finite or that of the answer alone is 0.
+  """
+  good = np.isfinite(cond_N) & np.isfinite(alone_N) & (alone_N != 0)
+  ratio = np.full(cond_N.shape, np.nan)
+  return np.divide(cond_N, alone_N, out=ratio, where=good)
+
+
+def ratio_of_perplexities(
+  cond_N: np.ndarray, alone_N: np.ndarray
+) -> np.ndarray:
+  """IFD as published with Superfiltering, arXiv 2402.00530, equation 1.
+
+  Orders samples differently from the ratio of losses; see it for arguments.
+  """
+  with np.errstate(over='ignore'):
+    return np.exp(cond_N - alone_N)
+
+
 @dataclasses.dataclass(frozen=True)
 class Form:
   """A published form: two sequences of its own, and a ratio of their terms.
 
   Attributes:
-    option: the option of the encoder, that asks for it; the function of the
-      ratio in `scoring.metrics` and its column have the same name.
+    option: the option of the encoder, that asks for it; its column has the
+      same name.
     limit: option with the most tokens of prompt and answer.
     encode: tokenizer, samples and limit -> for each sample (sequences, term ->
       reason of a null).
     terms: the terms of the answer alone, then behind the prompt, with what is
       scored.
+    ratio: mean losses behind the prompt and alone, [N] each -> the form's
+      number.
   """
 
   option: str
   limit: str
   encode: Callable
   terms: Mapping[str, str]
+  ratio: Callable
 
 
 FORMS = {
@@ -171,6 +200,7 @@ FORMS = {
         'a_cherry_alone': 'answer after the response heading',
         'a_cherry_cond': 'answer after the Alpaca prompt',
       },
+      ratio_of_losses,
     ),
     Form(
       'ifd_superfilter',
@@ -180,6 +210,7 @@ FORMS = {
         'a_superfilter_alone': 'bare answer but for its first token',
         'a_superfilter_cond': 'answer after the bare instruction',
       },
+      ratio_of_perplexities,
     ),
   )
 }

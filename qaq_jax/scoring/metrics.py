@@ -10,6 +10,8 @@ Letters: NLL in nats (sums), n in tokens, `log PPL = NLL / n`.
 
 import numpy as np
 
+from qaq_jax.encoding import published_ifd
+
 
 def column(values) -> np.ndarray:
   """Any column as float64 with NaN for null."""
@@ -54,38 +56,18 @@ def r_ifd(nll_q, n_q, nll_q_given_a, n_q_given_a) -> np.ndarray:
     return np.exp(-rmi(nll_q, n_q, nll_q_given_a, n_q_given_a))
 
 
-def ifd(nll_a_given_q, nll_a, n_a, n_a_alone=None) -> np.ndarray:
+def ifd(nll_a_given_q, nll_a, n_a) -> np.ndarray:
   """`log PPL(A|Q) / log PPL(A)`, a ratio of mean losses.
 
   With the two shared sequences both are over the same `n_a` tokens. Source:
   the idea of IFD, arXiv 2308.12032 (the published form with its own prompts is
-  `ifd_cherry`). NaN where the denominator is 0.
+  `published_ifd.FORMS`). NaN where the denominator is 0.
 
   Args:
     nll_a_given_q: nats, the answer after the query.
     nll_a: nats, the answer without the query.
     n_a: tokens of the answer.
-    n_a_alone: tokens of the answer in `nll_a`, where they differ.
   """
-  top = log_ppl(nll_a_given_q, n_a)
-  bottom = log_ppl(nll_a, n_a if n_a_alone is None else n_a_alone)
-  good = np.isfinite(top) & np.isfinite(bottom) & (bottom != 0)
-  return np.divide(top, bottom, out=np.full(top.shape, np.nan), where=good)
-
-
-def ifd_cherry(nll_cond, n_cond, nll_alone, n_alone) -> np.ndarray:
-  """IFD as published with Cherry LLM: a ratio of mean losses.
-
-  Source: arXiv 2308.12032, section 2.2.
-  """
-  return ifd(nll_cond, nll_alone, n_cond, n_alone)
-
-
-def ifd_superfilter(nll_cond, n_cond, nll_alone, n_alone) -> np.ndarray:
-  """IFD as published with Superfiltering: a ratio of *perplexities*.
-
-  Source: arXiv 2402.00530, equation 1. Orders samples differently from the
-  ratio of losses.
-  """
-  with np.errstate(over='ignore'):
-    return np.exp(log_ppl(nll_cond, n_cond) - log_ppl(nll_alone, n_alone))
+  return published_ifd.ratio_of_losses(
+    log_ppl(nll_a_given_q, n_a), log_ppl(nll_a, n_a)
+  )

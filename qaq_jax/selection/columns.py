@@ -227,18 +227,14 @@ class ScoreColumns(Roles):
     if self.has(name):
       return self._masked(model, self.raw(name))
     alone, cond = FORMS[form].terms
-    names = [
-      f'{what}_{term}_{model}'
-      for term in (cond, alone)
-      for what in ('nll', 'n')
-    ]
-    if not all(self.has(column) for column in names):
+    sums = [(f'nll_{t}_{model}', f'n_{t}_{model}') for t in (cond, alone)]
+    if not all(self.has(column) for pair in sums for column in pair):
       raise MissingColumn(
         f'The score table has no column {name!r}: score with '
         f'`--config.score.{form}=True` (model {model!r}).'
       )
-    function = getattr(metrics, form)
-    return self._masked(model, function(*(self.raw(n) for n in names)))
+    means = [metrics.log_ppl(self.raw(nll), self.raw(n)) for nll, n in sums]
+    return self._masked(model, FORMS[form].ratio(*means))
 
   def with_column(self, form: str) -> list[str]:
     """Models that have a published IFD form in this table."""
