@@ -31,6 +31,7 @@ from qaq_jax.sandbox.process import Limits
 from qaq_jax.scoring.options import ScoreOptions
 from qaq_jax.selection import options as selection_options
 from qaq_jax.selection.budget import Budget
+from qaq_jax.selection.rules import rule as rule_lib
 from qaq_jax.stages import options as stage_options
 
 
@@ -89,6 +90,22 @@ def _default(kind, field, hints):
   return value
 
 
+def _rule_options() -> dict[str, Field]:
+  """Options of single rules, whose own default holds where none is set."""
+  found, rules = {}, rule_lib.RULES.values()
+  for name, kind in rule_lib.option_types(*rules).items():
+    meanings: dict[str, list[str]] = {}  # -> rules and their defaults
+    for rule in rules:
+      if name in rule.options:
+        named = f'{rule.name} ({rule.defaults()[name]})'
+        meanings.setdefault(rule.options[name][1], []).append(named)
+    comment = '; '.join(
+      f'{", ".join(named)}: {meaning}' for meaning, named in meanings.items()
+    )
+    found[name] = Field(placeholder(kind), comment)
+  return found
+
+
 def _comments(kind) -> dict[str, str]:
   """Field -> its entry under `Attributes:` in the docstring."""
   text = (inspect.getdoc(kind) or '').partition('Attributes:\n')[2]
@@ -113,9 +130,8 @@ def sections() -> dict[str, Field | dict]:
     )
     | {'mesh': fields(MeshOptions)},
     'strata': fields(selection_options.StrataOptions),
-    'select': fields(
-      selection_options.SelectOptions, selection_options.RuleOptions
-    )
+    'select': fields(selection_options.SelectOptions)
+    | _rule_options()
     | {'budget': fields(Budget)},
     'analyse': fields(selection_options.AnalyseOptions),
     'compare': fields(stage_options.Compare),

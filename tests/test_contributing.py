@@ -159,3 +159,13 @@ def test_both_engines_choose_the_same(worked):
   before = (tree / 'work/selected.jsonl').read_bytes()
   run(*_qaq('select'), '--config.select.engine=duckdb')
   assert (tree / 'work/selected.jsonl').read_bytes() == before
+  # And with the rule's own option, which the shortest answer does not pass.
+  lengths = pq.read_table(tree / 'work/scores.parquet')[
+    'n_a_strong'
+  ].to_pylist()
+  least = f'--config.select.least={sorted(lengths)[1]}'
+  for engine in 'memory', 'duckdb':
+    run(*_qaq('select'), f'--config.select.engine={engine}', least)
+    lines = (tree / 'work/selected.jsonl').read_text().splitlines()
+    found = sorted(len(json.loads(line)['output']) for line in lines)
+    assert found == [12, 18, 24]

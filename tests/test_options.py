@@ -18,7 +18,6 @@ from qaq_jax.models.options import MeshOptions
 from qaq_jax.planner.options import Assumptions
 from qaq_jax.scoring.options import ScoreOptions
 from qaq_jax.selection.options import (
-  RuleOptions,
   SelectOptions,
   StrataOptions,
 )
@@ -117,7 +116,7 @@ def test_sections_give_back_the_defaults_of_the_options():
     (c.score, EncoderOptions, ScoreOptions, options.Score),
     (c.score.mesh, MeshOptions),
     (c.strata, StrataOptions),
-    (c.select, SelectOptions, RuleOptions),
+    (c.select, SelectOptions),
     (c.finetune, JobOptions, options.Finetune),
     (c.evaluate, EvaluateOptions, options.Evaluate),
     (c.plan, Assumptions, options.Plan),

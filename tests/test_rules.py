@@ -55,6 +55,29 @@ def test_every_rule_of_the_specification_is_registered():
   assert max(map(len, text.splitlines())) <= 100
 
 
+@pytest.mark.parametrize(
+  'options, words',
+  [
+    ({'engine': ('memory', '')}, "'engine'.*field of config.select that holds"),
+    ({'budget': (0.5, '')}, "'budget'.*field of config.select that holds"),
+    ({'lo': (1, '')}, "'lo'.*'misfit' is of type int.*type float"),
+    ({'least': (None, '')}, "'least'.*no default: give its type"),
+  ],
+)
+def test_options_that_a_config_cannot_hold_are_refused(options, words):
+  add = rule_lib.register(
+    'misfit',
+    keeps='-',
+    source='ours',
+    score='-',
+    models=eligible.played('strong'),
+    options=options,
+  )
+  with pytest.raises(ValueError, match=words):
+    add(lambda columns, options, context: None)
+  assert 'misfit' not in rule_lib.RULES
+
+
 # Names of rules that are words of other things too: columns, data, kinds.
 SHARED_WORDS = {
   'all',

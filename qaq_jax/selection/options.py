@@ -55,38 +55,6 @@ class SelectOptions:
 
 
 @dataclasses.dataclass(frozen=True)
-class RuleOptions:
-  """Options of single rules; None = the rule's own default.
-
-  The README's table of rules, or `python -m qaq_jax.selection`, says which
-  rule has which.
-
-  Attributes:
-    lo: lower end of what is kept.
-    hi: upper end of what is kept.
-    drop: share of the eligible rows that is removed.
-    model: whose scores count, a role or a model name.
-    of: whose perplexity: 'a_given_q' or 'q'.
-    reference: the rule whose lengths are matched.
-    num_bins: equal-count bins of length.
-    column: name of the score in the table or the file.
-    path: file with a score for each row.
-    key: what joins that file, 'row' or 'id'.
-  """
-
-  lo: float | None = None
-  hi: float | None = None
-  drop: float | None = None
-  model: str | None = None
-  of: str | None = None
-  reference: str | None = None
-  num_bins: int | None = None
-  column: str | None = None
-  path: str | None = None
-  key: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
 class AuditOptions:
   """What every rule lets through, by a label in the input's records.
 

@@ -184,11 +184,10 @@ def rule_options(config, workdir: WorkDir, name: str) -> dict:
 
 def given_options(config) -> dict:
   """Options of single rules that `config.select` sets."""
-  fixed = {'budget', *(f.name for f in dataclasses.fields(SelectOptions))}
   return {
     name: value
     for name, value in config.select.items()
-    if name not in fixed and value is not None
+    if name not in rule.FIXED and value is not None
   }
 
 

@@ -1,21 +1,28 @@
 """Scores that come from elsewhere: a file, or a field of the input's rows."""
 
+from __future__ import annotations
+
 import json
 import os
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.csv as pa_csv
-import pyarrow.json as pa_json
-import pyarrow.parquet as pq
 
-from qaq_jax.selection.columns import MissingColumn
+from qaq_jax.selection.roles import MissingColumn
 from qaq_jax.selection.rules import eligible
 from qaq_jax.selection.rules.rule import Candidates, register
 
+# The rules' records are part of what a command line starts with; pyarrow, slow
+# to import, is not.
+if TYPE_CHECKING:
+  import pyarrow as pa
+
 
 def _read_table(path: str) -> pa.Table:
+  import pyarrow.csv as pa_csv
+  import pyarrow.json as pa_json
+  import pyarrow.parquet as pq
+
   readers = {
     '.parquet': pq.read_table,
     '.csv': pa_csv.read_csv,
@@ -45,6 +52,9 @@ def read_scores(path, columns, name: str, key: str = 'auto'):
   Raises:
     ValueError: a missing column, a doubled key, or nothing in common.
   """
+  import pyarrow as pa
+  import pyarrow.compute as pc
+
   path = os.fspath(path)
   table = _read_table(path)
   if key == 'auto':
@@ -135,7 +145,7 @@ def _scores_of_input(run, options):
   models=eligible.present_roles,
   options={
     'column': ('scar', 'name of the score in the table or the file'),
-    'path': (None, 'Parquet, CSV or JSONL file of scores'),
+    'path': (str, 'Parquet, CSV or JSONL file of scores'),
     'key': ('auto', "join the file on 'row' or 'id'"),
     'scores': (None, 'array [rows] of scores, instead of a file'),
   },

@@ -12,7 +12,7 @@ import re
 import numpy as np
 
 from qaq_jax.selection import budget as budget_lib
-from qaq_jax.selection.columns import MissingColumn
+from qaq_jax.selection.roles import MissingColumn
 from qaq_jax.selection.rules import eligible
 from qaq_jax.selection.rules.rule import Candidates, register
 from qaq_jax.workdir import checksums, files

@@ -17,6 +17,7 @@ import numpy as np
 
 from qaq_jax.selection import budget as budget_lib
 from qaq_jax.selection import strata
+from qaq_jax.selection.options import SelectOptions
 
 
 @dataclasses.dataclass
@@ -103,7 +104,9 @@ class Rule:
     models: (ScoreColumns, options) -> models whose status decides who is
       eligible.
     needs: columns, with {strong}, {weak} or {model} for a model's name.
-    options: name -> (default, meaning).
+    options: name -> (default, meaning), fields of `config.select` too; a type
+      in place of the default where there is none, and None for what `inputs`
+      fills in.
     inputs: option -> (stages.artifacts.Inputs, options) -> its value, for
       options that a run fills in from what it has; None where it has nothing.
     budget: the budget in force when the user sets none.
@@ -139,8 +142,44 @@ class Rule:
   stream: int = budget_lib.TIES
   sql: Sql | None = None
 
+  def defaults(self) -> dict[str, Any]:
+    """Option -> its default, None where it has none."""
+    return {
+      name: None if isinstance(default, type) else default
+      for name, (default, _) in self.options.items()
+    }
+
 
 RULES: dict[str, Rule] = {}
+# Fields of `config.select` that are no options of single rules.
+FIXED = {'budget', *(f.name for f in dataclasses.fields(SelectOptions))}
+
+
+def option_types(*rules: Rule) -> dict[str, type]:
+  """The options of rules that a user sets: name -> type.
+
+  Raises:
+    ValueError: one has no type, or two rules have one of the same name and
+      another type.
+  """
+  types: dict[str, type] = {}
+  for rule in rules:
+    for name, (default, _) in rule.options.items():
+      if name in rule.inputs:
+        continue
+      if default is None:
+        raise ValueError(
+          f'The option {name!r} of the rule {rule.name!r} has no default: give '
+          'its type in place of it.'
+        )
+      kind = default if isinstance(default, type) else type(default)
+      if types.setdefault(name, kind) is not kind:
+        raise ValueError(
+          f'The option {name!r} of the rule {rule.name!r} is of type '
+          f'{kind.__name__}; that of another rule is of type '
+          f'{types[name].__name__}: name it otherwise.'
+        )
+  return types
 
 
 def register(name, **fields):
@@ -151,7 +190,9 @@ def register(name, **fields):
     **fields: of its Rule.
 
   Raises:
-    ValueError: the name or the stream is that of another rule.
+    ValueError: the name or the stream is that of another rule, or an option
+      has the name of another field of `config.select` or another type than
+      in another rule.
   """
 
   def add(function):
@@ -162,6 +203,13 @@ def register(name, **fields):
         f'{RULES[name].function.__module__}: name the one in '
         f'{function.__module__} otherwise.'
       )
+    for option in rule.options:
+      if option in FIXED:
+        raise ValueError(
+          f'The option {option!r} of the rule {name!r} has the name of a field '
+          'of config.select that holds for every rule: name it otherwise.'
+        )
+    option_types(*RULES.values(), rule)
     for other in RULES.values():
       same = rule.stream == other.stream != budget_lib.TIES
       if same and function is not other.function:
@@ -200,7 +248,7 @@ def resolve_options(rule: Rule, given: Mapping[str, Any]) -> dict[str, Any]:
   Raises:
     ValueError: an option that the rule does not have.
   """
-  options = {name: default for name, (default, _) in rule.options.items()}
+  options = rule.defaults()
   for name, value in given.items():
     if value is None:
       continue
@@ -234,8 +282,8 @@ def describe_rules(width: int = 100) -> str:
     add(f'[{rule.source}; default budget: {amount}]')
     if rule.needs:
       add('needs ' + '; '.join(rule.needs), '  ', break_on_hyphens=False)
-    for name, (default, meaning) in rule.options.items():
-      add(f'select.{name}={default!r}: {meaning}', '  ')
+    for name, default in rule.defaults().items():
+      add(f'select.{name}={default!r}: {rule.options[name][1]}', '  ')
   return '\n'.join(lines)
 
 
