@@ -1,5 +1,7 @@
 """Defaults live once, say what they mean, and cost nothing to import."""
 
+import ast
+import contextlib
 import dataclasses
 import pathlib
 import shutil
@@ -57,6 +59,64 @@ def test_options_import_the_standard_library_and_numpy_alone():
   loaded = loaded_by(f'import {", ".join(MODULES)}')
   site = loaded_by('import numpy, qaq_jax')  # what an installation hooks in
   assert loaded - site - set(sys.stdlib_module_names) == set()
+
+
+def defaults(path):
+  """(name, value) of fields and parameters whose default is a literal."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    found = []
+    if isinstance(node, ast.FunctionDef):
+      plain = [*node.args.posonlyargs, *node.args.args]
+      found = [
+        *zip(plain[::-1], node.args.defaults[::-1], strict=False),
+        *zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True),
+      ]
+      found = [(argument.arg, value) for argument, value in found]
+    elif isinstance(node, ast.ClassDef) and node.decorator_list:
+      fields = [n for n in node.body if isinstance(n, ast.AnnAssign)]
+      found = [(field.target.id, field.value) for field in fields]
+    for name, value in found:
+      with contextlib.suppress(ValueError):  # not a literal
+        if value is not None:
+          yield name, ast.literal_eval(value)
+
+
+# What says "none", "all" or "chosen for you", not how much.
+NEUTRAL = (None, False, True, 0, 1, '', (), 'auto')
+
+
+def written_twice(paths):
+  own = [ROOM.parent / (m.replace('.', '/') + '.py') for m in MODULES]
+  known = {
+    name
+    for path in own
+    for name, value in defaults(path)
+    if value not in NEUTRAL
+  }
+  return [
+    f'{path}: {name}={value!r}'
+    for path in sorted({*paths} - {*own})
+    for name, value in defaults(path)
+    if name in known and value not in NEUTRAL
+  ]
+
+
+def test_no_default_of_an_option_is_written_again():
+  assert written_twice(ROOM.rglob('*.py')) == []
+
+
+def test_a_default_that_is_written_again_is_found(tmp_path):
+  path = tmp_path / 'again.py'
+  path.write_text(
+    'def f(x, keep=2, *, y, max_shapes=24, epochs=0): pass\n'
+    '@dataclass\nclass Layout:\n  batch_size: int = 512\n'
+    '  packing: str = FitOptions.packing\n'
+  )
+  assert [found.partition(': ')[2] for found in written_twice([path])] == [
+    'keep=2',
+    'max_shapes=24',
+    'batch_size=512',
+  ]
 
 
 HEAVY = {'flax', 'optax', 'orbax', 'transformers', 'torch', 'datasets'}

@@ -420,7 +420,9 @@ def test_blocks_stay_within_the_data():
 def test_a_prediction_is_the_roofline_of_counted_operations():
   """One chip, so no collectives; operations counted by hand."""
   config, chip = tiny(), topology.parse('v5e:1x1')[0]
-  made = predict.scoring_step(config, Mesh(), chip, (4, 64), 0.5, ASSUMED)
+  made = predict.scoring_step(
+    config, Mesh(), chip, (4, 64), 0.5, ASSUMED, dtype='bfloat16'
+  )
   layer = 2 * 128 * 128 + 2 * 128 * 64 + 3 * 128 * 256
   products = 2 * 256 * (3 * layer + 0.5 * 1024 * 128)
   attention = 4 * 128 * 32 * 256 * 3
@@ -465,7 +467,14 @@ def test_int8_kernels_are_read_and_gathered_as_such():
   chip = topology.parse('v5e:2x2')[0]
   plain, int8 = (
     predict.scoring_step(
-      config, mesh, chip, (4, 64), 0.5, ASSUMED, quantized=quantized
+      config,
+      mesh,
+      chip,
+      (4, 64),
+      0.5,
+      ASSUMED,
+      dtype='bfloat16',
+      quantized=quantized,
     )
     for quantized in ('', 'int8')
   )
@@ -525,6 +534,7 @@ def test_adapters_alone_have_optimiser_state_by_estimate():
       ASSUMED,
       False,
       0.0,
+      'bfloat16',
       lora=given,
     )
     for given in (None, options)

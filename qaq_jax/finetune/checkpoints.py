@@ -9,6 +9,7 @@ import shutil
 import jax
 from orbax.checkpoint.experimental import v1 as ocp
 
+from qaq_jax.finetune.options import FitOptions
 from qaq_jax.runtime import processes
 from qaq_jax.workdir import checksums
 from qaq_jax.workdir.files import StoreError
@@ -32,7 +33,11 @@ class Checkpoints:
   """
 
   def __init__(
-    self, directory: str | os.PathLike, keep: int = 2, *, tidy: bool = True
+    self,
+    directory: str | os.PathLike,
+    keep: int = FitOptions.keep,
+    *,
+    tidy: bool = True,
   ):
     """Opens the folder, made when missing.
 

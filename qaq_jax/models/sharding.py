@@ -20,6 +20,8 @@ from typing import Protocol
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from qaq_jax.models.options import MeshOptions
+
 MESH_AXES = ('data', 'fsdp', 'tensor')
 
 
@@ -32,7 +34,7 @@ class Sizes(Protocol):
 
 
 def mesh_sizes(
-  number: int, data: int = -1, fsdp: int = 1, tensor: int = 1
+  number: int, data: int, fsdp: int, tensor: int
 ) -> tuple[int, int, int]:
   """Returns the sizes of the mesh axes on `number` devices, -1 filled in.
 
@@ -60,9 +62,9 @@ def mesh_sizes(
 
 
 def make_mesh(
-  data: int = -1,
-  fsdp: int = 1,
-  tensor: int = 1,
+  data: int = MeshOptions.data,
+  fsdp: int = MeshOptions.fsdp,
+  tensor: int = MeshOptions.tensor,
   devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
   """Returns a mesh of Explicit axes `data`, `fsdp`, `tensor`.

@@ -55,7 +55,8 @@ def scoring_step(
   scored: float,
   assumed: Assumptions,
   wire_bytes: float | None = None,
-  dtype: str = 'bfloat16',
+  *,
+  dtype: str,
   quantized: str = '',
 ) -> Step:
   """Predicts one batch of scoring.
@@ -108,7 +109,7 @@ def training_step(
   assumed: Assumptions,
   remat: bool,
   wire_bytes: float,
-  dtype: str = 'bfloat16',
+  dtype: str,
   lora: LoraOptions | None = None,
 ) -> Step:
   """Predicts one micro-batch of fine-tuning.

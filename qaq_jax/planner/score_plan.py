@@ -248,8 +248,8 @@ def _rates(request, topology, mesh, assumed, found):
       request.scored,
       assumed,
       found['wire_bytes_per_token'] * rows * length,
-      request.dtype,
-      request.quantized,
+      dtype=request.dtype,
+      quantized=request.quantized,
     )
     seconds += count * step.seconds
     positions += count * rows * length

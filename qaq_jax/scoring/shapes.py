@@ -11,6 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from qaq_jax.scoring.options import ScoreOptions
+
 _MAX_CANDIDATES = 512  # lengths that the planner tells apart
 _TRIAL_SEQUENCES = 8192  # sequences that the planner tries a plan on
 _MAX_TYPICAL = 4096  # sequences of the window that shapes are fitted to
@@ -54,7 +56,7 @@ class BatchPlan:
 def plan_shapes(
   histogram,
   *,
-  max_shapes: int = 24,
+  max_shapes: int = ScoreOptions.max_shapes,
   tokens_per_batch: int,
   multiple: int = 1,
   rows_multiple: int = 1,
