@@ -187,7 +187,7 @@ def describe(*names: str) -> str:
   """The fields of some sections, with defaults and comments, as text.
 
   Args:
-    *names: of sections; none: all.
+    *names: names of sections; none: all.
 
   Raises:
     WrongWord: there is no such section.

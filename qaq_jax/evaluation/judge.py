@@ -65,7 +65,7 @@ class Verdict:
       message.
     failed: numbers of the failed tests; only the first, unless all were run.
     tests: how many tests the suite has.
-    seconds: that the program had for its tests, after its load.
+    seconds: the seconds that the program had for its tests, after its load.
   """
 
   status: str

@@ -112,7 +112,7 @@ class Curve:
     """Counts an update, and writes a line if one is due.
 
     Args:
-      batch: that it was made with.
+      batch: the batch that it was made with.
       rate: learning rate.
       loss: weighted mean, nats per token.
       weight: sum of the weights.

@@ -21,7 +21,7 @@ def writer(
     trainer: a `step.Trainer`.
     encoder: the encoder of the training examples.
     samples: whose queries are answered, greedily.
-    mesh: that the model lives on.
+    mesh: the mesh that the model lives on.
   """
   prompts = [
     prompts_lib.chat_prompt(encoder, s.query, system=s.system) for s in samples

@@ -49,7 +49,7 @@ class Bar:
 
     Args:
       name: the name of the run.
-      tokens: that are left to train on; time left goes by them.
+      tokens: the tokens that are left to train on; time left goes by them.
       steps: the number of updates of the whole run.
       show: False prints nothing.
     """

@@ -87,7 +87,7 @@ class Generator:
       prompt_lengths: tokens that prompts are padded to; None: powers of two
         from 64.
       chunk: tokens written before the host looks for stop strings.
-      mesh: that the model lives on.
+      mesh: the mesh that the model lives on.
       **changes: fields of the options with other values.
 
     Raises:

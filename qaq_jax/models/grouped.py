@@ -24,7 +24,7 @@ def block_rows(rows: int, groups: int, platform: str) -> int | None:
 
   Args:
     rows: R, over all groups.
-    groups: that share them, those of other devices too.
+    groups: the groups that share them, those of other devices too.
     platform: 'cpu', 'gpu' or 'tpu': of the devices that the program is for.
   """
   if platform == 'tpu':

@@ -95,7 +95,7 @@ def find(text: str, devices: int) -> list[Collective]:
 
   Args:
     text: `compiled.as_text()`, optimised HLO.
-    devices: that the program runs on.
+    devices: the devices that the program runs on.
   """
   bodies, entry = _computations(text)
   channels: dict[tuple, tuple[int, str, int, int]] = {}

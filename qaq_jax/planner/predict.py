@@ -63,7 +63,7 @@ def scoring_step(
 
   Args:
     config: the config of the model.
-    mesh: that it runs on.
+    mesh: the mesh that it runs on.
     chip: the chip of the mesh.
     shape: (rows, length) of the batch over all chips, padding included: a
       device computes that too.
@@ -116,7 +116,7 @@ def training_step(
 
   Args:
     config: the config of the model.
-    mesh: that it runs on.
+    mesh: the mesh that it runs on.
     chip: the chip of the mesh.
     shape: (rows, length) of the micro-batch over all chips.
     assumed: see Assumptions.

@@ -23,8 +23,8 @@ def trim(
 
   Args:
     encoded: a row.
-    spans: that are read.
-    sequences: that are read as a whole.
+    spans: the spans that are read.
+    sequences: the sequences that are read as a whole.
 
   Returns:
     The row with these spans alone, sequences cut behind their last one where

@@ -31,7 +31,7 @@ class Facts:
     strata_of: the model whose strata are shown, or None.
     per_stratum: a record for each of them.
     notes: the rule's own.
-    engine: which made the selection, '' in memory.
+    engine: the engine that made the selection, '' in memory.
   """
 
   roles: Mapping[str, str]

@@ -36,7 +36,7 @@ class SelectOptions:
     include_truncated: whether rows of status `truncated` are eligible.
     engine: 'memory', or 'duckdb', which makes the same choice on disk, for
       tables beyond memory.
-    memory_gb: that DuckDB may use before it goes to disk.
+    memory_gb: the memory that DuckDB may use before it goes to disk.
     output: the file in the work directory: .jsonl, .jsonl.gz, .json, or
       .parquet (for Parquet input, in its own schema).
   """

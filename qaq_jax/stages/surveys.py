@@ -62,7 +62,7 @@ class Surveys:
     """Samples that fine-tuning takes and their tokens; or None, with why.
 
     Args:
-      model: that it starts from.
+      model: the model that it starts from.
     """
     config = self._config
     if not self._data_of_training():

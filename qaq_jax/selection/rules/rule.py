@@ -187,7 +187,7 @@ def register(name, **fields):
 
   Args:
     name: the name of the rule.
-    **fields: of its Rule.
+    **fields: the other fields of its Rule.
 
   Raises:
     ValueError: the name or the stream is that of another rule, or an option

@@ -52,8 +52,8 @@ def select(
     num_strata: K.
     by: whose PPL(Q) makes the strata.
     include_truncated: whether `truncated` rows are eligible.
-    memory_gb: that DuckDB may use before it goes to disk.
-    threads: that it may use.
+    memory_gb: the memory that DuckDB may use before it goes to disk.
+    threads: the threads that it may use.
     temporary: folder for what does not fit, of this selection alone: what one
       that was killed has left there is removed. Must have room for about 170
       bytes per row.
