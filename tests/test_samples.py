@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qaq_jax.data import json_document, records
+from qaq_jax.data import json_document, records, samples
 from qaq_jax.data.samples import (
   DataError,
   DataSource,
@@ -28,7 +28,7 @@ from qaq_jax.data.samples import (
   read_samples,
   write_selected,
 )
-from qaq_jax.workdir import files
+from qaq_jax.workdir import files, fingerprint
 
 PAIR = {'instruction': 'Add.', 'input': '', 'output': 'a + b'}
 
@@ -256,6 +256,9 @@ def test_wrong_mapping_names_the_columns(tmp_path):
     DataSource('x', columns={'querry': 'a'})
   for option in ({'format': 'csv'}, {'turns': 'all'}):
     with pytest.raises(DataError, match='choose one of'):
+      DataSource('x', **option)
+  for option in ({'name': None}, {'limit': None}, {'limit': -1}):
+    with pytest.raises(DataError, match=f'data.{next(iter(option))}='):
       DataSource('x', **option)
 
 
@@ -583,7 +586,7 @@ def test_cached_hub_data_set_offline(tmp_path, cache):
       _line({**PAIR, 'instruction': f'q{i}'}) + b'\n',
     )
   cache('data/test-00000-of-00003.jsonl', _line(PAIR) + b'\n')
-  for revision in (None, COMMIT):
+  for revision in ('', COMMIT):
     rows = read('owner/pairs', revision=revision)
     assert [(r.query, r.answer) for r in rows] == [
       ('q0', 'a + b'),
@@ -620,7 +623,7 @@ def test_cached_parquet_and_configurations_offline(tmp_path, cache):
   )
   assert len(read('owner/pairs', name='fr')) == 3
   assert len(read('owner/pairs', name='en')) == 1
-  with pytest.raises(DataError, match=r"(?s)data.name=None.*'en', 'fr'"):
+  with pytest.raises(DataError, match=r"(?s)data.name=''.*'en', 'fr'"):
     read('owner/pairs')
 
 
@@ -1016,6 +1019,13 @@ def test_prepared_samples_are_kept_while_the_input_is_the_same(
   assert prepare(DataSource(str(path)), out) == first
   assert 'unchanged' in capsys.readouterr().out
   assert (out / 'samples.json').stat().st_mtime_ns == stamp
+  # A manifest says null for what is not given; that of a version without such
+  # fields is of the same samples.
+  kept = first['request']
+  assert [kept[k] for k in ('name', 'revision', 'limit')] == [None] * 3
+  assert kept['split'] == 'train'
+  older = {k: v for k, v in kept.items() if k not in ('revision', 'limit')}
+  assert not fingerprint.differences(older, kept, samples.REQUEST_DEFAULTS)
   # Another option, and another content, are read anew.
   limited = DataSource(str(path), strip=False)
   assert prepare(limited, out) != first

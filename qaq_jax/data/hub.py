@@ -35,14 +35,14 @@ def resolve(source: DataSource) -> dict:
     data = _load_saved(source)
     return {
       'saved': source.path,
-      'split': str(data.split) if data.split else source.split,
+      'split': str(data.split) if data.split else source.split or None,
       'arrow_fingerprint': data._fingerprint,
       'rows': len(data),
     }
   commit, offline = _commit(source)
   return {
     'hub_id': source.path,
-    'name': source.name,
+    'name': source.name or None,
     'split': source.split or 'train',
     'commit': commit,
     'offline': offline,
@@ -91,7 +91,7 @@ def _load_hub(source, resolved):
   try:
     return datasets.load_dataset(
       source.path,
-      source.name,
+      source.name or None,
       split=resolved['split'],
       streaming=True,
       revision=resolved['commit'],
@@ -117,7 +117,7 @@ def _load_cached(source, resolved):
   if not folder.is_dir():
     raise DataError(f'{what}: {folder} is not there; {get}')
   try:
-    builder = datasets.load_dataset_builder(str(folder), source.name)
+    builder = datasets.load_dataset_builder(str(folder), source.name or None)
     files = builder.config.data_files or {}
     data = builder.as_streaming_dataset(split=split)
   except Exception as e:  # noqa: BLE001 the library raises many kinds

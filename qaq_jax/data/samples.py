@@ -35,12 +35,26 @@ __all__ = [
   'write_selected',
 ]
 
+_NULL = ('split', 'name', 'revision', 'limit')  # in a manifest, not given
+
+
+def _as_kept(fields):
+  return {k: v or None if k in _NULL else v for k, v in fields.items()}
+
+
+def request_of(source: DataSource) -> dict:
+  """What is asked of `prepare`, as its manifest keeps it."""
+  return _as_kept(dataclasses.asdict(source))
+
+
 # Of fields of a request that were added after some samples were prepared.
-REQUEST_DEFAULTS = {
-  field.name: field.default
-  for field in dataclasses.fields(DataSource)
-  if field.default is not dataclasses.MISSING
-}
+REQUEST_DEFAULTS = _as_kept(
+  {
+    field.name: field.default
+    for field in dataclasses.fields(DataSource)
+    if field.default is not dataclasses.MISSING
+  }
+)
 _PROBE = 100  # records looked at to recognise the columns
 
 
@@ -84,7 +98,7 @@ def prepare(
     DataError: the source cannot be read or its columns cannot be told.
   """
   resolved = records_lib.resolve(source)
-  request = dataclasses.asdict(source)
+  request = request_of(source)
   kept = current(source, out_dir)
   if kept:
     return kept
@@ -97,7 +111,7 @@ def prepare(
       **resolved,
       'turns': source.turns,
       'strip': source.strip,
-      'limit': source.limit,
+      'limit': request['limit'],
     },
     'columns': columns,
     'request': request,
@@ -113,7 +127,7 @@ def prepare(
 def current(source: DataSource, out_dir) -> dict | None:
   """What `prepare` returned, if it would write the same samples again."""
   resolved = records_lib.resolve(source)
-  kept = _kept(out_dir, dataclasses.asdict(source), resolved)
+  kept = _kept(out_dir, request_of(source), resolved)
   if kept:
     console.say(f'{source.path}: unchanged, {kept["rows"]:,} rows are prepared')
     for line in unscorable.describe(kept):
@@ -148,7 +162,7 @@ def _kept(out_dir, request, resolved) -> dict | None:
 def _open_samples(source, resolved):
   """(columns, iterator of samples) of a resolved source."""
   records = itertools.islice(
-    records_lib.read_records(source, resolved), source.limit
+    records_lib.read_records(source, resolved), source.limit or None
   )
   head = list(itertools.islice(records, _PROBE))
   columns = {}

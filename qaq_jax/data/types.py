@@ -27,7 +27,7 @@ class DataError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class DataSource:
-  """Where samples come from. Empty strings and 0 mean "not given".
+  """Where samples come from. '' and 0, never None, mean "not given".
 
   Attributes:
     path: a file, folder or glob of JSONL, JSON (either may be gzipped) or
@@ -49,15 +49,15 @@ class DataSource:
 
   path: str = ''
   format: str = 'auto'
-  split: str | None = 'train'
-  name: str | None = ''
-  revision: str | None = ''
+  split: str = 'train'
+  name: str = ''
+  revision: str = ''
   columns: Mapping[str, str] = dataclasses.field(
     default_factory=lambda: dict.fromkeys(COLUMN_ROLES, '')
   )
   turns: str = 'single'
   strip: bool = True
-  limit: int | None = 0
+  limit: int = 0
 
   def __post_init__(self):
     if not self.path:
@@ -76,11 +76,16 @@ class DataSource:
         f'data.columns has unknown keys {unknown}; there are: '
         + ', '.join(COLUMN_ROLES)
       )
+    for field in ('split', 'name', 'revision'):
+      if not isinstance(getattr(self, field), str):
+        raise DataError(
+          f"data.{field}={getattr(self, field)!r}: a text, '' = not given"
+        )
+    if not isinstance(self.limit, int) or self.limit < 0:
+      raise DataError(f'data.limit={self.limit!r}: a number of rows, 0 = all')
     set_ = object.__setattr__
     set_(self, 'path', str(self.path))
     set_(self, 'columns', {k: v for k, v in self.columns.items() if v})
-    for field in ('split', 'name', 'revision', 'limit'):
-      set_(self, field, getattr(self, field) or None)
 
 
 @dataclasses.dataclass(frozen=True)

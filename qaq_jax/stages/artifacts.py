@@ -4,7 +4,6 @@ A stage opens its inputs here: prepared samples, the score table, a selection.
 What was made from other settings or inputs is refused, naming the difference.
 """
 
-import dataclasses
 import os
 
 from qaq_jax.data import samples
@@ -41,7 +40,7 @@ def open_samples(config, workdir: WorkDir) -> samples.SampleStore:
     ValueError: nothing is prepared, or from another source or options.
   """
   store = samples.SampleStore.open(workdir.samples)
-  wanted = dataclasses.asdict(data_source(config, workdir))
+  wanted = samples.request_of(data_source(config, workdir))
   if workdir.mirror and '{workdir}' in config.data.path:
     # The local copy has another name in every process.
     wanted['path'] = store.info['request']['path']

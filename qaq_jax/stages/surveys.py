@@ -120,7 +120,7 @@ class Surveys:
     """Samples of a file, or of the config's, for the moment."""
     source = artifacts.data_source(self._config, self._workdir, path)
     if path:  # as training_data.prepared reads it
-      source = dataclasses.replace(source, limit=None)
+      source = dataclasses.replace(source, limit=0)
     folder = tempfile.TemporaryDirectory()
     self._folders.append(folder)
     inside = os.path.join(folder.name, 'samples')

@@ -51,7 +51,7 @@ def chosen(store, rows) -> Iterator[samples.Sample]:
 def prepared(config, workdir, path, folder) -> samples.SampleStore:
   """Samples of other data, read by the rules of `config.data`."""
   source = artifacts.data_source(config, workdir, path)
-  source = dataclasses.replace(source, limit=None)
+  source = dataclasses.replace(source, limit=0)
   prepare = functools.partial(samples.prepare, source, folder)
   processes.by_the_first(prepare, f'prepared {folder}')
   return samples.SampleStore.open(folder)
