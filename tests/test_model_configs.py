@@ -206,6 +206,12 @@ def test_heads_without_pairs_to_rotate_are_told():
     read_config(config, 'my.json')
 
 
+def test_a_file_without_a_model_type_is_no_family_wrapped():
+  section = {'model_type': 'llama', 'hidden_size': 8}
+  with pytest.raises(ValueError, match="my.json: 'model_type' is ''"):
+    read_config({'model_type': '', 'text_config': section}, 'my.json')
+
+
 @pytest.mark.parametrize(
   'case,change,message',
   [

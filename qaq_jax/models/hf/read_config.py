@@ -53,9 +53,8 @@ def _without_wrapper(config: Mapping) -> Mapping:
   """The language model's section of a multimodal file; others as they are."""
   section = config.get('text_config')
   for family in FAMILIES.values():
-    if family.wrapper == config.get('model_type') and isinstance(
-      section, Mapping
-    ):
+    wrapped = family.wrapper and family.wrapper == config.get('model_type')
+    if wrapped and isinstance(section, Mapping):
       return {
         **{key: config[key] for key in _OUTER if key in config},
         **family.section_absent,
