@@ -332,7 +332,7 @@ def test_spans_and_columns_that_kinds_are_held_against(folder):
     ({'dtype': np.float64}, r'kinds.a_worst.dtype: .* -> "float64"'),
     ({'reads': 'hidden', 'reduce': total}, r'kinds.a_worst.reads'),
   ],
-  ids=str,
+  ids=['span', 'dtype', 'reads'],
 )
 def test_another_definition_is_refused_by_name(
   folder, tmp_path, monkeypatch, changes, message
