@@ -69,7 +69,8 @@ class Journal:
       found = self._read()
       kept = [(record, line) for record, line in found if keep(record)]
       self.records = [record for record, _ in kept]
-      self._open([line for _, line in kept], len(kept) < len(found))
+      changed = self._mended or len(kept) < len(found)
+      self._open([line for _, line in kept], changed)
     except BaseException:
       self.close()
       raise
@@ -80,8 +81,14 @@ class Journal:
       content = self._path.read_bytes()
     except FileNotFoundError:
       content = b''
-    # A kill can leave half a line at the end.
+    # A kill can leave half a line at the end, and a flipped bit a whole one.
     self._header, self._whole = b'', content[: content.rfind(b'\n') + 1]
+    end = content[len(self._whole) :]
+    for line in (end, end[:-1]):
+      if self._fingerprint is not None and _is_whole(line):
+        self._whole += line + b'\n'
+        break
+    self._mended = not content.startswith(self._whole)
     found, summed = [], False
     for number, line in enumerate(self._whole.splitlines(keepends=True), 1):
       where = f'{self._path}: line {number}'
@@ -166,6 +173,14 @@ def _parse(line, where, back) -> tuple[dict, bool]:
   if record.pop(_SUM) != _sum(json.dumps(record)):
     raise files.damaged(where, 'other than was written', back)
   return record, True
+
+
+def _is_whole(line) -> bool:
+  """Whether a line without its end has a checksum, and fits it."""
+  try:
+    return _parse(line, '', '')[1]
+  except files.StoreError:
+    return False
 
 
 def _lacks(record, fields) -> str:
