@@ -316,7 +316,7 @@ def _load(process: Process, program: str, limit: float) -> None:
   process.send({'load': program})
   answer = process.receive(limit, _ANSWER_SLACK)
   if 'loaded' not in answer:
-    raise ProgramError('error', answer.get('error'))
+    raise ProgramError('error', _clean(answer.get('error')))
 
 
 def _send_calls(process, function, calls):

@@ -44,7 +44,7 @@ def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
     console.say(f'(before: {before[1]}, {before[2]} rows)')
     if workdir.report.exists():
       console.say(
-        f'{workdir.report} shows that one still: qaq report makes it anew'
+        f'{workdir.report} shows an earlier one: qaq report makes it anew'
       )
   return {'rule': config.select.rule, 'kept': len(selection.rows)}
 
@@ -56,11 +56,9 @@ def _before(workdir) -> tuple[str, str, int] | None:
   """
   try:
     found = artifacts.written_selection(workdir)
-    return found and (
-      found['rows_sha256'],
-      found['rule'],
-      found['counts']['kept'],
-    )
+    if found is None:
+      return None
+    return found['rows_sha256'], found['rule'], found['counts']['kept']
   except (files.StoreError, LookupError, TypeError) as e:
     if workdir.selection.is_dir():
       raise

@@ -223,16 +223,16 @@ def take_turns(
   threshold=False,
 )
 def _rds_plus(columns, options, context):
-  missing = [n for n in ('embeddings', 'targets') if options[n] is None]
-  if missing:
+  lacking = [n for n in ('embeddings', 'targets') if options[n] is None]
+  if lacking:
     how = (
       ' and `--config.score.targets_path=FILE` of examples of what the model '
       'should learn'
-      if 'targets' in missing
+      if 'targets' in lacking
       else ''
     )
     raise MissingColumn(
-      f'rds_plus needs {" and ".join(missing)}: score with '
+      f'rds_plus needs {" and ".join(lacking)}: score with '
       f'`--config.score.embeddings=True`{how}.'
     )
   embeddings = as_embeddings(options['embeddings'], 'embeddings')
