@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import test_store
 
+from qaq_jax import config as config_lib
 from qaq_jax import pipeline
 from qaq_jax.data import samples as samples_lib
 from qaq_jax.data.types import DataError
+from qaq_jax.demo import defects
 from qaq_jax.finetune import checkpoints, identity
 from qaq_jax.models.hf import source
 from qaq_jax.planner import lengths
@@ -22,7 +24,7 @@ from qaq_jax.scoring import parts, table
 from qaq_jax.selection import select as select_lib
 from qaq_jax.selection.rules import neighbours
 from qaq_jax.selection.sql import engine
-from qaq_jax.stages import artifacts
+from qaq_jax.stages import artifacts, prepare, training_data
 from qaq_jax.workdir import checksums, files
 from qaq_jax.workdir.layout import WorkDir
 
@@ -364,6 +366,28 @@ def test_prepared_samples(work):
       work.samples / name, read, read(), back='run the prepare stage again'
     )
     assert refused == total if name.startswith('part') else refused
+
+
+def test_mined_pairs(tmp_path):
+  """What prepare and compare read of the mine stage."""
+  work, c = WorkDir(tmp_path / 'run'), config_lib.get_default()
+  paths = work.path / 'demo.jsonl', work.path / 'held_out.jsonl'
+  defects.write_demo_data(
+    paths[0], rows=20, shares={}, held_out=10, held_out_path=paths[1]
+  )
+  c.data.path = '{workdir}/demo.jsonl'
+
+  def held_out():
+    folder = tmp_path / 'held_out'
+    path = '{workdir}/held_out.jsonl'
+    return training_data.prepared(c, work, path, folder).content_hash
+
+  reads = lambda: prepare.run(c, work)['content_hash'], held_out  # noqa: E731
+  for path, read in zip(paths, reads, strict=True):
+    refused, total = refusals(
+      path, read, read(), back='run the mine stage again', most=9
+    )
+    assert refused == total
 
 
 def test_embeddings(tmp_path):

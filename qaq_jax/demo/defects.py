@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from qaq_jax.demo import mining
-from qaq_jax.workdir import files
+from qaq_jax.workdir import checksums
 
 CLEAN = 'none'
 DEFECTS = {
@@ -263,7 +263,8 @@ def write_demo_data(
 def _write_lines(path, records) -> None:
   path = pathlib.Path(path)
   lines = (json.dumps(record) + '\n' for record in records)
-  files.write_atomic(path, ''.join(lines).encode())
+  with checksums.atomic_file(path) as file:
+    file.write(''.join(lines).encode())
 
 
 def count_defects(defects: Iterable[str]) -> dict[str, int]:

@@ -33,6 +33,17 @@ def data_source(config, workdir: WorkDir, path: str = '') -> samples.DataSource:
   return options_lib.of(samples.DataSource, c, path=path)
 
 
+def check_mined(workdir: WorkDir, path: str) -> None:
+  """Compares a file of the mine stage with its checksum, if `path` is one.
+
+  Raises:
+    StoreError: it is damaged.
+  """
+  filled = workdir.filled(path)
+  if filled != path and os.path.exists(filled):
+    checksums.check(filled, 'delete it and run the mine stage again')
+
+
 def open_samples(config, workdir: WorkDir) -> samples.SampleStore:
   """The prepared samples, refused if `config.data` says something else.
 

@@ -16,6 +16,7 @@ def check(config: ml_collections.ConfigDict) -> None:
 
 def run(config: ml_collections.ConfigDict, workdir: WorkDir) -> dict:
   """Input data -> prepared samples."""
+  artifacts.check_mined(workdir, config.data.path)
   source = artifacts.data_source(config, workdir)
   scored = {f.get('samples') for f in artifacts.fingerprints(workdir).values()}
   info = samples.current(source, workdir.samples)

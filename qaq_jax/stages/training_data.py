@@ -50,6 +50,7 @@ def chosen(store, rows) -> Iterator[samples.Sample]:
 
 def prepared(config, workdir, path, folder) -> samples.SampleStore:
   """Samples of other data, read by the rules of `config.data`."""
+  artifacts.check_mined(workdir, path)
   source = artifacts.data_source(config, workdir, path)
   source = dataclasses.replace(source, limit=0)
   prepare = functools.partial(samples.prepare, source, folder)
