@@ -20,7 +20,7 @@ test: $(VENV)/.test
 
 # What pods promise: several real processes, killed, stopped and cut off.
 test-processes: $(VENV)/.test
-	$(PYTEST) -m slow tests/test_processes.py tests/test_finetune_resume.py tests/test_mirror.py
+	$(PYTEST) -m process
 
 # With programs that are compiled as users' are.
 test-slow: export XLA_FLAGS += --xla_backend_optimization_level=3 --xla_cpu_use_fusion_emitters=true

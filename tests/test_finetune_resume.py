@@ -180,6 +180,7 @@ print('finished', result.steps)
 """
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_two_processes_stop_together_and_go_on(tmp_path):
   """Each holds half of every parameter; the second one is asked to stop."""

@@ -320,6 +320,7 @@ def test_a_missing_client_is_told_with_its_extra(tmp_path):
   assert "pip install '.[s3]'" in done.stderr, done.stderr
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_several_processes_share_a_store(tmp_path, monkeypatch):
   """Each with a local copy of its own; the objects lie in a folder."""

@@ -684,6 +684,7 @@ def test_label_that_is_not_there_is_named(inputs, finished):
     pipeline.run('audit', config, str(finished))
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_command_line_killed_at_any_part_ends_bit_identical(inputs, tmp_path):
   recipe = tmp_path / 'recipe.py'

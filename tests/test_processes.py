@@ -180,6 +180,7 @@ def test_two_processes_make_the_table_of_one(single, tmp_path):
   np.testing.assert_array_equal(rows, np.arange(90))
 
 
+@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize(
   'number, devices, mesh',
@@ -201,6 +202,7 @@ def test_every_mesh_across_processes(number, devices, mesh, single, tmp_path):
   assert_same(table(tmp_path), table(tmp_path, 'alone'), exact=True)
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_fewer_rows_than_devices(tmp_path):
   make_data(tmp_path / 'in.jsonl', rows=3)
@@ -212,6 +214,7 @@ def test_fewer_rows_than_devices(tmp_path):
   assert len(parts) == 1
 
 
+@pytest.mark.process
 @pytest.mark.slow
 def test_restart_with_another_number_of_processes(single, tmp_path):
   """Two processes left some parts undone; four of them make those alone."""
@@ -236,6 +239,7 @@ def wait_for_parts(folder, started, most=120):
     time.sleep(0.05)
 
 
+@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize(
   'number, victim, signum',
