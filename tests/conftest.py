@@ -24,6 +24,8 @@ os.environ['XLA_FLAGS'] = ' '.join(
   (
     '--xla_backend_optimization_level=0',
     '--xla_cpu_use_fusion_emitters=false',
+    # Cut in pieces for several threads, a program costs more CPU time.
+    '--xla_cpu_parallel_codegen_split_count=1',
     os.environ.get('XLA_FLAGS', ''),
     '--xla_force_host_platform_device_count=8',
   )
