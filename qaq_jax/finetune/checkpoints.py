@@ -75,7 +75,9 @@ class Checkpoints:
     for folder in sorted(self.directory.glob('[0-9]*')):
       if folder.name.isdigit():
         with _reading(folder):
-          if not checksums.check(folder, _BACK, folder / _SUMS, _METADATA):
+          # A kill may have come while an old one was deleted.
+          there = [name for name in _METADATA if (folder / name).exists()]
+          if not checksums.check(folder, _BACK, folder / _SUMS, there):
             _parse_metadata(folder)
 
   @property
