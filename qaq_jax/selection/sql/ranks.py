@@ -1,5 +1,6 @@
 """Strata and ranks in DuckDB: `columns.py` and `strata.py` as SQL."""
 
+import glob
 import os
 from collections.abc import Mapping, Sequence
 
@@ -31,6 +32,8 @@ def join(
     try:  # its reader of the table of contents is another one
       connection.execute(f'DESCRIBE SELECT * FROM {source}')
     except (duckdb.Error, RuntimeError) as e:
+      if not glob.glob(path):
+        raise  # nothing is there to be damaged
       raise files.damaged(path, e, table_lib.BACK) from e
   _check_rows(connection, tables)
   first, *others = (
